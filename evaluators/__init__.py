@@ -1,0 +1,1 @@
+"""Benchmarks: images and prompts in, explained scores out."""

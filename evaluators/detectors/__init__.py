@@ -1,0 +1,1 @@
+"""Detectors: pixels in, labelled boxes out."""

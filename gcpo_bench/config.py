@@ -1,0 +1,159 @@
+"""The configuration of a run: what it means, how it is put together, how it is checked.
+
+Order of precedence: defaults < method < preset < `-o dotted.key=value` < named flags.
+Methods (`methods.py`) and presets (`presets/*.yaml`) are data; nothing in training asks which one it runs.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Share = Annotated[float, Field(gt=0, le=1)]
+
+
+class Config(BaseModel):
+    """Frozen; unknown keys, NaN and infinities are refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class PolicyConfig(Config):
+    name: str = "scenes-12"
+    """Registered model; `gcpo-bench ls models`."""
+    weights: str = "packaged"
+    """`packaged`, a run name, or a checkpoint folder to start from."""
+    device: str = "cpu"
+
+
+class DataConfig(Config):
+    prompts: str = "scenes-train"
+    """Prompt set that training draws from."""
+
+
+class SamplingConfig(Config):
+    prompts_per_step: int = Field(6, ge=1)
+    group_size: int = Field(8, ge=2)
+    """Images per prompt; advantages are centred over them."""
+    guidance_scale: float = Field(1.0, ge=1)
+    """Classifier-free guidance u + s (c - u); 1 switches it off and halves the cost of sampling."""
+    temperature: float = Field(1.0, gt=0)
+    top_k: int = Field(0, ge=0)
+    """0 keeps the whole codebook."""
+    top_p: Share = 1.0
+    batch_rows: int = Field(256, ge=1)
+    """Images sampled at once; it changes memory and speed, not the images."""
+
+
+class RewardConfig(Config):
+    name: str = "geneval"
+    weight: float = 1.0
+
+
+class SelectorConfig(Config):
+    name: str
+    ratio: Share | None = None
+    """Share of the grid this selector takes, floor(ratio * tokens); None where the selector has none."""
+    options: dict[str, Any] = Field(default_factory=dict)
+    """Further arguments of the selector."""
+
+
+class SelectionConfig(Config):
+    selectors: tuple[SelectorConfig, ...] = Field(
+        (
+            SelectorConfig(name="initial", ratio=0.1),
+            SelectorConfig(name="structural", ratio=0.1, options={"window": [0.1, 0.9]}),
+            SelectorConfig(name="diverse", ratio=0.1),
+        ),
+        min_length=1,
+    )
+    overlap: Literal["exclude", "allow"] = "exclude"
+    """`exclude`: each selector chooses among tokens not yet taken by the ones before it, so the sets are disjoint."""
+    complement: bool = False
+    """Train on everything the selectors did not choose."""
+    entropy_source: Literal["sampling", "conditional"] = "sampling"
+    """Entropy of the (guided) distribution that was sampled, or of the conditional one."""
+    similarity_embedding: Literal["projected", "codebook"] = "projected"
+    """Token embedding as the transformer reads it, or the tokenizer's code vector."""
+
+
+class WeightingConfig(Config):
+    name: str = "confidence"
+    form: Literal["exp", "linear"] = "exp"
+    """`exp`: running mean of exp(clip(d)), as released; `linear`: of clip(d), as printed. d = policy - reference."""
+    clip: float = Field(0.5, gt=0)
+    detached: bool = True
+    """Stop the gradient through the weight. Released code does not, and then unselected tokens get gradient too."""
+    support: Literal["all", "selected"] = "all"
+    """Positions the running mean is taken over."""
+
+
+class LossConfig(Config):
+    beta: float = Field(0.01, ge=0)
+    """Weight of the k3 divergence from the reference."""
+    clip_epsilon: float = Field(0.2, gt=0, lt=1)
+    """Ratio clipping; inert with one update a rollout."""
+    kl_tokens: Literal["selected", "all"] = "selected"
+    normalizer: Literal["selected", "all"] = "selected"
+    """What the policy term is divided by: the number of selected tokens, or of all."""
+
+
+class AdvantageConfig(Config):
+    std_epsilon: float = Field(1e-4, gt=0)
+    zero_variance: Literal["keep", "drop"] = "keep"
+    """Groups with equal rewards: keep (only the divergence acts on them) or drop from the update; counted either way."""
+
+
+class OptimizerConfig(Config):
+    learning_rate: float = Field(3e-4, gt=0)
+    betas: tuple[float, float] = (0.9, 0.999)
+    weight_decay: float = Field(0.0, ge=0)
+    max_grad_norm: float = Field(1.0, gt=0)
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    warmup_steps: int = Field(0, ge=0)
+    epochs: int = Field(1, ge=1)
+    """Optimiser passes over each rollout."""
+    minibatches: int = Field(1, ge=1)
+    """Optimiser steps a pass."""
+    micro_batch_rows: int = Field(64, ge=1)
+    """Rows a forward and backward pass holds at once; it changes memory, not the update."""
+
+
+class EvaluationConfig(Config):
+    benchmark: str = "scenes"
+    images_per_prompt: int = Field(4, ge=1)
+    guidance_scale: float = Field(1.0, ge=1)
+    temperature: float = Field(1.0, gt=0)
+    seed: int = Field(0, ge=0)
+    """Seed of the evaluation images: the same noise for every run that is to be compared."""
+
+
+class LoggingConfig(Config):
+    checkpoint_every: int = Field(20, ge=1)
+    keep_checkpoints: int = Field(2, ge=1)
+    token_maps_every: int = Field(10, ge=0)
+    """Steps between saved token maps of the tracked prompts; 0 saves none."""
+    tracked_prompts: int = Field(6, ge=1)
+
+
+class RunConfig(Config):
+    """Everything that decides a run's numbers. Two runs with equal RunConfig give equal results on one machine."""
+
+    method: str = "gcpo"
+    """Name the selection, weighting and loss were taken from; a label, the sections below are what runs."""
+    policy: PolicyConfig = PolicyConfig()
+    data: DataConfig = DataConfig()
+    sampling: SamplingConfig = SamplingConfig()
+    rewards: tuple[RewardConfig, ...] = Field((RewardConfig(),), min_length=1)
+    selection: SelectionConfig = SelectionConfig()
+    weighting: WeightingConfig = WeightingConfig()
+    loss: LossConfig = LossConfig()
+    advantages: AdvantageConfig = AdvantageConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    logging: LoggingConfig = LoggingConfig()
+    num_steps: int = Field(60, ge=0)
+    seed: int = Field(0, ge=0, lt=2**32)
+    num_threads: int = Field(1, ge=1)
+    """CPU threads. Part of the configuration because float sums depend on it."""

@@ -1,0 +1,132 @@
+"""Name -> `"module:attribute"`: every pluggable part, loaded only when it is used.
+
+A configuration may also name `"my_lab.selectors:Mine"` directly, so outside code needs no fork.
+To add a part, write its file and add its line here; the conformity tests pick it up by themselves.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from gcpo_bench.errors import ConfigError, did_you_mean
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    target: str
+    """`"module:attribute"`."""
+    summary: str
+    """One line for `gcpo-bench ls`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Registry:
+    kind: str
+    entries: dict[str, Entry]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.entries)
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.entries or ":" in name
+
+    def load(self, name: str) -> Any:
+        """The object behind `name`. Raises ConfigError for a name or target that does not exist."""
+        if name in self.entries:
+            target = self.entries[name].target
+        elif ":" in name:
+            target = name
+        else:
+            raise ConfigError(f"unknown {self.kind} {name!r}", hint=did_you_mean(name, self.entries))
+        module_name, _, attribute = target.partition(":")
+        try:
+            return getattr(importlib.import_module(module_name), attribute)
+        except ModuleNotFoundError as error:
+            # a missing dependency of the module is its own story; only the named module itself is a bad name
+            if error.name is None or not module_name.startswith(error.name):
+                raise
+            raise ConfigError(f"{self.kind} {name!r}: no module {module_name!r}", hint="check the spelling") from None
+        except AttributeError:
+            raise ConfigError(
+                f"{self.kind} {name!r}: {module_name} has no {attribute!r}", hint="write it as 'module:attribute'"
+            ) from None
+
+
+SELECTORS = Registry(
+    "selector",
+    {
+        "all": Entry("gcpo_bench.training.selectors:All", "every token"),
+        "initial": Entry("gcpo_bench.training.selectors:Initial", "the first tokens in raster order"),
+        "structural": Entry("gcpo_bench.training.selectors:Structural", "steepest change of entropy on the grid"),
+        "diverse": Entry("gcpo_bench.training.selectors:Diverse", "positions where the group's images differ most"),
+        "random": Entry("gcpo_bench.training.selectors:Random", "uniformly at random, new every step"),
+        "top-entropy": Entry("gcpo_bench.training.selectors:TopEntropy", "highest entropy: the fork tokens of LLM work"),
+        "low-entropy": Entry("gcpo_bench.training.selectors:LowEntropy", "lowest entropy"),
+        "low-confidence": Entry(
+            "gcpo_bench.training.selectors:LowConfidence", "less probable than the image's mean, as ConfPO selects"
+        ),
+    },
+)
+
+WEIGHTINGS = Registry(
+    "weighting",
+    {
+        "uniform": Entry("gcpo_bench.training.weighting:Uniform", "weight 1 everywhere"),
+        "confidence": Entry(
+            "gcpo_bench.training.weighting:Confidence", "dynamic advantage weight: running mean of policy/reference"
+        ),
+        "prefix": Entry(
+            "gcpo_bench.training.weighting:Prefix", "control: the early-token boost hidden in the released weight"
+        ),
+    },
+)
+
+POLICIES = Registry(
+    "model",
+    {
+        "scenes-12": Entry(
+            "gcpo_bench.training.policies.scenes:load", "embedded world, 48 px images of 12x12 tokens (default)"
+        ),
+        "scenes-8": Entry(
+            "gcpo_bench.training.policies.scenes:load", "embedded world, 32 px images of 8x8 tokens, for tests"
+        ),
+    },
+)
+
+REWARDS = Registry(
+    "reward",
+    {
+        "geneval": Entry("gcpo_bench.evaluators.scenes:GenEvalReward", "GenEval's rule: 1 if correct, else 0"),
+        "geneval-dense": Entry(
+            "gcpo_bench.evaluators.scenes:DenseGenEvalReward", "mean of GenEval's partial terms, exact counts"
+        ),
+        "scene-strict": Entry(
+            "gcpo_bench.evaluators.scenes:StrictSceneReward", "1 only for exactly the asked scene: nothing extra"
+        ),
+    },
+)
+
+BENCHMARKS = Registry(
+    "benchmark",
+    {
+        "scenes": Entry(
+            "gcpo_bench.evaluators.scenes:ScenesBenchmark", "GenEval's six tasks on held-out prompts of the embedded world"
+        ),
+    },
+)
+
+SECTIONS = Registry(
+    "report section",
+    {
+        "verdict": Entry("gcpo_bench.reports.sections:verdict", "each comparison in plain words"),
+        "scores": Entry("gcpo_bench.reports.sections:scores", "overall and per task, with intervals"),
+        "curves": Entry("gcpo_bench.reports.sections:curves", "reward and divergence over training"),
+        "token-maps": Entry("gcpo_bench.reports.sections:token_maps", "what each criterion chose, over the image"),
+        "gallery": Entry("gcpo_bench.reports.sections:gallery", "images before and after, with boxes and reasons"),
+        "cost": Entry("gcpo_bench.reports.sections:cost", "seconds per phase"),
+        "reproduce": Entry("gcpo_bench.reports.sections:reproduce", "command and environment of each run"),
+    },
+)

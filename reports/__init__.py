@@ -1,0 +1,1 @@
+"""Reports: run directories in, statistics, tables, figures and pages out. Imports no torch."""

@@ -1,0 +1,1 @@
+"""Page template, style and script of the HTML report."""
