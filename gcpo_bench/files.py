@@ -1,0 +1,225 @@
+"""Files that survive a kill, a full disk and a stranger: atomic writes, checked reads, checksums.
+
+Everything a run leaves behind goes through here, so that the same few failures give the same few messages.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import re
+import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import xxhash
+import yaml
+
+from gcpo_bench.errors import CorruptDataError, PrerequisiteError
+
+MAX_YAML_BYTES = 1_000_000
+DISK_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+NOT_WRITABLE = frozenset({errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR})
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turns a full disk and a folder that may not be written into a PrerequisiteError that names `path`."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in DISK_FULL:
+            raise PrerequisiteError(
+                f"{path}: the disk is full ({error.strerror}); what was written before is safe",
+                hint="free some space, then go on with --resume, or choose another --runs-dir",
+            ) from error
+        if error.errno in NOT_WRITABLE:
+            raise PrerequisiteError(
+                f"{path} cannot be written: {error.strerror}",
+                hint="choose a folder you may write to (for runs: --runs-dir), or mend its permissions",
+            ) from error
+        raise
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Turns a file that is missing, unreadable or not text into an error that names `path`."""
+    try:
+        yield
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
+        raise CorruptDataError(
+            f"{path} is missing or not a file", hint="restore it from a copy, or start over under another --name"
+        ) from error
+    except PermissionError as error:
+        raise PrerequisiteError(f"{path} cannot be read: {error.strerror}", hint="mend its permissions") from error
+    except UnicodeDecodeError as error:
+        raise _corrupt(path, "it is not UTF-8 text") from error
+
+
+def _corrupt(path: Path, why: str) -> CorruptDataError:
+    return CorruptDataError(f"{path} is damaged: {why}", hint="restore it from a copy, or delete it and make it again")
+
+
+def write_bytes(path: Path, data: bytes, *, sync: bool = True) -> None:
+    """Replace `path` at once: readers see the old content or the new, never a part. Makes missing folders.
+
+    `sync=False` skips the wait for the disk; right for many small files that can be made again, such as images.
+    Raises PrerequisiteError where the disk is full or the folder may not be written; `path` then keeps its old content.
+    """
+    temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}.tmp")
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with temporary.open("xb") as file:
+                file.write(data)
+                file.flush()
+                if sync:
+                    os.fsync(file.fileno())
+            os.replace(temporary, path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+
+
+def write_text(path: Path, text: str) -> None:
+    write_bytes(path, text.encode("utf-8"))
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Raises ValueError for NaN and infinities, which JSON does not have."""
+    write_text(path, json.dumps(value, indent=1, allow_nan=False, ensure_ascii=False) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    with reading(path):
+        text = path.read_text(encoding="utf-8")
+    try:
+        return json.loads(text)
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise _corrupt(path, f"it is not JSON ({error})") from error
+
+
+def append_jsonl(path: Path, row: Mapping[str, Any]) -> None:
+    """Add one line, whole or not at all. A torn last line, left by a kill, is dropped first.
+
+    Raises ValueError for NaN and infinities.
+    """
+    line = json.dumps(dict(row), allow_nan=False, ensure_ascii=False).encode("utf-8") + b"\n"
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a+b", buffering=0) as file:
+            size = _mend_tail(file.fileno())
+            try:
+                written = os.write(file.fileno(), line)
+                if written < len(line):  # a nearly full disk takes a part first and fails on the next call
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            except OSError:
+                os.ftruncate(file.fileno(), size)
+                raise
+
+
+def _mend_tail(descriptor: int) -> int:
+    """Make the file end with a whole line; its size in bytes then."""
+    size = os.fstat(descriptor).st_size
+    if size == 0 or os.pread(descriptor, 1, size - 1) == b"\n":
+        return size
+    content = os.pread(descriptor, size, 0)
+    start = content.rfind(b"\n") + 1
+    if _is_object(content[start:]):
+        os.write(descriptor, b"\n")
+        return size + 1
+    os.ftruncate(descriptor, start)
+    return start
+
+
+def _is_object(line: bytes) -> bool:
+    # no proper prefix of a JSON object is a JSON object, so a line that parses was written whole
+    try:
+        return isinstance(json.loads(line), dict)
+    except (ValueError, RecursionError):
+        return False
+
+
+def read_jsonl(path: Path, forgive_torn_tail: bool = True) -> list[dict[str, Any]]:
+    """The objects of a JSON-lines file, one a line.
+
+    A last line without a line end that is no whole object was cut off by a kill and is left out where
+    `forgive_torn_tail`; any other bad line raises CorruptDataError with its number.
+    """
+    with reading(path):
+        content = path.read_bytes()
+    *lines, tail = content.split(b"\n")
+    if tail and (_is_object(tail) or not forgive_torn_tail):
+        lines.append(tail)
+    return [_parse_line(path, number, line) for number, line in enumerate(lines, start=1)]
+
+
+def _parse_line(path: Path, number: int, line: bytes) -> dict[str, Any]:
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise _corrupt(path, f"line {number} is not JSON") from error
+    if not isinstance(row, dict):
+        raise _corrupt(path, f"line {number} is not a JSON object")
+    return row
+
+
+def checksum(path: Path) -> str:
+    """`"xxh3:<32 hex digits>"` of the file's bytes."""
+    digest = xxhash.xxh3_128()
+    with reading(path), path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return f"xxh3:{digest.hexdigest()}"
+
+
+class _PlainLoader(yaml.SafeLoader):
+    """YAML without aliases (they can swell a small file to gigabytes) and without doubled keys."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            line = self.peek_event().start_mark.line + 1  # type: ignore[no-untyped-call]
+            raise yaml.YAMLError(f"aliases are not allowed (line {line})")
+        return super().compose_node(parent, index)
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        keys = [key.value for key, _ in node.value]
+        for key_node, _ in node.value:
+            if keys.count(key_node.value) > 1:
+                raise yaml.YAMLError(f"key {key_node.value!r} is given twice (line {key_node.start_mark.line + 1})")
+        return super().construct_mapping(node, deep)
+
+    def construct_yaml_int(self, node: Any) -> Any:
+        # YAML 1.1 reads 1:30 as 90; nobody means that here
+        return str(node.value) if ":" in node.value else super().construct_yaml_int(node)
+
+
+def _number(loader: _PlainLoader, node: Any) -> float:
+    return float(loader.construct_scalar(node))
+
+
+_PlainLoader.add_constructor("tag:yaml.org,2002:int", _PlainLoader.construct_yaml_int)
+_PlainLoader.add_implicit_resolver(  # PyYAML follows YAML 1.1, where 1e-4 is a string
+    "!scientific", re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
+)
+_PlainLoader.add_constructor("!scientific", _number)
+
+
+def parse_yaml(text: str) -> Any:
+    """One YAML document of plain values. Raises ValueError with a one-line reason."""
+    if len(text) > MAX_YAML_BYTES:
+        raise ValueError(f"it is larger than {MAX_YAML_BYTES:,} bytes")
+    try:
+        return yaml.load(text, Loader=_PlainLoader)
+    except yaml.MarkedYAMLError as error:
+        line = f" (line {error.problem_mark.line + 1})" if error.problem_mark else ""
+        raise ValueError(f"{error.problem or error}{line}") from error
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise ValueError(" ".join(str(error).split())) from error
+
+
+def dump_yaml(value: Any) -> str:
+    return yaml.safe_dump(value, sort_keys=False, allow_unicode=True)

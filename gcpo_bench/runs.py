@@ -1,0 +1,334 @@
+"""The run directory: the only interface between training, evaluation and reports. Only this file knows its names.
+
+<root>/<name>/
+  config.yaml          resolved and complete; reloads to the same RunConfig
+  environment.json     a list, one object a (re)start
+  status.json          {"state", "step", "error"}
+  metrics.jsonl        one object a step, "step" strictly increasing
+  train.log
+  checkpoints/step-000400/   state.json in it is written last: its presence means complete
+  tokens/step-000010.npz     token maps of the tracked prompts
+  images/<prompt-set>/
+  evaluations/<benchmark>/   samples.jsonl, scores.json
+"""
+
+from __future__ import annotations
+
+import fcntl
+import io
+import math
+import os
+import re
+import shutil
+import zipfile
+import zlib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+from pydantic import ValidationError
+
+from gcpo_bench.config import RunConfig
+from gcpo_bench.errors import CorruptDataError, RunError, did_you_mean
+from gcpo_bench.files import (
+    append_jsonl,
+    checksum,
+    dump_yaml,
+    parse_yaml,
+    read_json,
+    read_jsonl,
+    reading,
+    write_bytes,
+    write_json,
+    write_text,
+    writing,
+)
+
+if TYPE_CHECKING:
+    import numpy as np
+
+__all__ = [
+    "Run",
+    "State",
+    "Status",
+    "append_jsonl",
+    "check_name",
+    "checksum",
+    "create",
+    "list_runs",
+    "open_run",
+    "read_json",
+    "read_jsonl",
+    "reading",
+    "unused_name",
+    "write_bytes",
+    "write_json",
+    "write_text",
+    "writing",
+]
+
+RunName = re.compile(r"[A-Za-z0-9._-]{1,64}")
+State = Literal["created", "running", "finished", "failed", "preempted", "interrupted"]
+STEP_FOLDER = re.compile(r"step-(\d{6,})")
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    state: State
+    step: int
+    """Steps done."""
+    error: str = ""
+    """Why it failed, one line; empty otherwise."""
+
+
+@dataclass(slots=True, eq=False)
+class Run:
+    """One run's folder. Make it with `create` or `open_run`."""
+
+    path: Path
+    config: RunConfig
+    _last_step: int | None = field(default=None, repr=False)
+
+    @property
+    def name(self) -> str:
+        return self.path.name
+
+    @property
+    def log_path(self) -> Path:
+        return self.path / "train.log"
+
+    @property
+    def metrics_path(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    def status(self) -> Status:
+        path = self.path / "status.json"
+        match read_json(path):
+            case {"state": str(state), "step": int(step), "error": str(error)} if state in get_args(State):
+                return Status(state, step, error)  # type: ignore[arg-type]
+            case record:
+                raise CorruptDataError(f"{path} is damaged: {record!r} is no status", hint="resume the run to mend it")
+
+    def set_status(self, state: State, step: int, error: str = "") -> None:
+        write_json(self.path / "status.json", asdict(Status(state, step, error)))
+
+    def environments(self) -> list[dict[str, Any]]:
+        """One record a start or resume, oldest first; see `environment.record`."""
+        path = self.path / "environment.json"
+        records = read_json(path) if path.exists() else []
+        if not isinstance(records, list) or not all(isinstance(record, dict) for record in records):
+            raise CorruptDataError(f"{path} is damaged: not a list of objects", hint="delete it; it is only a record")
+        return records
+
+    def add_environment(self, record: Mapping[str, Any]) -> None:
+        write_json(self.path / "environment.json", [*self.environments(), dict(record)])
+
+    def log(self, metrics: Mapping[str, float]) -> None:
+        """Append one step's metrics; on the disk's doorstep when this returns.
+
+        Raises ValueError for a missing or not increasing "step" and for values that are not finite.
+        """
+        step: Any = metrics.get("step")
+        if type(step) is not int:
+            raise ValueError(f'metrics need an int "step", got {step!r}')
+        if self._last_step is None:
+            rows = self.metrics()
+            self._last_step = rows[-1]["step"] if rows else -1
+        if step <= self._last_step:
+            raise ValueError(f"step {step} comes after step {self._last_step}; steps must increase")
+        if wrong := [key for key, value in metrics.items() if not math.isfinite(value)]:
+            raise ValueError(f"metrics of step {step} are not finite: {', '.join(wrong)}")
+        append_jsonl(self.metrics_path, metrics)
+        self._last_step = step
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """One dict a step. A last line cut off by a kill is left out; anything else wrong raises CorruptDataError."""
+        if not self.metrics_path.exists():
+            return []
+        rows = read_jsonl(self.metrics_path)
+        last = -1
+        for number, row in enumerate(rows, start=1):
+            step = row.get("step")
+            if type(step) is not int or step <= last:
+                raise CorruptDataError(
+                    f'{self.metrics_path} is damaged: line {number} has "step" {step!r} after {last}',
+                    hint="restore it from a copy, or remove that line",
+                )
+            last = step
+        return rows
+
+    def truncate_metrics(self, step: int) -> None:
+        """Keep the lines up to `step`, as a resume from that step's checkpoint needs it; all other bytes stay."""
+        if not self.metrics_path.exists():
+            return
+        count = sum(row["step"] <= step for row in self.metrics())
+        content = self.metrics_path.read_bytes()
+        kept = b"".join(line + b"\n" for line in content.split(b"\n")[:count])
+        if kept != content:
+            write_bytes(self.metrics_path, kept)
+        self._last_step = None
+
+    def checkpoint_path(self, step: int) -> Path:
+        return self.path / "checkpoints" / f"step-{step:06d}"
+
+    def checkpoint_steps(self) -> list[int]:
+        """Steps of the complete checkpoints, in order."""
+        folders = (self.path / "checkpoints").glob("step-*/state.json")
+        matches = (STEP_FOLDER.fullmatch(path.parent.name) for path in folders)
+        return sorted(int(match[1]) for match in matches if match)
+
+    def save_token_maps(self, step: int, arrays: Mapping[str, np.ndarray]) -> None:
+        import numpy as np
+
+        buffer = io.BytesIO()
+        np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type]
+        write_bytes(self.path / "tokens" / f"step-{step:06d}.npz", buffer.getvalue())
+
+    def token_maps(self) -> list[tuple[int, dict[str, np.ndarray]]]:
+        """(step, arrays) in order of step."""
+        paths = {path: STEP_FOLDER.fullmatch(path.stem) for path in (self.path / "tokens").glob("step-*.npz")}
+        steps = sorted((int(match[1]), path) for path, match in paths.items() if match)
+        return [(step, _load_arrays(path)) for step, path in steps]
+
+    def images_dir(self, prompt_set: str) -> Path:
+        """Where a prompt set's images go; made by whoever writes there first."""
+        return self.path / "images" / prompt_set
+
+    def evaluation_dir(self, benchmark: str) -> Path:
+        """Where a benchmark's samples.jsonl and scores.json go; made by whoever writes there first."""
+        return self.path / "evaluations" / benchmark
+
+    def write_text_atomic(self, relative: str, text: str) -> None:
+        write_text(self.path / relative, text)
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Hold the run for this process. Raises RunError where another process holds it; a killed one holds nothing."""
+        path = self.path / "run.lock"
+        with writing(path), path.open("a") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise RunError(
+                    f"{self.path} is in use: another process is training it",
+                    hint="wait for it or stop it, or choose another --name",
+                ) from None
+            yield
+
+
+BAD_ARCHIVE = (zipfile.BadZipFile, zlib.error, ValueError, EOFError, KeyError, AttributeError, NotImplementedError)
+"""What numpy raises on a file that is no .npz, or on one that was cut off, altered or pickled."""
+
+
+def _load_arrays(path: Path) -> dict[str, np.ndarray]:
+    import numpy as np
+
+    try:
+        with reading(path), np.load(path, allow_pickle=False) as archive:
+            return {name: archive[name] for name in archive.files}
+    except (
+        zipfile.BadZipFile,
+        zlib.error,
+        ValueError,
+        EOFError,
+        KeyError,
+        AttributeError,
+        NotImplementedError,
+    ) as error:
+        raise CorruptDataError(
+            f"{path} is damaged: {error}", hint="delete it; the report then leaves that step out"
+        ) from error
+
+
+def check_name(name: str) -> None:
+    """Raises RunError for a name that is no plain folder name."""
+    if not RunName.fullmatch(name) or name in {".", ".."}:
+        raise RunError(
+            f"run name {name!r} cannot be used",
+            hint="use 1 to 64 letters, digits, '.', '_' or '-' in --name; choose the folder with --runs-dir",
+        )
+
+
+def create(root: Path, name: str, config: RunConfig) -> Run:
+    """A new run, complete at once or not there at all.
+
+    Raises RunError for a bad name or one that is taken, PrerequisiteError where `root` cannot be written.
+    """
+    check_name(name)
+    path = root / name
+    if path.exists() or path.is_symlink():
+        raise _taken(path)
+    building = root / f"~{name}.{os.getpid()}"  # "~" is not allowed in a name, so this is never taken for a run
+    with writing(root):
+        try:
+            building.mkdir(parents=True)
+            run = Run(building, config)
+            write_text(building / "config.yaml", dump_yaml(config.model_dump(mode="json")))
+            run.set_status("created", 0)
+            building.rename(path)
+        except BaseException as error:
+            shutil.rmtree(building, ignore_errors=True)
+            if isinstance(error, OSError) and path.exists():
+                raise _taken(path) from None  # another process was faster
+            raise
+    return Run(path, config)
+
+
+def _taken(path: Path) -> RunError:
+    return RunError(
+        f"{path} exists already", hint=f"continue it with --resume --name {path.name}, or choose another --name"
+    )
+
+
+def open_run(path_or_name: str | Path, root: Path = Path("runs")) -> Run:
+    """An existing run, by its name in `root` or by its path.
+
+    Raises RunError where there is none, CorruptDataError where the folder is no run or its config.yaml is damaged.
+    """
+    candidates = [Path(path_or_name)]
+    if isinstance(path_or_name, str) and RunName.fullmatch(path_or_name) and path_or_name not in {".", ".."}:
+        candidates.insert(0, root / path_or_name)
+    path = next((candidate for candidate in candidates if candidate.is_dir()), None)
+    if path is None:
+        known = [run.name for run in list_runs(root)]
+        hint = did_you_mean(str(path_or_name), known) if known else "train one first: gcpo-bench train"
+        raise RunError(f"no run {str(path_or_name)!r} in {root}", hint=hint)
+    return Run(path.resolve() if path.name in {"", "."} else path, _read_config(path))
+
+
+def _read_config(folder: Path) -> RunConfig:
+    path = folder / "config.yaml"
+    if not path.exists():
+        raise CorruptDataError(f"{folder} is not a run: it has no config.yaml", hint="name a run: gcpo-bench ls runs")
+    hint = "restore it from a copy; without it the run cannot be trusted"
+    with reading(path):
+        text = path.read_text(encoding="utf-8")
+    try:
+        values = parse_yaml(text)
+        if not isinstance(values, dict):
+            raise ValueError("it is no mapping of keys to values")
+        return RunConfig.model_validate(values)
+    except ValidationError as error:
+        problems = "; ".join(f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors())
+        raise CorruptDataError(f"{path} is damaged: {problems}", hint=hint) from error
+    except ValueError as error:
+        raise CorruptDataError(f"{path} is damaged: {error}", hint=hint) from error
+
+
+def list_runs(root: Path) -> list[Path]:
+    """Folders in `root` that hold a run, by name; they may still be damaged inside. Empty where `root` is missing."""
+    if not root.is_dir():
+        return []
+    folders = (path for path in root.iterdir() if RunName.fullmatch(path.name))
+    return sorted(path for path in folders if (path / "config.yaml").is_file())
+
+
+def unused_name(root: Path, stem: str) -> str:
+    """`stem`, or `stem-2`, `stem-3`, ...: the first that `root` does not have."""
+    stem = re.sub(r"[^A-Za-z0-9._-]", "-", stem)[:56]
+    number = 1
+    while (root / (name := stem if number == 1 else f"{stem}-{number}")).exists():
+        number += 1
+    return name
