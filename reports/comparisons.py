@@ -1,0 +1,176 @@
+"""Variant against variant on the same prompts: the numbers, and what they allow one to say."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+
+from .load import HEADLINE, LOWER_IS_BETTER, ReportData, Variant, other_settings
+from .statistics import (
+    Interval,
+    PromptScores,
+    holm,
+    minimum_detectable_effect,
+    paired_difference,
+    score_interval,
+    sign_flip_test,
+    two_way_difference,
+)
+
+Verdict = Literal["better", "worse", "cannot tell"]
+LEVEL = 0.05
+WORTH_KNOWING = 0.01
+"""A difference of one point: below it, "what would it take" is answered for one point."""
+SIGN_FLIP_SEED = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Comparison:
+    """a - b on one metric of one benchmark."""
+
+    a: str
+    b: str
+    against: Literal["baseline", "start"]
+    benchmark: str
+    metric: str
+    interval: Interval
+    p_value: float
+    """Sign-flip test for one seed, two-way t test for several."""
+    p_holm: float
+    """Adjusted over all comparisons of the report on this metric."""
+    settings_that_differ: tuple[str, ...]
+    """Configuration keys that differ though the methods do not ask for it."""
+    dropped_prompts: int
+    """Prompts that one side did not score, so that they cannot be paired."""
+
+    @property
+    def detectable(self) -> float:
+        return minimum_detectable_effect(self.interval.stderr)
+
+    @property
+    def verdict(self) -> Verdict:
+        """Decided by the interval; the adjusted p can only take a claim back."""
+        clear = self.interval.low > 0 or self.interval.high < 0
+        if not clear or not self.p_holm < LEVEL:
+            return "cannot tell"
+        return "better" if (self.interval.value > 0) != (self.metric in LOWER_IS_BETTER) else "worse"
+
+    @property
+    def identical(self) -> bool:
+        return self.interval.value == 0 and self.interval.stderr == 0
+
+    @property
+    def effort(self) -> float:
+        """How many times the data it would take to detect the difference seen, or one point if it is smaller."""
+        return (self.detectable / max(abs(self.interval.value), WORTH_KNOWING)) ** 2
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NotCompared:
+    a: str
+    b: str
+    benchmark: str
+    reason: str
+
+
+def variant_score(variant: Variant, benchmark: str, metric: str, task: str | None = None) -> Interval | None:
+    """Mean of the task means (or of one task) with its interval; None where nothing was scored."""
+    by_seed = {seed: _only(scores, task) for seed, scores in variant.scores(benchmark, metric).items()}
+    by_seed = {seed: scores for seed, scores in by_seed.items() if scores}
+    if not by_seed:
+        return None
+    if len(by_seed) == 1:
+        return score_interval(next(iter(by_seed.values())))
+    prompts, tags = _common(list(by_seed.values()))
+    if not prompts:
+        return None
+    scores_SP = np.array([[scores[prompt][1] for prompt in prompts] for scores in by_seed.values()])
+    return two_way_difference(scores_SP, np.zeros_like(scores_SP), tags)
+
+
+def compare_all(data: ReportData, benchmark: str, metric: str = HEADLINE) -> tuple[list[Comparison], list[NotCompared]]:
+    """Each trained variant against GRPO and against its start, Holm-adjusted as one family."""
+    found: list[Comparison] = []
+    refused: list[NotCompared] = []
+    for variant in data.trained:
+        for against, other in (("baseline", data.baseline_of(variant)), ("start", data.start_of(variant))):
+            if other is None:
+                continue
+            outcome = compare(variant, other, benchmark, metric, "baseline" if against == "baseline" else "start")
+            (found if isinstance(outcome, Comparison) else refused).append(outcome)  # type: ignore[arg-type]
+    adjusted = holm([comparison.p_value for comparison in found])
+    return [replace(c, p_holm=p) for c, p in zip(found, adjusted, strict=True)], refused
+
+
+def compare(
+    a: Variant, b: Variant, benchmark: str, metric: str, against: Literal["baseline", "start"]
+) -> Comparison | NotCompared:
+    """Paired by prompt, and by seed where both have it; the start has no seeds and stands against each of them."""
+
+    def refuse(reason: str) -> NotCompared:
+        return NotCompared(a=a.label, b=b.label, benchmark=benchmark, reason=reason)
+
+    a_scores, b_scores = a.scores(benchmark, metric), b.scores(benchmark, metric)
+    for variant, scores in ((a, a_scores), (b, b_scores)):
+        if not scores:
+            return refuse(f"{variant.label} has no {metric!r} on {benchmark}")
+    if difference := _identity_difference(a, b, benchmark):
+        return refuse(f"they were not evaluated alike: {difference}")
+    if against == "start":
+        pairs = [(scores, next(iter(b_scores.values()))) for _, scores in sorted(a_scores.items())]
+    else:
+        seeds = sorted(a_scores.keys() & b_scores.keys())
+        if not seeds:
+            return refuse(f"they share no training seed: {sorted(a_scores)} and {sorted(b_scores)}")
+        pairs = [(a_scores[seed], b_scores[seed]) for seed in seeds]
+    prompts, tags = _common([scores for pair in pairs for scores in pair])
+    if not prompts:
+        return refuse("they share no scored prompt")
+    interval, p_value = _difference(pairs, prompts, tags)
+    everything = {prompt for pair in pairs for scores in pair for prompt in scores}
+    return Comparison(
+        a=a.label,
+        b=b.label,
+        against=against,
+        benchmark=benchmark,
+        metric=metric,
+        interval=interval,
+        p_value=p_value,
+        p_holm=p_value,
+        settings_that_differ=() if against == "start" else tuple(other_settings(a, b)),
+        dropped_prompts=len(everything) - len(prompts),
+    )
+
+
+def _difference(
+    pairs: list[tuple[PromptScores, PromptScores]], prompts: list[str], tags: list[str]
+) -> tuple[Interval, float]:
+    if len(pairs) == 1:
+        first, second = ({prompt: scores[prompt] for prompt in prompts} for scores in pairs[0])
+        return paired_difference(first, second), sign_flip_test(first, second, seed=SIGN_FLIP_SEED)
+    a_SP, b_SP = (np.array([[pair[side][prompt][1] for prompt in prompts] for pair in pairs]) for side in (0, 1))
+    interval = two_way_difference(a_SP, b_SP, tags)
+    return interval, 1.0 if math.isnan(interval.p_value) else interval.p_value
+
+
+def _common(tables: list[PromptScores]) -> tuple[list[str], list[str]]:
+    """Prompts that all tables hold, in order, and their tasks."""
+    prompts = sorted(set.intersection(*(set(table) for table in tables)))
+    return prompts, [tables[0][prompt][0] for prompt in prompts]
+
+
+def _only(scores: PromptScores, task: str | None) -> PromptScores:
+    return scores if task is None else {prompt: entry for prompt, entry in scores.items() if entry[0] == task}
+
+
+def _identity_difference(a: Variant, b: Variant, benchmark: str) -> str:
+    identities = [e.comparable_identity() for variant in (a, b) for e in variant.evaluations(benchmark)]
+    return "; ".join(_differing(identities[0], other) for other in identities[1:] if other != identities[0])
+
+
+def _differing(a: Mapping[str, object], b: Mapping[str, object]) -> str:
+    return ", ".join(f"{key} {a.get(key)} / {b.get(key)}" for key in sorted(a.keys() | b.keys()) if a.get(key) != b.get(key))

@@ -1,0 +1,408 @@
+"""Run directories -> what the report is made of. Reads through `gcpo_bench.runs` only, changes nothing.
+
+A run that is damaged is left out with a note when others are fine; a report of nothing else is an error.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from gcpo_bench.config import RunConfig
+from gcpo_bench.errors import CorruptDataError, GcpoBenchError, RunError
+from gcpo_bench.runs import Run, open_run, read_json, read_jsonl
+
+from .statistics import PromptScores
+
+HEADLINE = "correct"
+"""The value of a sample that a benchmark's overall score is the mean of."""
+LOWER_IS_BETTER = frozenset({"extra_objects", "unknown_blobs"})
+NOT_SETTINGS = ("seed", "logging", "num_threads", "evaluation")
+"""Parts of a configuration that do not make another variant: replicate, bookkeeping, how it was looked at."""
+METHOD_SETTINGS = ("method", "selection", "weighting")
+"""Parts in which methods differ on purpose."""
+NOT_COMPARED = ("weights", "checkpoint", "policy", "run", "step")
+"""Parts of an evaluation's identity that say what was evaluated rather than how."""
+MAPS = ("entropy", "entropy_gradient", "similarity", "weight", "divergence")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sample:
+    """One judged image; fields as in `evaluators.types.SampleScore`."""
+
+    prompt_id: str
+    prompt: str
+    tag: str
+    image_index: int
+    image: str
+    values: Mapping[str, float]
+    reason: str
+    detections: tuple[Mapping[str, Any], ...]
+    unscored: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evaluation:
+    benchmark: str
+    version: str
+    identity: Mapping[str, Any]
+    samples: tuple[Sample, ...]
+    frame: pd.DataFrame
+    """One row a scored image: prompt_id, tag and a column for each value."""
+    unscored: int
+
+    def prompt_scores(self, metric: str) -> dict[str, tuple[str, float]]:
+        """prompt id -> (task, mean over its scored images)."""
+        if metric not in self.frame:
+            return {}
+        means = self.frame.dropna(subset=[metric]).groupby("prompt_id", sort=True).agg({"tag": "first", metric: "mean"})
+        return {str(prompt): (str(row["tag"]), float(row[metric])) for prompt, row in means.iterrows()}
+
+    def prompt_texts(self) -> dict[str, str]:
+        return {sample.prompt_id: sample.prompt for sample in self.samples}
+
+    def comparable_identity(self) -> dict[str, Any]:
+        kept = {k: v for k, v in self.identity.items() if not any(part in k.lower() for part in NOT_COMPARED)}
+        return {"version": self.version, **kept}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenMaps:
+    """What the tracked prompts looked like at one step. M prompts, grid H x W."""
+
+    step: int
+    prompts: tuple[str, ...]
+    images_MYXC: np.ndarray
+    maps_MHW: Mapping[str, np.ndarray]
+    selected_MHW: np.ndarray
+    subsets_MHW: Mapping[str, np.ndarray]
+    rewards_M: np.ndarray
+    advantages_M: np.ndarray
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadedRun:
+    name: str
+    path: Path
+    config: RunConfig
+    state: str
+    step: int
+    error: str
+    metrics: pd.DataFrame
+    """One row a step; columns as logged."""
+    environments: tuple[Mapping[str, Any], ...]
+    evaluations: Mapping[str, Evaluation]
+    token_maps: tuple[TokenMaps, ...]
+
+    @property
+    def is_start(self) -> bool:
+        return self.config.num_steps == 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Variant:
+    """Runs that differ in nothing but the seed."""
+
+    label: str
+    method: str
+    policy: str
+    runs: tuple[LoadedRun, ...]
+    """By seed."""
+    settings: Mapping[str, Any]
+    """Dotted key -> value of everything that decides the numbers, the seed aside."""
+
+    @property
+    def is_start(self) -> bool:
+        return self.runs[0].is_start
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        return tuple(run.config.seed for run in self.runs)
+
+    def scores(self, benchmark: str, metric: str) -> dict[int, PromptScores]:
+        """seed -> prompt scores, for the seeds that were evaluated."""
+        found = {r.config.seed: r.evaluations[benchmark].prompt_scores(metric) for r in self.runs if benchmark in r.evaluations}
+        return {seed: scores for seed, scores in found.items() if scores}
+
+    def evaluations(self, benchmark: str) -> list[Evaluation]:
+        return [run.evaluations[benchmark] for run in self.runs if benchmark in run.evaluations]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReportData:
+    variants: tuple[Variant, ...]
+    """Starts first, then GRPO, then the others by label."""
+    notes: tuple[str, ...]
+    """What was left out or is missing, one sentence each."""
+
+    @property
+    def runs(self) -> tuple[LoadedRun, ...]:
+        return tuple(run for variant in self.variants for run in variant.runs)
+
+    @property
+    def trained(self) -> tuple[Variant, ...]:
+        return tuple(variant for variant in self.variants if not variant.is_start)
+
+    @property
+    def benchmarks(self) -> tuple[str, ...]:
+        return tuple(sorted({name for run in self.runs for name in run.evaluations}))
+
+    def start_of(self, variant: Variant) -> Variant | None:
+        """The weights the variant's training began from; the evaluated one where there are several."""
+        starts = [other for other in self.variants if other.is_start and other.policy == variant.policy]
+        starts.sort(key=lambda start: not any(run.evaluations for run in start.runs))
+        return starts[0] if starts else None
+
+    def baseline_of(self, variant: Variant) -> Variant | None:
+        """The GRPO variant of the same model whose other settings are nearest; None for GRPO itself."""
+        if variant.method == "grpo" or variant.is_start:
+            return None
+        candidates = [other for other in self.trained if other.method == "grpo" and other.policy == variant.policy]
+        return min(candidates, key=lambda other: (len(other_settings(variant, other)), other.label), default=None)
+
+
+def other_settings(a: Variant, b: Variant) -> list[str]:
+    """Dotted keys in which two variants differ although their methods do not ask for it."""
+    keys = sorted(a.settings.keys() | b.settings.keys())
+    return [key for key in keys if key.split(".")[0] not in METHOD_SETTINGS and a.settings.get(key) != b.settings.get(key)]
+
+
+def load(paths: Sequence[Path]) -> ReportData:
+    """Read runs and group them into variants; the order of `paths` does not matter.
+
+    Raises:
+        RunError: no path was given.
+        CorruptDataError, RunError: no run could be read; the first one's error.
+    """
+    if not paths:
+        raise RunError("there is no run to report on", hint="train one first: gcpo-bench train")
+    runs: list[LoadedRun] = []
+    notes: list[str] = []
+    failures: list[GcpoBenchError] = []
+    for path in sorted(set(paths), key=lambda path: (path.name, str(path))):
+        try:
+            run, remarks = load_run(path)
+        except GcpoBenchError as error:
+            failures.append(error)
+            notes.append(f"{path.name} is left out: {_relative(str(error), path)}")
+            continue
+        runs.append(run)
+        notes.extend(f"{run.name}: {remark}" for remark in remarks)
+    if not runs:
+        raise failures[0]
+    variants, remarks = group(runs)
+    return ReportData(variants=variants, notes=(*notes, *remarks))
+
+
+def load_run(path: Path) -> tuple[LoadedRun, list[str]]:
+    """One run and what is wanting in it. Raises CorruptDataError naming the damaged file."""
+    run = open_run(path)
+    status = run.status()
+    notes = []
+    if status.state != "finished":
+        reason = f": {status.error}" if status.error else ""
+        notes.append(f"is {status.state} at step {status.step} of {run.config.num_steps}{reason}")
+    evaluations = {}
+    for folder in sorted((run.path / "evaluations").glob("*/samples.jsonl")):
+        evaluations[folder.parent.name] = load_evaluation(run, folder.parent.name)
+    if not evaluations:
+        notes.append("has not been evaluated (gcpo-bench evaluate)")
+    notes.extend(
+        f"{evaluation.unscored} images of {name} could not be scored and are left out of the means"
+        for name, evaluation in evaluations.items()
+        if evaluation.unscored
+    )
+    loaded = LoadedRun(
+        name=run.name,
+        path=run.path,
+        config=run.config,
+        state=status.state,
+        step=status.step,
+        error=status.error,
+        metrics=_metrics_frame(run),
+        environments=tuple(run.environments()),
+        evaluations=evaluations,
+        token_maps=tuple(_token_maps(run, step, arrays) for step, arrays in run.token_maps()),
+    )
+    return loaded, notes
+
+
+def load_evaluation(run: Run, benchmark: str) -> Evaluation:
+    folder = run.evaluation_dir(benchmark)
+    samples = tuple(
+        _sample(row, folder / "samples.jsonl", number)
+        for number, row in enumerate(read_jsonl(folder / "samples.jsonl"), start=1)
+    )
+    scores_path = folder / "scores.json"
+    scores = read_json(scores_path) if scores_path.exists() else {}
+    if not isinstance(scores, dict) or not isinstance(scores.get("identity", {}), dict):
+        raise CorruptDataError(f"{scores_path} is damaged: not an evaluation", hint="evaluate the run again")
+    scored = [sample for sample in samples if not sample.unscored]
+    frame = pd.DataFrame(
+        [{"prompt_id": s.prompt_id, "tag": s.tag, **s.values} for s in scored], columns=None if scored else ["prompt_id", "tag"]
+    )
+    return Evaluation(
+        benchmark=benchmark,
+        version=str(scores.get("version", "")),
+        identity=scores.get("identity", {}),
+        samples=samples,
+        frame=frame,
+        unscored=len(samples) - len(scored),
+    )
+
+
+def _sample(row: Mapping[str, Any], path: Path, number: int) -> Sample:
+    try:
+        values = {str(key): float(value) for key, value in row["values"].items()}
+        if not all(math.isfinite(value) for value in values.values()):
+            raise ValueError("a value is not finite")
+        detections = tuple(row.get("detections") or ())
+        if not all(len(item["box"]) == 4 and all(math.isfinite(float(edge)) for edge in item["box"]) for item in detections):
+            raise ValueError("a box does not have 4 finite edges")
+        return Sample(
+            prompt_id=str(row["prompt_id"]),
+            prompt=str(row["prompt"]),
+            tag=str(row["tag"]),
+            image_index=int(row["image_index"]),
+            image=str(row["image"]),
+            values=values,
+            reason=str(row.get("reason") or ""),
+            detections=detections,
+            unscored=str(row.get("unscored") or ""),
+        )
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        problem = f"no {error}" if isinstance(error, KeyError) else str(error)
+        raise CorruptDataError(
+            f"{path} is damaged: line {number}: {problem}", hint="evaluate the run again; its images are kept"
+        ) from error
+
+
+def _metrics_frame(run: Run) -> pd.DataFrame:
+    rows = run.metrics()
+    for row in rows:
+        for key, value in row.items():
+            if isinstance(value, bool) or not isinstance(value, int | float):
+                raise CorruptDataError(
+                    f"{run.metrics_path} is damaged: {key} is {value!r} at step {row['step']}",
+                    hint="restore it from a copy, or leave this run out",
+                )
+    return pd.DataFrame(rows) if rows else pd.DataFrame({"step": pd.Series(dtype="int64")})
+
+
+def _token_maps(run: Run, step: int, arrays: Mapping[str, np.ndarray]) -> TokenMaps:
+    path = run.path / "tokens" / f"step-{step:06d}.npz"
+
+    def wanted(name: str, dimensions: int) -> np.ndarray:
+        array = arrays.get(name)
+        if array is None or array.ndim != dimensions:
+            found = "missing" if array is None else f"{array.ndim}-dimensional, not {dimensions}"
+            raise CorruptDataError(f"{path} is damaged: {name!r} is {found}", hint="delete it; the report leaves that step out")
+        return array
+
+    prompts = tuple(str(text) for text in wanted("prompts", 1))
+    selected_MHW = wanted("selected", 3).astype(bool)
+    maps = {name: wanted(name, 3).astype(np.float32) for name in MAPS if name in arrays}
+    subsets = {n.removeprefix("subset/"): wanted(n, 3).astype(bool) for n in sorted(arrays) if n.startswith("subset/")}
+    images = wanted("images", 4)
+    shapes = {selected_MHW.shape, *(array.shape for array in (*maps.values(), *subsets.values()))}
+    if len(shapes) > 1 or len(images) != len(prompts) or len(selected_MHW) != len(prompts) or images.dtype != np.uint8:
+        raise CorruptDataError(
+            f"{path} is damaged: its arrays do not fit together", hint="delete it; the report leaves that step out"
+        )
+    unknown = np.full(len(prompts), np.nan, dtype=np.float32)
+    return TokenMaps(
+        step=step,
+        prompts=prompts,
+        images_MYXC=images,
+        maps_MHW=maps,
+        selected_MHW=selected_MHW,
+        subsets_MHW=subsets,
+        rewards_M=arrays.get("reward", unknown),
+        advantages_M=arrays.get("advantage", unknown),
+    )
+
+
+# --- variants -------------------------------------------------------------------------------------------------------
+
+
+def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
+    """Nested configuration -> dotted keys; list items by index."""
+    if isinstance(value, Mapping):
+        items: Iterable[tuple[Any, Any]] = value.items()
+    elif isinstance(value, list | tuple):
+        items = enumerate(value)
+    else:
+        return {prefix: value}
+    flat: dict[str, Any] = {}
+    for key, item in items:
+        flat.update(flatten(item, f"{prefix}.{key}" if prefix else str(key)))
+    return flat
+
+
+def group(runs: Sequence[LoadedRun]) -> tuple[tuple[Variant, ...], list[str]]:
+    """Runs -> variants, and remarks on runs that do the same twice."""
+    notes = []
+    members: dict[str, dict[int, LoadedRun]] = {}
+    settings: dict[str, dict[str, Any]] = {}
+    for run in runs:
+        flat = flatten(run.config.model_dump(mode="json"))
+        flat = {key: value for key, value in flat.items() if key.split(".")[0] not in NOT_SETTINGS}
+        if run.is_start:  # nothing was trained: the weights are all that tells one start from another
+            flat = {key: value for key, value in flat.items() if key.startswith("policy.")}
+        key = json.dumps({**flat, "is_start": run.is_start}, sort_keys=True)
+        settings[key] = flat
+        earlier = members.setdefault(key, {}).get(0 if run.is_start else run.config.seed)
+        if earlier is None:
+            members[key][0 if run.is_start else run.config.seed] = run
+        elif run.evaluations and not earlier.evaluations:
+            members[key][earlier.config.seed if not run.is_start else 0] = run
+            notes.append(f"{earlier.name} is left out: {run.name} has the same configuration and seed and was evaluated")
+        else:
+            notes.append(f"{run.name} is left out: {earlier.name} has the same configuration and seed")
+    labels = _labels({key: next(iter(of_seed.values())) for key, of_seed in members.items()}, settings)
+    variants = []
+    for key, of_seed in members.items():
+        first = next(iter(of_seed.values()))
+        variants.append(
+            Variant(
+                label=labels[key],
+                method="start" if first.is_start else first.config.method,
+                policy=first.config.policy.name,
+                runs=tuple(of_seed[seed] for seed in sorted(of_seed)),
+                settings=settings[key],
+            )
+        )
+    variants.sort(key=lambda v: (not v.is_start, v.policy, v.method != "grpo", v.method != "gcpo", v.label))
+    return tuple(variants), notes
+
+
+def _labels(runs: Mapping[str, LoadedRun], settings: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
+    """The method's name, and whatever tells it from its namesakes."""
+    several_policies = len({run.config.policy.name for run in runs.values()}) > 1
+    names = {}
+    for key, run in runs.items():
+        method = "start" if run.is_start else run.config.method
+        names[key] = f"{run.config.policy.name} {method}" if several_policies else method
+    labels = {}
+    for key, name in names.items():
+        namesakes = [settings[other] for other in names if names[other] == name]
+        differing = sorted(
+            setting
+            for setting in set().union(*namesakes)
+            if len({json.dumps(flat.get(setting), sort_keys=True) for flat in namesakes}) > 1
+        )
+        details = ", ".join(f"{setting}={settings[key].get(setting, 'none')}" for setting in differing)
+        labels[key] = f"{name} ({details})" if details else name
+    return labels
+
+
+def _relative(message: str, path: Path) -> str:
+    """Error texts name whole paths; a report that is sent around names the run's files only."""
+    return message.replace(f"{path}/", "").replace(f"{path.resolve()}/", "")
