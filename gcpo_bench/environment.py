@@ -1,0 +1,92 @@
+"""What a run was made on: an allow-listed record, without secrets, cheap enough for every start."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import xxhash
+
+from gcpo_bench import __version__
+
+PACKAGES = ("torch", "transformers", "numpy", "scipy", "safetensors", "pydantic", "pillow", "pandas")
+VARIABLES = ("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS")
+"""The only environment variables that are recorded: both change numbers or speed, neither is a secret."""
+
+
+def record(argv: Sequence[str]) -> dict[str, Any]:
+    """One entry of a run's environment.json."""
+    return {
+        "time": datetime.now(UTC).isoformat(timespec="seconds"),
+        "argv": list(argv),
+        "version": __version__,
+        **_checkout(Path(__file__).resolve().parent.parent),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "cpu": cpu_model(),
+        "cores": usable_cores(),
+        "memory_bytes": memory_bytes(),
+        "packages": {name: version for name in PACKAGES if (version := package_version(name))},
+        "cuda_devices": _cuda_devices(),
+        "variables": {name: os.environ[name] for name in VARIABLES if name in os.environ},
+    }
+
+
+def package_version(name: str) -> str | None:
+    """The installed version, without importing the package; None where it is not installed."""
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def usable_cores() -> int:
+    """Cores this process may use, which under a container or scheduler are fewer than the machine has."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def memory_bytes() -> int:
+    """Physical memory of the machine."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def cpu_model() -> str:
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text(encoding="utf-8", errors="replace").splitlines() if info.exists() else []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, "") or platform.processor() or platform.machine()
+
+
+def _checkout(root: Path) -> dict[str, str | None]:
+    """The commit, and a hash of what differs from it; both None outside a checkout, the hash None in a clean one."""
+    if not (root / ".git").exists():
+        return {"commit": None, "dirty": None}
+    commit = _git(root, "rev-parse", "HEAD")
+    # untracked files count too: a new module changes a run as much as a changed one
+    changes = _git(root, "status", "--porcelain"), _git(root, "diff", "HEAD")
+    dirty = f"xxh3:{xxhash.xxh3_128_hexdigest(''.join(map(str, changes)))}" if any(changes) else None
+    return {"commit": commit, "dirty": dirty}
+
+
+def _git(root: Path, *arguments: str) -> str | None:
+    command = ["git", "-C", str(root), "--no-optional-locks", *arguments]
+    try:
+        result = subprocess.run(command, capture_output=True, timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None  # no git, or a checkout it refuses: the record then simply has no commit
+    return result.stdout.decode("utf-8", "replace").strip()
+
+
+def _cuda_devices() -> list[str]:
+    """Names of the GPUs torch sees, if torch is in use at all: this module must not be what imports it."""
+    torch = sys.modules.get("torch")
+    if torch is None or not torch.cuda.is_available():
+        return []
+    return [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
