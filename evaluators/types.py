@@ -6,6 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+import numpy as np
+import numpy.typing as npt
+
 from gcpo_bench.datasets import Prompt
 
 
@@ -45,7 +48,7 @@ class SampleScore:
 class Metric:
     value: float
     stderr: float
-    """Standard error over prompts."""
+    """Standard error over prompts; NaN where a task has a single prompt, null in JSON."""
     n: int
     """Prompts behind the value."""
     unscored: int = 0
@@ -64,14 +67,42 @@ class Evaluation:
     """What makes two evaluations comparable: prompt-set digest, weights digest, images per prompt, seed, guidance."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SceneReward:
+    """What a reward gives training; the same fields as training's own RewardOutput."""
+
+    values_B: tuple[float, ...]
+    """What training maximises."""
+    anomalies: Mapping[str, tuple[float, ...]]
+    """Per image, logged beside the reward."""
+
+
+Judged = tuple[Mapping[str, float], str, tuple[Detection, ...]]
+"""One image's values, reason and detections."""
+
+
+class Sampler(Protocol):
+    """Draws images. Row b depends on `texts_B[b]` and `uniforms_BT[b]` only, whatever else is in the batch."""
+
+    def __call__(self, texts_B: Sequence[str], uniforms_BT: npt.NDArray[np.float32]) -> npt.NDArray[np.uint8]:
+        """uint8 images (B, Y, X, 3), from one uniform number in [0, 1) a token."""
+        ...
+
+
 class Benchmark(Protocol):
     name: str
     version: str
+    prompt_set: str
+    """Folder name of its prompts' images in a run."""
 
     def prompts(self) -> Sequence[Prompt]: ...
 
-    def score(self, images_BYXC: Any, prompts_B: Sequence[Prompt]) -> list[tuple[Mapping[str, float], str, tuple[Detection, ...]]]:
-        """For each image (numpy uint8, B x Y x X x 3): values, reason, detections."""
+    def problem(self, image_YXC: npt.NDArray[np.uint8]) -> str:
+        """Why this image cannot be scored; empty where it can."""
+        ...
+
+    def score(self, images_BYXC: npt.NDArray[np.uint8], prompts_B: Sequence[Prompt]) -> list[Judged]:
+        """For each image (uint8, B x Y x X x 3): values, reason, detections."""
         ...
 
     def summarize(self, samples: Sequence[SampleScore]) -> dict[str, Metric]: ...

@@ -67,7 +67,9 @@ def relation_names(a: Sequence[float], b: Sequence[float]) -> list[str]:
     return names
 
 
-def official(objects: Mapping[str, list[Detection]], metadata: Mapping[str, Any], colors: Sequence[str]) -> tuple[bool, str]:
+def official(
+    objects: Mapping[str, list[Detection]], metadata: Mapping[str, Any], colors: Sequence[str]
+) -> tuple[bool, str]:
     correct, lines, groups = True, [], []
     for need in metadata.get("include", []):
         name, count = need["class"], need["count"]

@@ -1,0 +1,143 @@
+"""Prompts to images in a run's folder: each image drawn once, recorded with its checksum, found again after a stop.
+
+<run>/images/<prompt set>/
+  <prompt id>-<k>.png
+  manifest.jsonl    one object an image: what it shows, who drew it ("key"), its checksum
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from gcpo_bench import streams
+from gcpo_bench.datasets import Prompt
+from gcpo_bench.runs import append_jsonl, checksum, read_jsonl, write_bytes, write_text
+
+from .types import Sampler
+
+STREAM = "evaluate"
+"""Random stream of evaluation images: the same noise for every run, so that runs can be compared in pairs."""
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One image wanted: the `index`-th of a prompt."""
+
+    prompt: Prompt
+    index: int
+
+    @property
+    def file(self) -> str:
+        return f"{self.prompt.id}-{self.index}.png"
+
+
+def requests(prompts: Sequence[Prompt], images_per_prompt: int) -> list[Request]:
+    """A prompt's images are adjacent."""
+    return [Request(prompt, index) for prompt in prompts for index in range(images_per_prompt)]
+
+
+def digest(value: Any) -> str:
+    """SHA-256 of a JSON value, independent of the order of keys."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
+
+
+def generate(
+    folder: Path,
+    sampler: Sampler,
+    wanted: Sequence[Request],
+    *,
+    tokens: int,
+    seed: int,
+    identity: Mapping[str, Any],
+    batch_rows: int = 256,
+    on_batch: Callable[[int, int], None] | None = None,
+) -> None:
+    """Draw the images that are wanted and not in `folder` yet, whole and by the same hand.
+
+    Args:
+        tokens: uniform numbers an image is drawn from.
+        identity: what the images depend on beside the prompt; images made under another one are drawn anew.
+        batch_rows: images drawn at once; it changes memory and speed, not the images.
+        on_batch: called with (images there, images wanted) before the first and after every batch.
+    Raises:
+        ValueError: where the sampler returns something else than a batch of uint8 images.
+    """
+    key = digest(dict(identity))
+    missing = _missing(folder, wanted, key)
+    done = len(wanted) - len(missing)
+    report = on_batch or (lambda done, total: None)
+    report(done, len(wanted))
+    for start in range(0, len(missing), batch_rows):
+        batch = missing[start : start + batch_rows]
+        uniforms_BT = np.stack([streams.uniforms(seed, STREAM, r.prompt.id, r.index, tokens) for r in batch])
+        images_BYXC = sampler([request.prompt.text for request in batch], uniforms_BT)
+        _check(images_BYXC, len(batch))
+        for request, image_YXC in zip(batch, images_BYXC, strict=True):
+            write_bytes(folder / request.file, _png(image_YXC), sync=False)
+            append_jsonl(folder / "manifest.jsonl", _record(request, folder, key))
+        done += len(batch)
+        report(done, len(wanted))
+
+
+def read_manifest(folder: Path) -> dict[str, dict[str, Any]]:
+    """File name -> its last record; empty where there is no manifest."""
+    path = folder / "manifest.jsonl"
+    return {str(row.get("file")): row for row in read_jsonl(path)} if path.exists() else {}
+
+
+def _missing(folder: Path, wanted: Sequence[Request], key: str) -> list[Request]:
+    """Images still to be drawn. Leaves a manifest that lists no image but those of this `key`."""
+    manifest = read_manifest(folder)
+    ours = {file: row for file, row in manifest.items() if row.get("key") == key}
+    missing = [request for request in wanted if not _is_there(request, folder, ours.get(request.file))]
+    for request in missing:
+        ours.pop(request.file, None)
+    if len(ours) < len(manifest):
+        write_text(
+            folder / "manifest.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in ours.values())
+        )
+    return missing
+
+
+def _is_there(request: Request, folder: Path, row: Mapping[str, Any] | None) -> bool:
+    path = folder / request.file
+    return (
+        row is not None
+        and row.get("text") == request.prompt.text
+        and path.is_file()
+        and row.get("checksum") == checksum(path)
+    )
+
+
+def _record(request: Request, folder: Path, key: str) -> dict[str, Any]:
+    return {
+        "prompt": request.prompt.id,
+        "index": request.index,
+        "text": request.prompt.text,
+        "file": request.file,
+        "checksum": checksum(folder / request.file),
+        "key": key,
+    }
+
+
+def _check(images_BYXC: npt.NDArray[np.uint8], rows: int) -> None:
+    if images_BYXC.dtype != np.uint8 or images_BYXC.ndim != 4 or images_BYXC.shape[::3] != (rows, 3):
+        raise ValueError(
+            f"the sampler returned {images_BYXC.dtype} {images_BYXC.shape}, expected uint8 ({rows}, Y, X, 3)"
+        )
+
+
+def _png(image_YXC: npt.NDArray[np.uint8]) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(image_YXC).save(buffer, "PNG", compress_level=1)
+    return buffer.getvalue()
