@@ -102,7 +102,7 @@ class LossConfig(Config):
 class AdvantageConfig(Config):
     std_epsilon: float = Field(1e-4, gt=0)
     zero_variance: Literal["keep", "drop"] = "keep"
-    """Groups with equal rewards: keep (only the divergence acts on them) or drop from the update; counted either way."""
+    """Groups with equal rewards: keep (only the divergence acts on them) or drop from the update. Always counted."""
 
 
 class OptimizerConfig(Config):
@@ -135,6 +135,7 @@ class LoggingConfig(Config):
     token_maps_every: int = Field(10, ge=0)
     """Steps between saved token maps of the tracked prompts; 0 saves none."""
     tracked_prompts: int = Field(6, ge=1)
+    tracked_prompt_set: str = "scenes-heldout"
 
 
 class RunConfig(Config):

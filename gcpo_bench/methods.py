@@ -45,7 +45,9 @@ METHODS: dict[str, Method] = {
     method.name: method
     for method in (
         _method("grpo", "GRPO: every token, weight 1", ALL_TOKENS, UNIFORM),
-        _method("gcpo", "GCPO, clean: three disjoint critical sets, detached exp weight, float32", CRITICAL, CONFIDENCE),
+        _method(
+            "gcpo", "GCPO, clean: three disjoint critical sets, detached exp weight, float32", CRITICAL, CONFIDENCE
+        ),
         _method(
             "gcpo-official",
             "GCPO as released: like gcpo, but gradient flows through the weight and so reaches unselected tokens",
@@ -54,8 +56,8 @@ METHODS: dict[str, Method] = {
         ),
         _method(
             "gcpo-paper",
-            "GCPO as printed: linear weight, sets may overlap. While policy == reference every weight is 0 and the only "
-            "gradient is the one through the weight; with weighting.detached=true it is exactly 0 and training never starts",
+            "GCPO as printed: linear weight, sets may overlap. While policy == reference every weight is 0 and the "
+            "only gradient is the one through the weight; with weighting.detached=true training never starts",
             [INITIAL, {"name": "structural", "ratio": 0.1, "options": {"window": [0.0, 1.0]}}, DIVERSE],
             {"name": "confidence", "form": "linear", "detached": False},
             selection={"overlap": "allow", "entropy_source": "conditional"},

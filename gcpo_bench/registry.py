@@ -63,7 +63,7 @@ SELECTORS = Registry(
         "structural": Entry("gcpo_bench.training.selectors:Structural", "steepest change of entropy on the grid"),
         "diverse": Entry("gcpo_bench.training.selectors:Diverse", "positions where the group's images differ most"),
         "random": Entry("gcpo_bench.training.selectors:Random", "uniformly at random, new every step"),
-        "top-entropy": Entry("gcpo_bench.training.selectors:TopEntropy", "highest entropy: the fork tokens of LLM work"),
+        "top-entropy": Entry("gcpo_bench.training.selectors:TopEntropy", "highest entropy: fork tokens of LLM work"),
         "low-entropy": Entry("gcpo_bench.training.selectors:LowEntropy", "lowest entropy"),
         "low-confidence": Entry(
             "gcpo_bench.training.selectors:LowConfidence", "less probable than the image's mean, as ConfPO selects"
@@ -88,10 +88,10 @@ POLICIES = Registry(
     "model",
     {
         "scenes-12": Entry(
-            "gcpo_bench.training.policies.scenes:load", "embedded world, 48 px images of 12x12 tokens (default)"
+            "gcpo_bench.training.policies.scenes:build", "embedded world, 48 px images of 12x12 tokens (default)"
         ),
         "scenes-8": Entry(
-            "gcpo_bench.training.policies.scenes:load", "embedded world, 32 px images of 8x8 tokens, for tests"
+            "gcpo_bench.training.policies.scenes:build", "embedded world, 32 px images of 8x8 tokens, for tests"
         ),
     },
 )
@@ -109,11 +109,20 @@ REWARDS = Registry(
     },
 )
 
+PROMPT_SETS = Registry(
+    "prompt set",
+    {
+        "scenes-train": Entry("gcpo_bench.scenes:train_prompts", "embedded world: 9,360 training prompts in six tasks"),
+        "scenes-heldout": Entry("gcpo_bench.scenes:held_out_prompts", "embedded world: 48 held-out prompts a task"),
+    },
+)
+
 BENCHMARKS = Registry(
     "benchmark",
     {
         "scenes": Entry(
-            "gcpo_bench.evaluators.scenes:ScenesBenchmark", "GenEval's six tasks on held-out prompts of the embedded world"
+            "gcpo_bench.evaluators.scenes:ScenesBenchmark",
+            "GenEval's six tasks, held-out prompts of the embedded world",
         ),
     },
 )

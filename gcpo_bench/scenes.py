@@ -6,7 +6,7 @@ hundred, so the codebook is enumerated rather than learned and a picture survive
 Prompts follow GenEval's six task families and its metadata schema. Held-out combinations never occur in a caption
 before evaluation, neither in pretraining nor in reinforcement learning:
 
-- colour with shape: 16 of the 64 pairs (`HELD_OUT_COLORED`), so each shape misses two colours and each colour two shapes;
+- colour with shape: 16 of the 64 pairs (`HELD_OUT_COLORED`): each shape misses two colours, each colour two shapes;
 - shape with shape: 8 of the 28 pairs (`HELD_OUT_PAIRS`), in whatever order or relation;
 - number with shape: 8 of the 24 (`held_out_count`);
 - for single objects, which have nothing to combine, 6 of the 18 wordings.
@@ -115,7 +115,9 @@ def _star_contains(x: npt.NDArray[np.float64], y: npt.NDArray[np.float64]) -> np
 @cache
 def shape_mask(shape: str, height: int, width: int) -> npt.NDArray[np.bool_]:
     """bool (height, width): the shape filling its bounding box."""
-    y, x = np.meshgrid((np.arange(height) + 0.5) / height * 2 - 1, (np.arange(width) + 0.5) / width * 2 - 1, indexing="ij")
+    y, x = np.meshgrid(
+        (np.arange(height) + 0.5) / height * 2 - 1, (np.arange(width) + 0.5) / width * 2 - 1, indexing="ij"
+    )
     if shape == "circle":
         mask = x**2 + y**2 <= 1.0
     elif shape == "square":
@@ -273,7 +275,9 @@ def _position(frame: str, subject: str, relation: str, other: str) -> tuple[str,
 
 
 def _color_attr(frame: str, first: tuple[str, str], second: tuple[str, str]) -> tuple[str, dict[str, object]]:
-    include: list[dict[str, object]] = [{"class": shape, "count": 1, "color": color} for color, shape in (first, second)]
+    include: list[dict[str, object]] = [
+        {"class": shape, "count": 1, "color": color} for color, shape in (first, second)
+    ]
     text = " and ".join(_with_article(f"{color} {shape}") for color, shape in (first, second))
     return _prompt("color_attr", f"{frame} {text}", include)
 
@@ -359,7 +363,7 @@ def _places(count: int, world: World, rng: np.random.Generator) -> list[tuple[in
     """Centres of `count` objects, at least `spacing` apart, uniformly over what fits."""
     centers = [(row, col) for row in range(1, world.side - 1) for col in range(1, world.side - 1)]
     while True:  # a bad first place can leave no room for the last; draw anew then
-        free, chosen = centers, []
+        free, chosen = centers, list[tuple[int, int]]()
         while free and len(chosen) < count:
             row, col = free[int(rng.integers(len(free)))]
             chosen.append((row, col))

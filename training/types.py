@@ -172,8 +172,8 @@ class Policy(Protocol):
     grid: tuple[int, int]
     vocab_size: int
 
-    def start(self, texts_B: Sequence[str]) -> Any:
-        """Read the prompts; the state of a cached decode before its first image token."""
+    def start(self, texts_B: Sequence[str | None]) -> Any:
+        """Read the prompts (None: the unconditional one); the state of a cached decode before its first image token."""
         ...
 
     def step(self, state: Any, tokens_B: Tensor | None) -> Tensor:

@@ -1,0 +1,44 @@
+"""Stops a run that cannot go on: numbers that are no numbers, or nothing to learn from."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import nn
+
+from gcpo_bench.errors import TrainingError
+
+PATIENCE_STEPS = 20
+"""A run that has learned nothing by this step is stopped."""
+SAFE = "the last checkpoint is safe; lower optimizer.learning_rate, or raise loss.beta"
+
+
+def check_finite(values: Mapping[str, float], step: int) -> None:
+    for name, value in values.items():
+        if not math.isfinite(value):
+            raise TrainingError(f"{name} is {value} at step {step}", hint=SAFE)
+
+
+def check_learning(history: Sequence[Mapping[str, float]], policy: nn.Module, reference: nn.Module) -> None:
+    """At step 20: some group must have had differing rewards, and some parameter must have moved.
+
+    Args:
+        history: metrics of the steps so far, first to last.
+    """
+    if len(history) != PATIENCE_STEPS:
+        return
+    if all(metrics["groups/zero_variance_share"] == 1.0 for metrics in history):
+        rewards = [metrics["reward/mean"] for metrics in history]
+        raise TrainingError(
+            f"no group had differing rewards in {PATIENCE_STEPS} steps, so there is nothing to learn from "
+            f"(reward {min(rewards):.3f} to {max(rewards):.3f})",
+            hint="choose a denser reward (geneval-dense), a larger sampling.group_size, or another start",
+        )
+    pairs = zip(policy.parameters(), reference.parameters(), strict=True)
+    if all(torch.equal(now, then) for now, then in pairs):
+        raise TrainingError(
+            f"no parameter moved in {PATIENCE_STEPS} steps: the gradient is exactly 0",
+            hint="a detached linear weight is 0 while policy == reference; use weighting.form=exp or detached=false",
+        )

@@ -1,0 +1,82 @@
+"""A run: from its start or its last checkpoint to its last step, whatever interrupts it."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping
+
+import torch
+
+from gcpo_bench import environment
+from gcpo_bench.config import RunConfig
+from gcpo_bench.errors import GcpoBenchError, Interrupted, Preempted
+from gcpo_bench.runs import Run
+
+from . import checkpoints, health
+from .interrupts import StopRequests
+from .step import Learner, as_module, build_learner, train_step
+from .token_maps import save_token_maps
+
+
+def train(
+    config: RunConfig,
+    run: Run,
+    *,
+    resume: bool = False,
+    on_step: Callable[[Mapping[str, float]], None] | None = None,
+) -> None:
+    """Train `run` to `config.num_steps`.
+
+    Raises:
+        TrainingError: numbers went bad, or nothing could be learned; the last checkpoint is untouched.
+        Interrupted, Preempted: a signal arrived; the state is saved.
+    """
+    with run.lock(), StopRequests() as stop:
+        step = 0
+        try:
+            torch.set_num_threads(config.num_threads)
+            learner = build_learner(config, run)
+            step = _restore(learner, run) if resume else 0
+            run.add_environment(environment.record(sys.argv))
+            run.set_status("running", step)
+            if step == 0 and config.logging.token_maps_every:
+                save_token_maps(learner, run, 0)
+            while step < config.num_steps:
+                metrics = train_step(learner, step + 1)
+                step += 1
+                run.log(metrics)
+                if on_step:
+                    on_step(metrics)
+                if step == health.PATIENCE_STEPS:
+                    health.check_learning(run.metrics(), as_module(learner.policy), as_module(learner.reference))
+                _keep(learner, run, step, stopping=stop.received is not None)
+                if stop.received is not None and step < config.num_steps:
+                    raise stop.error(run.name, step)
+            run.set_status("finished", step)
+        except (Interrupted, Preempted) as error:
+            run.set_status("interrupted" if isinstance(error, Interrupted) else "preempted", step)
+            raise
+        except GcpoBenchError as error:
+            run.set_status("failed", step, str(error))
+            raise
+
+
+def _keep(learner: Learner, run: Run, step: int, *, stopping: bool) -> None:
+    """Token maps and checkpoint, where they are due."""
+    config = learner.config
+    last = step == config.num_steps
+    every = config.logging.token_maps_every
+    if every and (last or step % every == 0):
+        save_token_maps(learner, run, step)
+    if last or stopping or step % config.logging.checkpoint_every == 0:
+        checkpoints.save(run, step, as_module(learner.policy), learner.optimizer, keep=config.logging.keep_checkpoints)
+
+
+def _restore(learner: Learner, run: Run) -> int:
+    """Continue from the newest checkpoint; metrics after it are dropped and will be made again, equal."""
+    steps = run.checkpoint_steps()
+    step = steps[-1] if steps else 0
+    if steps:
+        checkpoints.load(run, step, as_module(learner.policy), learner.optimizer)
+    run.truncate_metrics(step)
+    return step

@@ -1,0 +1,62 @@
+"""What a step reports about itself: rewards, groups, tokens, seconds, memory."""
+
+from __future__ import annotations
+
+import resource
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import torch
+
+from .advantages import zero_variance_groups
+
+if TYPE_CHECKING:
+    from .step import Observation
+
+Metrics = dict[str, float]
+"""Namespaced name -> number; names end in their unit where they have one."""
+
+
+class Stopwatch:
+    """Seconds by phase."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = defaultdict(float)
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        started = time.perf_counter()
+        yield
+        self.seconds[f"time/{name}_s"] += time.perf_counter() - started
+
+
+def describe(seen: Observation) -> Metrics:
+    """What the rollout looked like, before the update."""
+    rewards_B = seen.rewards_B
+    tags_B = [prompt.tag for prompt in seen.rollout.prompts_B]
+    metrics = {"reward/mean": float(rewards_B.mean()), "reward/std": float(rewards_B.std())}
+    for tag in dict.fromkeys(tags_B):
+        values = [value for value, own in zip(seen.reward.values_B, tags_B, strict=True) if own == tag]
+        metrics[f"reward/task/{tag}"] = sum(values) / len(values)
+    for name, values_B in seen.reward.anomalies.items():
+        metrics[f"reward/{name}"] = sum(values_B) / len(values_B)
+    metrics["groups/zero_variance_share"] = float(
+        zero_variance_groups(rewards_B, seen.rollout.group_size).float().mean()
+    )
+    metrics["tokens/entropy"] = float(seen.signals.entropy_BT.mean())
+    metrics["tokens/selected_fraction"] = float(seen.selection.selected_BT.float().mean())
+    for name, chosen_BT in seen.selection.subsets.items():
+        metrics[f"tokens/selected/{name}"] = float(chosen_BT.float().mean())
+    return metrics
+
+
+def peak_memory_bytes() -> int:
+    """Of this process so far; on a GPU, of the device."""
+    if torch.cuda.is_available():
+        return int(torch.cuda.max_memory_allocated())
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

@@ -1,0 +1,212 @@
+"""The embedded world's policy: a small decoder-only transformer over prompt words and image tokens.
+
+A sequence is `PROMPT_WORDS` words followed by the image. The input that predicts image token t is the token before it
+plus the place (row, column) of t itself. The unconditional branch of guidance reads a prompt of padding only, as it did
+in a tenth of pretraining. Every prompt has the same padded length, so a row never depends on what else is in the batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from gcpo_bench import scenes
+from gcpo_bench.errors import ConfigError
+
+PROMPT_WORDS = 10
+PAD = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Architecture:
+    width: int = 96
+    layers: int = 3
+    heads: int = 4
+
+
+@dataclass(slots=True)
+class DecodeState:
+    """Keys and values read so far; grows by one place a step."""
+
+    keys_LBHSE: Tensor
+    """layers, rows, heads, places, head width."""
+    values_LBHSE: Tensor
+    length: int
+    """Places filled."""
+
+
+class Attention(nn.Module):
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.qkv = nn.Linear(width, 3 * width, bias=False)
+        self.out = nn.Linear(width, width, bias=False)
+
+    def project(self, x_BSD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values, each (B, heads, S, head width)."""
+        rows, places, width = x_BSD.shape
+        qkv = self.qkv(x_BSD).view(rows, places, 3, self.heads, width // self.heads)
+        query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+        return query, key, value
+
+    def merge(self, attended_BHSE: Tensor) -> Tensor:
+        return self.out(attended_BHSE.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
+
+
+class Block(nn.Module):
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.attention_norm = nn.RMSNorm(width)
+        self.attention = Attention(width, heads)
+        self.mlp_norm = nn.RMSNorm(width)
+        self.up = nn.Linear(width, 4 * width, bias=False)
+        self.down = nn.Linear(4 * width, width, bias=False)
+
+    def mlp(self, x_BSD: Tensor) -> Tensor:
+        return self.down(F.relu(self.up(self.mlp_norm(x_BSD))).square())  # type: ignore[no-any-return]
+
+    def forward(self, x_BSD: Tensor) -> Tensor:
+        query, key, value = self.attention.project(self.attention_norm(x_BSD))
+        x_BSD = x_BSD + self.attention.merge(F.scaled_dot_product_attention(query, key, value, is_causal=True))
+        return x_BSD + self.mlp(x_BSD)
+
+    def extend(self, x_BSD: Tensor, keys_BHSE: Tensor, values_BHSE: Tensor, start: int) -> Tensor:
+        """`forward` for new places only, which read and extend the cache; many places (a prompt) or one (a token)."""
+        query, key, value = self.attention.project(self.attention_norm(x_BSD))
+        end = start + x_BSD.shape[1]
+        keys_BHSE[:, :, start:end] = key
+        values_BHSE[:, :, start:end] = value
+        attended = F.scaled_dot_product_attention(
+            query, keys_BHSE[:, :, :end], values_BHSE[:, :, :end], is_causal=x_BSD.shape[1] > 1
+        )
+        x_BSD = x_BSD + self.attention.merge(attended)
+        return x_BSD + self.mlp(x_BSD)
+
+
+class ScenesPolicy(nn.Module):
+    """About 0.5 M parameters; see `gcpo_bench.training.types.Policy`."""
+
+    def __init__(self, world_name: str, architecture: Architecture | None = None) -> None:
+        super().__init__()
+        self.architecture = architecture or Architecture()
+        self.tokenizer = scenes.tokenizer(world_name)
+        self.grid = self.tokenizer.world.grid
+        self.vocab_size = self.tokenizer.vocab_size
+        self.word_ids = {word: index for index, word in enumerate(scenes.words(), start=PAD + 1)}
+        width, side = self.architecture.width, self.tokenizer.world.side
+        self.words = nn.Embedding(len(self.word_ids) + 1, width)
+        self.word_places = nn.Parameter(torch.zeros(PROMPT_WORDS, width))
+        self.tokens = nn.Embedding(self.vocab_size, width)
+        self.begin_of_image = nn.Parameter(torch.zeros(width))
+        self.rows = nn.Parameter(torch.zeros(side, width))
+        self.cols = nn.Parameter(torch.zeros(side, width))
+        self.blocks = nn.ModuleList(Block(width, self.architecture.heads) for _ in range(self.architecture.layers))
+        self.norm = nn.RMSNorm(width)
+        self.head = nn.Linear(width, self.vocab_size, bias=False)
+        codes = torch.from_numpy(self.tokenizer.codebook.reshape(self.vocab_size, -1).astype(np.float32) / 255)
+        self.register_buffer("codes_VD", codes, persistent=False)
+
+    def initialize(self, generator: torch.Generator) -> None:
+        """Random weights from one generator: normal 0.02, projections into the residual stream scaled down, head 0."""
+        with torch.no_grad():
+            for name, parameter in self.named_parameters():
+                if parameter.ndim == 1 and "norm" in name:
+                    parameter.fill_(1.0)
+                elif name == "head.weight":
+                    parameter.zero_()
+                else:
+                    parameter.normal_(0.0, 0.02, generator=generator)
+                if name.endswith(("out.weight", "down.weight")):
+                    parameter.div_((2 * self.architecture.layers) ** 0.5)
+
+    # ------------------------------------------------------------ prompts
+
+    def prompt_ids(self, texts_B: Sequence[str | None]) -> Tensor:
+        """int64 (B, PROMPT_WORDS); None is the unconditional prompt."""
+        return torch.tensor([self._ids(text) for text in texts_B], device=self.head.weight.device)
+
+    def _ids(self, text: str | None) -> list[int]:
+        given = [] if text is None else text.lower().split()
+        unknown = [word for word in given if word not in self.word_ids]
+        if unknown:
+            raise ConfigError(
+                f"the embedded world does not know {unknown[0][:40]!r}", hint=f"its words: {', '.join(self.word_ids)}"
+            )
+        if len(given) > PROMPT_WORDS:
+            raise ConfigError(
+                f"the prompt has {len(given)} words, the embedded world reads {PROMPT_WORDS}", hint="shorten the prompt"
+            )
+        return [self.word_ids[word] for word in given] + [PAD] * (PROMPT_WORDS - len(given))
+
+    # ------------------------------------------------------------ teacher forcing
+
+    def _places(self) -> Tensor:
+        """What is added to the input that predicts each token: (T, D)."""
+        return (self.rows[:, None] + self.cols[None, :]).flatten(0, 1)
+
+    def hidden(self, texts_B: Sequence[str | None], tokens_BT: Tensor) -> Tensor:
+        """Last hidden states (B, T, D), the one at t predicting token t."""
+        words_BSD = self.words(self.prompt_ids(texts_B)) + self.word_places
+        before_BTD = self.tokens(tokens_BT[:, :-1])
+        begin = self.begin_of_image.expand(len(tokens_BT), 1, -1)
+        image_BTD = torch.cat([begin, before_BTD], dim=1) + self._places()
+        x_BSD = torch.cat([words_BSD, image_BTD], dim=1)
+        for block in self.blocks:
+            x_BSD = block(x_BSD)
+        return self.norm(x_BSD[:, PROMPT_WORDS:])  # type: ignore[no-any-return]
+
+    def logits(self, texts_B: Sequence[str | None], tokens_BT: Tensor) -> Tensor:
+        """(B, T, V)."""
+        return self.head(self.hidden(texts_B, tokens_BT))  # type: ignore[no-any-return]
+
+    def logprobs(self, texts_B: Sequence[str], tokens_BT: Tensor) -> Tensor:
+        """float32 (B, T): conditional branch, temperature 1."""
+        logits_BTV = self.logits(texts_B, tokens_BT).float()
+        return -F.cross_entropy(logits_BTV.flatten(0, 1), tokens_BT.flatten(), reduction="none").view(tokens_BT.shape)
+
+    # ------------------------------------------------------------ cached decoding
+
+    def start(self, texts_B: Sequence[str | None]) -> DecodeState:
+        arch, places = self.architecture, PROMPT_WORDS + self.grid[0] * self.grid[1]
+        shape = (arch.layers, len(texts_B), arch.heads, places, arch.width // arch.heads)
+        weight = self.head.weight
+        state = DecodeState(weight.new_zeros(shape), weight.new_zeros(shape), 0)
+        self._extend(state, self.words(self.prompt_ids(texts_B)) + self.word_places)
+        return state
+
+    def step(self, state: DecodeState, tokens_B: Tensor | None) -> Tensor:
+        t = state.length - PROMPT_WORDS
+        row, col = divmod(t, self.grid[1])
+        rows = state.keys_LBHSE.shape[1]
+        before_BD = self.begin_of_image.expand(rows, -1) if tokens_B is None else self.tokens(tokens_B)
+        x_BSD = self._extend(state, (before_BD + self.rows[row] + self.cols[col])[:, None])
+        return self.head(self.norm(x_BSD[:, -1]))  # type: ignore[no-any-return]
+
+    def _extend(self, state: DecodeState, x_BSD: Tensor) -> Tensor:
+        for layer, block in enumerate(self.blocks):
+            x_BSD = block.extend(x_BSD, state.keys_LBHSE[layer], state.values_LBHSE[layer], state.length)  # type: ignore[operator]
+        state.length += x_BSD.shape[1]
+        return x_BSD
+
+    # ------------------------------------------------------------ tokens as vectors and pixels
+
+    def embed(self, tokens_BT: Tensor, kind: Literal["projected", "codebook"]) -> Tensor:
+        """(B, T, D): `projected` as the transformer reads a token, `codebook` the pixels of its patch."""
+        table: Tensor = self.tokens.weight if kind == "projected" else self.codes_VD  # type: ignore[assignment]
+        return table[tokens_BT]
+
+    def decode(self, tokens_BT: Tensor) -> npt.NDArray[np.uint8]:
+        """Images (B, Y, X, 3)."""
+        return self.tokenizer.decode(tokens_BT.cpu().numpy())
+
+
+def build(name: str) -> ScenesPolicy:
+    """The policy of a world with unset weights; load or `initialize` them."""
+    return ScenesPolicy(name)

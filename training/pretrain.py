@@ -1,0 +1,138 @@
+"""Starting weights of the embedded world, from nothing: next-token prediction on rendered scenes and their captions.
+
+Captions come from the training grammar only, so no held-out combination is ever named. Pretraining stops early, on
+purpose: the policy draws clean shapes but often the wrong ones, which leaves reinforcement learning something to do.
+Nothing is corrupted to get there. `gcpo-bench pretrain` reruns it; the recipe below made the weights in this package.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from gcpo_bench import runs, scenes, streams
+from gcpo_bench.datasets import Prompt
+from gcpo_bench.errors import ConfigError, PrerequisiteError, did_you_mean
+
+from .checkpoints import save_weights
+from .policies.scenes import ScenesPolicy, build
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recipe:
+    steps: int
+    batch_rows: int = 32
+    learning_rate: float = 4e-3
+    """AdamW: embeddings, head and vectors."""
+    matrix_learning_rate: float = 0.02
+    """Muon: matrices of the blocks."""
+    cooldown: float = 0.5
+    """Share of the steps, at the end, over which both rates fall linearly to 0."""
+    caption_dropout: float = 0.1
+    """Share of rows whose caption is replaced by padding: the unconditional branch of guidance."""
+
+
+RECIPES = {"scenes-12": Recipe(steps=1500), "scenes-8": Recipe(steps=1500)}
+
+
+def pretrain(
+    model: str,
+    out: Path,
+    *,
+    seed: int = 0,
+    max_steps: int | None = None,
+    num_threads: int = 1,
+    on_step: Callable[[Mapping[str, float]], None] | None = None,
+) -> dict[str, Any]:
+    """Train from nothing; write `<model>.safetensors` and `<model>.json` into `out` and return the latter's content.
+
+    Args:
+        max_steps: stop before the recipe ends (its schedule stays that of the whole recipe).
+        num_threads: part of the result, because float sums depend on it.
+    Raises:
+        ConfigError: for a model without a recipe. PrerequisiteError: if this torch has no Muon optimiser.
+    """
+    if model not in RECIPES:
+        raise ConfigError(f"{model!r} has no pretraining recipe", hint=did_you_mean(model, RECIPES))
+    recipe = RECIPES[model]
+    torch.set_num_threads(num_threads)
+    policy = build(model)
+    policy.initialize(torch.Generator().manual_seed(seed))
+    optimizers = _optimizers(policy, recipe)
+    started = time.perf_counter()
+    steps = recipe.steps if max_steps is None else min(max_steps, recipe.steps)
+    for step in range(1, steps + 1):
+        scale = min(1.0, (recipe.steps - step + 1) / (recipe.cooldown * recipe.steps))
+        for optimizer in optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = scale * group["initial_lr"]
+        captions, tokens_BT = training_rows(policy, recipe, seed, step)
+        logits_BTV = policy.logits(captions, tokens_BT)
+        loss = F.cross_entropy(logits_BTV.flatten(0, 1), tokens_BT.flatten())
+        loss.backward()  # type: ignore[no-untyped-call]
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        if on_step:
+            on_step({"step": step, "loss/total": loss.item(), "time/elapsed_s": time.perf_counter() - started})
+    path = out / f"{model}.safetensors"
+    save_weights(policy, path)
+    record = {
+        "model": model,
+        "command": f"gcpo-bench pretrain --model {model} --seed {seed} --num-threads {num_threads}",
+        "seed": seed,
+        "steps": steps,
+        "recipe": asdict(recipe),
+        "architecture": asdict(policy.architecture),
+        "torch": torch.__version__,
+        "final_loss": round(loss.item(), 6),
+        "checksum": runs.checksum(path),
+    }
+    runs.write_json(out / f"{model}.json", record)
+    return record
+
+
+def _optimizers(policy: ScenesPolicy, recipe: Recipe) -> list[torch.optim.Optimizer]:
+    """Muon for the blocks' matrices, AdamW for the rest (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon)."""
+    if not hasattr(torch.optim, "Muon"):
+        raise PrerequisiteError(
+            f"pretraining uses torch.optim.Muon, which torch {torch.__version__} does not have",
+            hint="pip install 'torch>=2.9,<2.14'; training itself runs on this torch",
+        )
+    matrices = [p for name, p in policy.named_parameters() if name.startswith("blocks.") and p.ndim == 2]
+    others = [p for name, p in policy.named_parameters() if not (name.startswith("blocks.") and p.ndim == 2)]
+    optimizers: list[torch.optim.Optimizer] = [
+        torch.optim.Muon(matrices, lr=recipe.matrix_learning_rate, weight_decay=0.0),
+        torch.optim.AdamW(others, lr=recipe.learning_rate, betas=(0.9, 0.95), weight_decay=0.0),
+    ]
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["initial_lr"] = group["lr"]
+    return optimizers
+
+
+def training_rows(policy: ScenesPolicy, recipe: Recipe, seed: int, step: int) -> tuple[list[str | None], Tensor]:
+    """Captions (None: dropped) and tokens (B, T) of one step; tasks equally often."""
+    rng = streams.generator(seed, "pretrain", step)
+    world = policy.tokenizer.world
+    by_task = prompts_by_task()
+    captions: list[str | None] = []
+    images = []
+    for row in range(recipe.batch_rows):
+        pool = by_task[row % len(by_task)]
+        prompt = pool[int(rng.integers(len(pool)))]
+        captions.append(None if rng.random() < recipe.caption_dropout else prompt.text)
+        images.append(scenes.render(scenes.sample_scene(prompt, world, rng), world))
+    return captions, torch.from_numpy(policy.tokenizer.encode(np.stack(images)))
+
+
+def prompts_by_task() -> list[list[Prompt]]:
+    return [[prompt for prompt in scenes.train_prompts() if prompt.tag == task] for task in scenes.TASKS]
