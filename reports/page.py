@@ -1,0 +1,116 @@
+"""Runs in, report out: one HTML page that needs nothing else, Markdown, CSV and JSON. Same input, same bytes."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from markupsafe import Markup
+
+from gcpo_bench.errors import ConfigError
+from gcpo_bench.registry import SECTIONS
+from gcpo_bench.runs import write_text
+
+from .fragments import Fragment, asset, templates
+from .load import ReportData, load
+from .tables import jsonable, markdown_text, plain
+
+FORMATS = ("html", "md", "csv", "json")
+
+
+def write_report(run_paths: Sequence[Path], out: Path, formats: Sequence[str] = FORMATS) -> list[Path]:
+    """Write `report.html`, `report.md`, `report.csv` (and its siblings) and `report.json` into the folder `out`.
+
+    Raises:
+        ConfigError: an unknown format, or `out` is a file.
+        RunError, CorruptDataError: there is no run, or none of them can be read.
+        PrerequisiteError: `out` cannot be written.
+    """
+    unknown = [name for name in formats if name not in FORMATS]
+    if unknown or not formats:
+        raise ConfigError(f"unknown report format {', '.join(unknown) or '(none)'!r}", hint=f"known: {', '.join(FORMATS)}")
+    if out.exists() and not out.is_dir():
+        raise ConfigError(f"{out} is a file; a report is a folder of files", hint="give --out a folder")
+    files = build(load(run_paths), formats)
+    written = []
+    for name, content in files.items():
+        write_text(out / name, content)
+        written.append(out / name)
+    return written
+
+
+def build(data: ReportData, formats: Sequence[str] = FORMATS) -> dict[str, str]:
+    """File name -> content."""
+    fragments: dict[str, Fragment] = {name: SECTIONS.load(name)(data) for name in SECTIONS}
+    files: dict[str, str] = {}
+    if "html" in formats:
+        files["report.html"] = html_page(data, fragments)
+    if "md" in formats:
+        files["report.md"] = markdown_page(data, fragments)
+    if "csv" in formats:
+        for fragment in fragments.values():
+            for name, content in fragment.csv.items():
+                files[f"report-{name}.csv" if name else "report.csv"] = content
+    if "json" in formats:
+        content = {name: fragment.data for name, fragment in fragments.items()}
+        files["report.json"] = json.dumps(jsonable(content), indent=1, allow_nan=False) + "\n"
+    return files
+
+
+def summary(data: ReportData) -> str:
+    """What was looked at, in one line."""
+    runs = [run for run in data.runs if not run.is_start]
+    seeds = {run.config.seed for run in runs}
+    prompts = {(name, s.prompt_id) for run in data.runs for name, e in run.evaluations.items() for s in e.samples}
+    images = sum(len(e.samples) for run in data.runs for e in run.evaluations.values())
+    models = ", ".join(sorted({run.config.policy.name for run in data.runs}))
+    return (
+        f"{_count(len(runs), 'run')} of {_count(len(data.trained), 'variant')}, {_count(len(seeds), 'seed')}, model {models}; "
+        f"{_count(len(prompts), 'held-out prompt')}, {_count(images, 'judged image')}"
+    )
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'' if number == 1 else 's'}".replace(",", "\u202f")
+
+
+def markdown_page(data: ReportData, fragments: dict[str, Fragment]) -> str:
+    parts = ["# gcpo-bench report", markdown_text(summary(data), 1000)]
+    for fragment in fragments.values():
+        parts += [f"## {fragment.title}", fragment.markdown.strip()]
+    return "\n\n".join(parts) + "\n"
+
+
+def html_page(data: ReportData, fragments: dict[str, Fragment]) -> str:
+    style, script = asset("report.css"), asset("report.js")
+    policy = (
+        f"default-src 'none'; img-src data:; style-src '{_digest(style)}'; script-src '{_digest(script)}'; "
+        "base-uri 'none'; form-action 'none'"
+    )
+    return templates().get_template("report.html").render(
+        policy=policy,
+        style=Markup(style),
+        script=Markup(script),
+        summary=plain(summary(data), 1000),
+        notes=len(data.notes),
+        sections=[(name, fragment) for name, fragment in fragments.items()],
+        blocks=[
+            (identifier, script_json(content))
+            for fragment in fragments.values()
+            for identifier, content in fragment.page_data.items()
+        ],
+    )
+
+
+def _digest(text: str) -> str:
+    return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+
+
+def script_json(content: Any) -> Markup:
+    """JSON that can stand in a script element: nothing in it can end the element or begin another."""
+    text = json.dumps(jsonable(content), separators=(",", ":"), allow_nan=False)  # ASCII: U+2028 and U+2029 are escaped
+    return Markup(text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026"))

@@ -1,0 +1,200 @@
+"""Figures: numbers in, a string of inline SVG or PNG bytes out. The same input gives the same bytes.
+
+The SVG carries no style attributes or sheets (a strict content policy forbids them on the page) and no fixed text
+colour: text, axes and grid use the page's own colour, so that it reads in light and in dark.
+"""
+
+from __future__ import annotations
+
+import html
+import io
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.figure import Figure
+from PIL import Image
+
+OKABE_ITO = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7f7f7f")
+"""Colours that people with colour-blindness tell apart (Okabe and Ito), yellow left out: too pale on white."""
+DASHES = ("-", "--", ":", "-.")
+CRITERIA = {"initial": "#e69f00", "structural": "#56b4e9", "diverse": "#cc79a7"}
+"""The three published criteria; the same colours in every figure."""
+OTHER_CRITERIA = ("#009e73", "#d55e00", "#f0e442", "#0072b2")
+INK = "#010203"
+"""Stands for "the page's text colour" until the SVG is finished."""
+RC = {"svg.fonttype": "none", "font.size": 9.0, "axes.spines.top": False, "axes.spines.right": False, "axes.unicode_minus": True}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Series:
+    """One line with an optional band. Equal lengths."""
+
+    label: str
+    x: Sequence[float]
+    y: Sequence[float]
+    low: Sequence[float] | None = None
+    high: Sequence[float] | None = None
+    style: int = 0
+    """Number of the variant; decides colour and dashes."""
+
+
+def color_of(style: int) -> str:
+    return OKABE_ITO[style % len(OKABE_ITO)]
+
+
+def dashes_of(style: int) -> str:
+    return DASHES[style // len(OKABE_ITO) % len(DASHES)]
+
+
+def criterion_colors(names: Sequence[str]) -> dict[str, str]:
+    """criterion -> colour, the published three fixed, the others in the order given."""
+    others = [name for name in names if name not in CRITERIA]
+    return {n: CRITERIA.get(n) or OTHER_CRITERIA[others.index(n) % len(OTHER_CRITERIA)] for n in names}
+
+
+def line_chart(series: Sequence[Series], *, name: str, x_label: str, description: str) -> str:
+    """Lines with bands, about 5 x 2.7 inches; `name` keeps its ids apart from other figures of the page."""
+    with mpl.rc_context({**RC, "svg.hashsalt": name}):
+        figure = Figure(figsize=(5.0, 2.7), layout="constrained")
+        axes = figure.subplots()
+        for line in series:
+            color = color_of(line.style)
+            if line.low is not None and line.high is not None:
+                axes.fill_between(line.x, line.low, line.high, color=color, alpha=0.18, linewidth=0)
+            marker = "o" if len(line.x) == 1 else None
+            axes.plot(line.x, line.y, color=color, linestyle=dashes_of(line.style), linewidth=1.6, marker=marker)
+        axes.set_xlabel(x_label)
+        _plain_axes(axes)
+        return _svg(figure, name, description)
+
+
+def phase_bars(rows: Mapping[str, Mapping[str, float]], *, name: str, description: str) -> str:
+    """Stacked horizontal bars: seconds of a step by phase, one bar a variant."""
+    phases = list(next(iter(rows.values())))
+    with mpl.rc_context({**RC, "svg.hashsalt": name}):
+        figure = Figure(figsize=(6.4, 0.7 + 0.34 * len(rows)), layout="constrained")
+        axes = figure.subplots()
+        left = np.zeros(len(rows))
+        for index, phase in enumerate(phases):
+            widths = np.array([row[phase] for row in rows.values()])
+            axes.barh(list(rows), widths, left=left, color=color_of(index), height=0.62, label=phase)
+            left += widths
+        axes.invert_yaxis()
+        axes.set_xlabel("seconds per step (median)")
+        _plain_axes(axes)
+        axes.grid(visible=False, axis="y")
+        return _svg(figure, name, description)
+
+
+def _plain_axes(axes: mpl.axes.Axes) -> None:
+    axes.grid(color=INK, alpha=0.12, linewidth=0.6)
+    axes.set_axisbelow(True)
+    axes.tick_params(colors=INK, length=0)
+    axes.xaxis.label.set_color(INK)
+    for side in ("left", "bottom"):
+        axes.spines[side].set_color(INK)
+        axes.spines[side].set_alpha(0.35)
+
+
+def _svg(figure: Figure, name: str, description: str) -> str:
+    figure.patch.set_alpha(0)
+    for axes in figure.axes:
+        axes.patch.set_alpha(0)
+    FigureCanvasSVG(figure)
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
+    return inline_svg(buffer.getvalue(), name, description)
+
+
+def inline_svg(text: str, name: str, description: str) -> str:
+    """A stand-alone SVG file -> an element for the page: no prologue, style sheet or style attribute."""
+    text = text[text.index("<svg") :]
+    text = re.sub(r"<metadata>.*?</metadata>|<style[^>]*>.*?</style>|<!--.*?-->", "", text, flags=re.S)
+    text = re.sub(r'style="([^"]*)"', lambda match: _attributes(match[1]), text)
+    text = text.replace(INK, "currentColor")
+    text = re.sub(r'\bid="([^"]+)"', rf'id="{name}-\1"', text)
+    text = re.sub(r'(url\(#|href="#)', rf"\g<1>{name}-", text)
+    head = re.match(r"<svg[^>]*?viewBox=\"([^\"]+)\"[^>]*>", text)
+    assert head is not None  # matplotlib always writes a viewBox
+    label = html.escape(description)
+    return f'<svg class="chart" viewBox="{head[1]}" role="img" aria-label="{label}">' + text[head.end() :].strip()
+
+
+def _attributes(style: str) -> str:
+    """`fill: none; font: 9px 'Sans'` -> presentation attributes; the font's family is the page's."""
+    pairs = [part.split(":", 1) for part in style.split(";") if ":" in part]
+    found = {key.strip(): value.strip() for key, value in pairs}
+    if font := found.pop("font", None):
+        size = re.search(r"([\d.]+)px", font)
+        if size:
+            found["font-size"] = size[1]
+    found.pop("font-family", None)
+    return " ".join(f'{key}="{html.escape(value)}"' for key, value in found.items())
+
+
+# --- images ---------------------------------------------------------------------------------------------------------
+
+
+def png(image_YXC: np.ndarray, *, max_pixels: int = 192) -> bytes:
+    """uint8 (Y, X, 3) -> PNG, made smaller where a side is longer than `max_pixels`."""
+    picture = Image.fromarray(image_YXC)
+    if max(picture.size) > max_pixels:
+        picture.thumbnail((max_pixels, max_pixels), Image.Resampling.LANCZOS)
+    buffer = io.BytesIO()
+    picture.save(buffer, format="PNG", optimize=True)
+    return buffer.getvalue()
+
+
+def palette(name: str, count: int = 24) -> list[str]:
+    """`count` colours of a matplotlib colour map as "#rrggbb"."""
+    return [mpl.colors.to_hex(mpl.colormaps[name](index / (count - 1))) for index in range(count)]
+
+
+def heat_map(values_HW: np.ndarray, low: float, high: float, colors: str) -> np.ndarray:
+    """uint8 (H, W, 3): values between `low` and `high` through a colour map."""
+    share_HW = np.nan_to_num((values_HW - low) / max(high - low, 1e-12)).clip(0, 1)
+    return (np.asarray(mpl.colormaps[colors](share_HW))[..., :3] * 255).round().astype(np.uint8)
+
+
+def chosen_overlay(
+    image_YXC: np.ndarray, selected_HW: np.ndarray, subsets_HW: Mapping[str, np.ndarray], colors: Mapping[str, str]
+) -> np.ndarray:
+    """uint8 (Y, X, 3): tokens not trained on are dimmed, each criterion's tokens are tinted and framed in its colour."""
+    cell = max(image_YXC.shape[0] // selected_HW.shape[0], 1)
+    result = image_YXC.astype(np.float32)
+    result *= np.where(_magnify(selected_HW, cell, image_YXC), 1.0, 0.38)[..., None]
+    for name, chosen_HW in subsets_HW.items():
+        color = np.array(mpl.colors.to_rgb(colors[name]), dtype=np.float32) * 255
+        inside = _magnify(chosen_HW, cell, image_YXC)
+        result[inside] = 0.55 * result[inside] + 0.45 * color
+        result[inside & _cell_frame(image_YXC, cell)] = color
+    return result.round().clip(0, 255).astype(np.uint8)
+
+
+def _magnify(mask_HW: np.ndarray, cell: int, image_YXC: np.ndarray) -> np.ndarray:
+    return np.kron(mask_HW, np.ones((cell, cell), dtype=bool))[: image_YXC.shape[0], : image_YXC.shape[1]]
+
+
+def _cell_frame(image_YXC: np.ndarray, cell: int) -> np.ndarray:
+    rows, columns = np.indices(image_YXC.shape[:2])
+    width = max(cell // 10, 1)
+    return np.minimum(
+        np.minimum(rows % cell, columns % cell), np.minimum(cell - 1 - rows % cell, cell - 1 - columns % cell)
+    ) < width
+
+
+def enlarge(image_YXC: np.ndarray, pixels: int) -> np.ndarray:
+    """Nearest neighbour, to `pixels` a side."""
+    return np.asarray(Image.fromarray(image_YXC).resize((pixels, pixels), Image.Resampling.NEAREST))
+
+
+def strip(panels_YXC: Sequence[np.ndarray], gap: int = 6) -> np.ndarray:
+    """Panels of equal size side by side, transparent gaps drawn as mid grey."""
+    height = panels_YXC[0].shape[0]
+    spacer = np.full((height, gap, 3), 128, dtype=np.uint8)
+    parts = [part for panel in panels_YXC for part in (panel, spacer)]
+    return np.concatenate(parts[:-1], axis=1)
