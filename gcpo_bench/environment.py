@@ -21,11 +21,11 @@ VARIABLES = ("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS")
 """The only environment variables that are recorded: both change numbers or speed, neither is a secret."""
 
 
-def record(argv: Sequence[str]) -> dict[str, Any]:
-    """One entry of a run's environment.json."""
+def record(argv: Sequence[str] | None = None) -> dict[str, Any]:
+    """One entry of a run's environment.json; `argv` is this process's own by default."""
     return {
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
-        "argv": list(argv),
+        "argv": list(sys.argv if argv is None else argv),
         "version": __version__,
         **_checkout(Path(__file__).resolve().parent.parent),
         "python": platform.python_version(),
@@ -71,7 +71,7 @@ def _checkout(root: Path) -> dict[str, str | None]:
     commit = _git(root, "rev-parse", "HEAD")
     # untracked files count too: a new module changes a run as much as a changed one
     changes = _git(root, "status", "--porcelain"), _git(root, "diff", "HEAD")
-    dirty = f"xxh3:{xxhash.xxh3_128_hexdigest(''.join(map(str, changes)))}" if any(changes) else None
+    dirty = f"xxh3:{xxhash.xxh3_128_hexdigest(repr(changes).encode())}" if any(changes) else None
     return {"commit": commit, "dirty": dirty}
 
 

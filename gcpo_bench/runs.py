@@ -55,6 +55,7 @@ __all__ = [
     "Status",
     "append_jsonl",
     "check_name",
+    "check_new",
     "checksum",
     "create",
     "list_runs",
@@ -102,6 +103,11 @@ class Run:
     @property
     def metrics_path(self) -> Path:
         return self.path / "metrics.jsonl"
+
+    def replace_config(self, config: RunConfig) -> None:
+        """For a resume that trains longer or logs differently."""
+        write_text(self.path / "config.yaml", dump_yaml(config.model_dump(mode="json")))
+        self.config = config
 
     def status(self) -> Status:
         path = self.path / "status.json"
@@ -251,21 +257,27 @@ def check_name(name: str) -> None:
         )
 
 
+def check_new(root: Path, name: str) -> Path:
+    """Where a new run would go. Raises RunError for a bad name or one that is taken."""
+    check_name(name)
+    path = root / name
+    if path.exists() or path.is_symlink():
+        raise _taken(path)
+    return path
+
+
 def create(root: Path, name: str, config: RunConfig) -> Run:
     """A new run, complete at once or not there at all.
 
     Raises RunError for a bad name or one that is taken, PrerequisiteError where `root` cannot be written.
     """
-    check_name(name)
-    path = root / name
-    if path.exists() or path.is_symlink():
-        raise _taken(path)
+    path = check_new(root, name)
     building = root / f"~{name}.{os.getpid()}"  # "~" is not allowed in a name, so this is never taken for a run
     with writing(root):
         try:
             building.mkdir(parents=True)
             run = Run(building, config)
-            write_text(building / "config.yaml", dump_yaml(config.model_dump(mode="json")))
+            run.replace_config(config)
             run.set_status("created", 0)
             building.rename(path)
         except BaseException as error:

@@ -1,0 +1,109 @@
+"""The command line: wires the commands; a failure becomes one `error:` line, one `hint:` line and an exit code."""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from typing import Annotated, NoReturn
+
+import typer
+
+from gcpo_bench import __version__
+from gcpo_bench.errors import GcpoBenchError
+
+from . import doctor, evaluate, ls, pretrain, report, sample, show, train
+
+UsageError: type[Exception] = typer.BadParameter.__mro__[1]  # Typer bundles its own click: this finds either
+INTERNAL_ERROR = 70
+
+app = typer.Typer(
+    name="gcpo-bench",
+    help="GCPO against GRPO for autoregressive text-to-image models: train, evaluate, report.",
+    epilog="Start with: gcpo-bench train; then gcpo-bench evaluate RUN; then gcpo-bench report",
+    invoke_without_command=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # plain help: it appears in half the time
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(__version__)
+        raise typer.Exit()
+
+
+@app.callback()
+def main(
+    context: typer.Context,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error; works anywhere.")] = False,
+) -> None:
+    if context.invoked_subcommand is None:
+        print(context.get_help())
+        raise typer.Exit(2)
+
+
+for module, example in (
+    (train, "gcpo-bench train --method grpo --seed 1 --name my-grpo"),
+    (evaluate, "gcpo-bench evaluate my-grpo my-gcpo"),
+    (report, "gcpo-bench report my-grpo my-gcpo --out report"),
+    (sample, 'gcpo-bench sample my-gcpo "a photo of a red circle" --out circle.png'),
+    (ls, "gcpo-bench ls methods"),
+    (show, "gcpo-bench show scenes-gcpo -o loss.beta=0.1"),
+    (doctor, "gcpo-bench doctor"),
+    (pretrain, "gcpo-bench pretrain --model scenes-8 --out weights"),
+):
+    name = module.__name__.rpartition(".")[2]
+    app.command(name, epilog=f"Example: {example}")(getattr(module, f"{name}_command"))
+
+
+def run(argv: Sequence[str] | None = None) -> NoReturn:
+    """The `gcpo-bench` command. Exit codes: see `gcpo_bench.errors`; 70 is a defect of the program itself."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in arguments
+    sys.exit(_guarded([argument for argument in arguments if argument != "--debug"], debug))
+
+
+def _guarded(arguments: list[str], debug: bool) -> int:
+    try:
+        result = app(args=arguments, prog_name="gcpo-bench", standalone_mode=False)
+        sys.stdout.flush()
+        return result if isinstance(result, int) else 0
+    except BrokenPipeError:  # the reader, such as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except (Exception, KeyboardInterrupt) as error:
+        if debug:
+            traceback.print_exc()
+        message, hint, code = _explain(error)
+        print(f"error: {_one_line(message)}\nhint: {_one_line(hint)}", file=sys.stderr)
+        return code
+
+
+def _explain(error: BaseException) -> tuple[str, str, int]:
+    """Message, hint and exit code."""
+    if isinstance(error, GcpoBenchError):
+        return str(error), error.hint, error.exit_code
+    if isinstance(error, KeyboardInterrupt | typer.Abort):
+        return "interrupted", "what was finished is kept; a training run goes on with --resume", 130
+    if isinstance(error, UsageError):
+        context = getattr(error, "ctx", None)
+        command = context.command_path if context else "gcpo-bench"
+        message = getattr(error, "format_message", error.__str__)()
+        return message.replace("Value error, ", ""), f"see {command} --help", 2
+    if isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EDQUOT}:
+        return f"{error.filename or 'a file'}: the disk is full", "free some space, then try again; nothing is lost", 4
+    if isinstance(error, ModuleNotFoundError) and not str(error.name).startswith("gcpo_bench"):
+        return f"the package {error.name!r} is missing", f"pip install {error.name}; or look with: gcpo-bench doctor", 4
+    hint = "run it again with --debug and report what it prints"
+    return f"internal error: {type(error).__name__}: {error}", hint, INTERNAL_ERROR
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())

@@ -1,0 +1,158 @@
+"""`gcpo-bench doctor`: is everything there that the program needs?"""
+
+from __future__ import annotations
+
+import importlib
+import shutil
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Literal
+
+from .options import JsonOption, RunsDirOption
+from .output import print_json, print_table, size
+
+State = Literal["ok", "warning", "missing"]
+MIN_DISK_BYTES = 500_000_000
+EXTRAS = {
+    "diffusers": "diffusers",
+    "mmdet": "mmdet",
+    "hpsv2": "hpsv2",
+    "peft": "peft",
+    "submitit": "slurm",
+    "ray": "ray",
+    "wandb": "wandb",
+    "tensorboard": "tensorboard",
+}
+"""Optional package -> the extra that installs it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    name: str
+    state: State
+    """`missing` is required and makes the command fail; `warning` is not."""
+    found: str
+    mend: str = ""
+
+
+def doctor_command(runs_dir: RunsDirOption = Path("runs"), as_json: JsonOption = False) -> None:
+    """Check the installation: packages, weights, disk, cores, GPU. Exit code 4 if something required is missing."""
+    from gcpo_bench.errors import PrerequisiteError
+
+    checks = [*_interpreter(), *_torch(), *_weights(), *_machine(runs_dir), *_extras()]
+    if as_json:
+        print_json([asdict(check) for check in checks])
+    else:
+        print_table(("check", "state", "found", "mend"), [list(asdict(check).values()) for check in checks])
+    if failed := [check for check in checks if check.state == "missing"]:
+        raise PrerequisiteError("; ".join(f"{check.name}: {check.found}" for check in failed), hint=failed[0].mend)
+
+
+def _interpreter() -> Iterator[Check]:
+    from gcpo_bench import __version__
+    from gcpo_bench.environment import package_version
+
+    yield Check("gcpo-bench", "ok", __version__)
+    version = ".".join(map(str, sys.version_info[:3]))
+    old = sys.version_info < (3, 11)
+    yield Check("python", "missing" if old else "ok", version, "install Python 3.11 or newer" if old else "")
+    for name in ("transformers", "numpy", "scipy", "safetensors", "pydantic", "pillow", "pandas", "matplotlib"):
+        found = package_version(name)
+        yield Check(
+            name, "ok" if found else "missing", found or "not installed", "" if found else f"pip install {name}"
+        )
+
+
+def _torch() -> Iterator[Check]:
+    try:
+        torch = importlib.import_module("torch")
+    except Exception as error:  # a broken wheel can raise anything: OSError, ImportError, RuntimeError
+        yield Check("torch", "missing", _short(error), "pip install 'torch>=2.7,<2.14'")
+        return
+    yield Check("torch", "ok", f"{torch.__version__}, {torch.get_num_threads()} threads")
+    if torch.cuda.is_available():
+        names = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+        yield Check("GPU", "ok", ", ".join(names))
+    else:
+        yield Check("GPU", "ok", "none that torch sees; the embedded world needs none")
+    yield _torchvision()
+
+
+def _torchvision() -> Check:
+    """A CUDA torchvision beside a CPU torch raises when imported, and transformers imports it wherever it is there."""
+    from gcpo_bench.environment import package_version
+
+    version = package_version("torchvision")
+    if version is None:
+        return Check("torchvision", "ok", "not installed, not needed")
+    try:
+        importlib.import_module("torchvision")
+    except Exception as error:
+        mend = "pip uninstall torchvision, or install the build that belongs to this torch"
+        return Check("torchvision", "missing", f"{version} does not work with this torch: {_short(error)}", mend)
+    return Check("torchvision", "ok", version)
+
+
+def _weights() -> Iterator[Check]:
+    from gcpo_bench.errors import GcpoBenchError
+    from gcpo_bench.files import checksum, read_json
+    from gcpo_bench.registry import POLICIES
+
+    folder = Path(str(resources.files("gcpo_bench.training.weights")))
+    for model in POLICIES:
+        mend = f"reinstall gcpo-bench, or: gcpo-bench pretrain --model {model} --out {folder}"
+        weights = folder / f"{model}.safetensors"
+        try:
+            record = read_json(folder / f"{model}.json")
+            expected = record.get("checksum") if isinstance(record, dict) else None
+            found = checksum(weights)
+        except GcpoBenchError as error:
+            yield Check(f"weights {model}", "missing", str(error), mend)
+            continue
+        if found == expected:
+            yield Check(f"weights {model}", "ok", f"{size(weights.stat().st_size)}, {found[:13]}")
+        else:
+            yield Check(f"weights {model}", "missing", f"checksum is {found}, should be {expected}", mend)
+
+
+def _machine(runs_dir: Path) -> Iterator[Check]:
+    from gcpo_bench.environment import cpu_model, memory_bytes, usable_cores
+
+    yield Check("machine", "ok", f"{cpu_model()}, {usable_cores()} cores, {size(memory_bytes())} memory")
+    existing = next(path for path in (runs_dir.absolute(), *runs_dir.absolute().parents) if path.exists())
+    writable = _is_writable(existing)
+    mend = "" if writable else "choose another --runs-dir or mend its permissions"
+    where = f"{runs_dir} can be written" if writable else f"{existing} cannot be written"
+    yield Check("runs folder", "ok" if writable else "missing", where, mend)
+    free = shutil.disk_usage(existing).free
+    scarce = free < MIN_DISK_BYTES
+    yield Check("disk", "warning" if scarce else "ok", f"{size(free)} free", "free some space" if scarce else "")
+
+
+def _is_writable(folder: Path) -> bool:
+    import tempfile
+
+    if not folder.is_dir():
+        return False
+    try:
+        with tempfile.TemporaryFile(dir=folder):  # permissions alone do not tell of read-only file systems
+            return True
+    except OSError:
+        return False
+
+
+def _extras() -> Iterator[Check]:
+    from gcpo_bench.environment import package_version
+
+    for package, extra in EXTRAS.items():
+        version = package_version(package)
+        mend = "" if version else f"pip install 'gcpo-bench[{extra}]'"
+        yield Check(f"optional: {package}", "ok", version or "not installed", mend)
+
+
+def _short(error: Exception) -> str:
+    text = " ".join(f"{type(error).__name__}: {error}".split())
+    return text if len(text) <= 160 else f"{text[:157]}..."

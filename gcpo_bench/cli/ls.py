@@ -1,0 +1,107 @@
+"""`gcpo-bench ls`: what there is to choose from."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from .options import JsonOption, RunsDirOption
+from .output import print_json, print_table
+
+
+class Kind(StrEnum):
+    presets = "presets"
+    methods = "methods"
+    models = "models"
+    rewards = "rewards"
+    selectors = "selectors"
+    weightings = "weightings"
+    benchmarks = "benchmarks"
+    runs = "runs"
+
+
+def ls_command(
+    kind: Annotated[Kind, typer.Argument(help="What to list.")],
+    runs_dir: RunsDirOption = Path("runs"),
+    as_json: JsonOption = False,
+) -> None:
+    """List presets, methods, models, rewards, selectors, weightings, benchmarks or runs."""
+    rows = _runs(runs_dir) if kind is Kind.runs else _registered(kind)
+    if as_json:
+        print_json(rows)
+    elif rows:
+        print_table(list(rows[0]), [[_cell(value) for value in row.values()] for row in rows])
+    else:
+        print(f"no runs in {runs_dir}")
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.3f}" if isinstance(value, float) else str(value)
+
+
+def _registered(kind: Kind) -> list[dict[str, Any]]:
+    if kind is Kind.presets:
+        from gcpo_bench.resolve import list_presets
+
+        return [{"name": preset.name, "summary": preset.description} for preset in list_presets()]
+    if kind is Kind.methods:
+        from gcpo_bench.methods import METHODS
+
+        return [{"name": name, "summary": method.summary} for name, method in METHODS.items()]
+    from gcpo_bench import registry
+
+    registries = {
+        Kind.models: registry.POLICIES,
+        Kind.rewards: registry.REWARDS,
+        Kind.selectors: registry.SELECTORS,
+        Kind.weightings: registry.WEIGHTINGS,
+        Kind.benchmarks: registry.BENCHMARKS,
+    }
+    return [{"name": name, "summary": entry.summary} for name, entry in registries[kind].entries.items()]
+
+
+def _runs(root: Path) -> list[dict[str, Any]]:
+    from gcpo_bench.runs import list_runs
+
+    return [_run(path) for path in list_runs(root)]
+
+
+def _run(path: Path) -> dict[str, Any]:
+    """One run in a line; a damaged one is listed with what is wrong instead of hiding the others."""
+    from gcpo_bench.errors import GcpoBenchError
+    from gcpo_bench.runs import open_run
+
+    row: dict[str, Any] = dict.fromkeys(("name", "state", "step", "of", "method", "model", "seed", "reward", "overall"))
+    row["name"] = path.name
+    try:
+        run = open_run(path)
+        status, rows = run.status(), run.metrics()
+        return row | {
+            "state": status.state,
+            "step": status.step,
+            "of": run.config.num_steps,
+            "method": run.config.method,
+            "model": run.config.policy.name,
+            "seed": run.config.seed,
+            "reward": rows[-1].get("reward/mean") if rows else None,
+            "overall": _overall(run.evaluation_dir(run.config.evaluation.benchmark) / "scores.json"),
+        }
+    except GcpoBenchError as error:
+        return row | {"state": f"damaged: {error}"}
+
+
+def _overall(path: Path) -> float | None:
+    from gcpo_bench.runs import read_json
+
+    if not path.exists():
+        return None
+    match read_json(path):
+        case {"metrics": {"overall": {"value": int() | float() as value}}}:
+            return float(value)
+        case _:
+            return None

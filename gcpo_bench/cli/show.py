@@ -1,0 +1,43 @@
+"""`gcpo-bench show`: the configuration a command line means, and where each value came from."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from .options import (
+    JsonOption,
+    MethodOption,
+    ModelOption,
+    OverrideOption,
+    RatioOption,
+    SeedOption,
+    StepsOption,
+    complete_presets,
+)
+from .output import print_json, print_table
+
+
+def show_command(
+    preset: Annotated[
+        str | None,
+        typer.Argument(help="Shipped preset or path of a .yaml file (scenes-gcpo).", autocompletion=complete_presets),
+    ] = None,
+    method: MethodOption = None,
+    model: ModelOption = None,
+    ratio: RatioOption = None,
+    seed: SeedOption = None,
+    num_steps: StepsOption = None,
+    override: OverrideOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Print the resolved configuration and the origin of each value."""
+    from gcpo_bench.resolve import resolve
+
+    flags = {"method": method, "model": model, "ratio": ratio, "seed": seed, "num_steps": num_steps}
+    resolved = resolve(preset, override or (), flags)
+    if as_json:
+        print_json({"config": resolved.config.model_dump(mode="json"), "origin": dict(resolved.origin)})
+    else:
+        print_table(("key", "value", "from"), resolved.rows())

@@ -1,0 +1,178 @@
+"""`gcpo-bench train`: a run, from the start or from where it stopped."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from .options import (
+    MethodOption,
+    ModelOption,
+    OverrideOption,
+    PresetOption,
+    RatioOption,
+    RunsDirOption,
+    SeedOption,
+    StepsOption,
+)
+from .output import duration, note, print_table, shell_quote, size
+from .progress import describe, progress
+
+if TYPE_CHECKING:
+    from gcpo_bench.config import RunConfig
+    from gcpo_bench.runs import Run
+
+MAY_CHANGE = ("num_steps", "logging.")
+"""What a resumed run may do differently: last longer and log otherwise. Anything else would be another experiment."""
+SUMMARY_STEPS = 5
+"""Steps at each end that the printed rewards are means of; a single step is too noisy to compare."""
+
+
+def train_command(
+    preset: PresetOption = None,
+    method: MethodOption = None,
+    model: ModelOption = None,
+    ratio: RatioOption = None,
+    seed: SeedOption = None,
+    num_steps: StepsOption = None,
+    override: OverrideOption = None,
+    name: Annotated[str | None, typer.Option(help="Name of the run; default: made from method, model, seed.")] = None,
+    runs_dir: RunsDirOption = Path("runs"),
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would run, how long; write nothing.")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Continue --name, or the run that stopped last; same settings.")
+    ] = False,
+) -> None:
+    """Train a policy; without options GCPO on the embedded world."""
+    from gcpo_bench import runs
+    from gcpo_bench.resolve import resolve
+
+    flags = {"method": method, "model": model, "ratio": ratio, "seed": seed, "num_steps": num_steps}
+    if resume:
+        run = runs.open_run(name, runs_dir) if name else _stopped_last(runs_dir)
+        config = _resumed_config(run, preset, override or [], flags)
+        if dry_run:
+            _print_plan(config, run.path, done=run.status().step)
+            return
+        if run.status().state == "finished" and run.status().step >= config.num_steps:
+            note(f"{run.path} is finished; train on with a larger --num-steps")
+            print(run.path)
+            return
+        if config != run.config:
+            with run.lock():
+                run.replace_config(config)
+    else:
+        config = resolve(preset, override or (), flags).config
+        stem = f"{config.method}-{config.policy.name}-seed{config.seed}"
+        name = runs.unused_name(runs_dir, stem) if name is None else name
+        runs.check_new(runs_dir, name)
+        if dry_run:
+            _print_plan(config, runs_dir / name)
+            return
+        run = runs.create(runs_dir, name, config)
+    _train(config, run, runs_dir, resume=resume)
+
+
+def _stopped_last(root: Path) -> Run:
+    """The run whose state was written last among those that are not finished."""
+    from gcpo_bench.errors import GcpoBenchError, RunError
+    from gcpo_bench.runs import list_runs, open_run
+
+    stopped: list[tuple[float, Run]] = []
+    for path in list_runs(root):
+        try:
+            run = open_run(path)
+            if run.status().state != "finished":
+                stopped.append((path.stat().st_mtime, run))
+        except GcpoBenchError as error:
+            note(f"passing over {path}: {error}")
+    if not stopped:
+        raise RunError(f"no unfinished run in {root}", hint="name one with --name, or start one: gcpo-bench train")
+    return max(stopped, key=lambda pair: pair[0])[1]
+
+
+def _resumed_config(run: Run, preset: str | None, override: list[str], flags: Mapping[str, Any]) -> RunConfig:
+    """The run's own configuration with the given options on top. Raises RunError if that is another experiment."""
+    from gcpo_bench.errors import RunError
+    from gcpo_bench.resolve import config_diff, resolve
+
+    config = resolve(preset, override, flags, base=run.config).config
+    differences = [item for item in config_diff(run.config, config) if not item[0].startswith(MAY_CHANGE)]
+    if differences:
+        listed = ", ".join(f"{key} (was {was}, now {now})" for key, was, now in differences)
+        raise RunError(
+            f"{run.path} was made with other settings: {listed}",
+            hint="leave these options out to resume it, or start another run with another --name",
+        )
+    return config
+
+
+def _train(config: RunConfig, run: Run, root: Path, *, resume: bool) -> None:
+    from gcpo_bench.errors import GcpoBenchError
+    from gcpo_bench.files import writing
+    from gcpo_bench.training.loop import train
+
+    note(f"training {config.method} on {config.policy.name}: {run.path}")
+    started = time.perf_counter()
+    done = (run.checkpoint_steps() or [0])[-1] if resume else 0
+    with writing(run.log_path), run.log_path.open("a", encoding="utf-8") as log, progress("step", done) as show:
+
+        def on_step(metrics: Mapping[str, float]) -> None:
+            step = int(metrics["step"])
+            show(step, config.num_steps, describe(metrics))
+            print(f"step {step}/{config.num_steps}  {describe(metrics)}", file=log, flush=True)
+
+        try:
+            train(config, run, resume=resume, on_step=on_step)
+        except GcpoBenchError as error:
+            print(f"stopped: {error}", file=log)
+            raise
+        except Exception as error:
+            # training marks the failures it knows; a defect must not leave the run "running" either
+            run.set_status("failed", run.status().step, f"internal error: {type(error).__name__}: {error}")
+            raise
+    _print_summary(run, root, time.perf_counter() - started)
+
+
+def _print_summary(run: Run, root: Path, seconds: float) -> None:
+    rewards = [row["reward/mean"] for row in run.metrics()]
+    if rewards:
+        ends = [sum(part) / len(part) for part in (rewards[:SUMMARY_STEPS], rewards[-SUMMARY_STEPS:])]
+        count = min(SUMMARY_STEPS, len(rewards))
+        note(f"reward {ends[0]:.3f} -> {ends[1]:.3f} (means of the first and last {count} steps), {duration(seconds)}")
+    where = [] if root == Path("runs") else ["--runs-dir", str(root)]
+    note(f"next: {shell_quote(['gcpo-bench', 'evaluate', run.name, *where])}")
+    note(f"then: {shell_quote(['gcpo-bench', 'report', *where])}")
+    print(run.path)
+
+
+def _print_plan(config: RunConfig, path: Path, done: int = 0) -> None:
+    from gcpo_bench.training.estimate import estimate
+
+    cost = estimate(config)
+    steps = max(config.num_steps - done, 0)
+    images = config.sampling.prompts_per_step * config.sampling.group_size
+    selectors = [f"{item.name} {item.ratio:g}" if item.ratio else item.name for item in config.selection.selectors]
+    kept = "everything but " if config.selection.complement else ""
+    rows = [
+        ("run", path),
+        ("method", config.method),
+        ("model", config.policy.name),
+        ("tokens trained on", kept + " + ".join(selectors)),
+        ("weight", config.weighting.name),
+        ("reward", " + ".join(f"{item.weight:g} {item.name}" for item in config.rewards)),
+        ("steps", f"{done + 1} to {config.num_steps}" if done else config.num_steps),
+        ("images", f"{images} a step, {images * steps:,} in all"),
+        (
+            "time",
+            f"about {duration(cost.seconds_per_step * steps)}, {cost.seconds_per_step:.2f} s a step (one measured)",
+        ),
+        ("disk", size(cost.bytes_on_disk)),
+        ("memory", f"{size(cost.peak_memory_bytes)} at the peak"),
+    ]
+    print_table(("would run", ""), rows)
+    note("nothing was written")
