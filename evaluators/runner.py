@@ -65,7 +65,7 @@ def evaluate(
     benchmark: Benchmark = BENCHMARKS.load(benchmark_name)(world=world)
     prompts = first_per_task(benchmark.prompts(), limit)
     drawing = {
-        "weights": weights_digest,
+        "weights_digest": weights_digest,
         "world": world,
         "seed": seed,
         "guidance_scale": guidance_scale,
@@ -74,7 +74,7 @@ def evaluate(
     identity = {
         "benchmark": benchmark.name,
         "version": benchmark.version,
-        "prompts": prompts_digest(prompts),
+        "prompts_digest": prompts_digest(prompts),
         "images_per_prompt": images_per_prompt,
         **drawing,
     }

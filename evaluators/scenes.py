@@ -159,7 +159,7 @@ class ScenesBenchmark:
 
     name = "scenes"
     version = "1"
-    prompt_set = "scenes-held-out"
+    prompt_set = "scenes-heldout"
 
     def __init__(self, world: str = "scenes-12") -> None:
         """`world` is that of the pictures expected; others of a registered size are judged as well."""
@@ -212,6 +212,10 @@ def _mean(values: Sequence[float]) -> float:
     return math.fsum(values) / len(values)
 
 
+def _variance(values: Sequence[float]) -> float:
+    return float(np.var(values, ddof=1)) if len(values) > 1 else math.nan
+
+
 def _metric(
     samples: Sequence[SampleScore],
     key: str,
@@ -230,13 +234,13 @@ def _metric(
     for sample in samples:
         by_task.setdefault(sample.tag, {}).setdefault(sample.prompt_id, []).append(sample.values[key])
     prompts = {tag: [reduce(values) for values in of_prompt.values()] for tag, of_prompt in by_task.items()}
+    weights = [len(values) if by_prompt else 1 for values in prompts.values()]
+    value = math.fsum(w * _mean(values) for w, values in zip(weights, prompts.values(), strict=True)) / sum(weights)
+    variance = math.fsum(
+        (w / sum(weights)) ** 2 * _variance(values) / len(values)
+        for w, values in zip(weights, prompts.values(), strict=True)
+    )
     total = sum(map(len, prompts.values()))
-    value = variance = 0.0
-    for values in prompts.values():
-        weight = len(values) / total if by_prompt else 1 / len(prompts)
-        value += weight * _mean(values)
-        spread = float(np.var(values, ddof=1)) if len(values) > 1 else math.nan
-        variance += weight**2 * spread / len(values)
     return Metric(value=value, stderr=math.sqrt(variance), n=total, **more)
 
 

@@ -84,7 +84,7 @@ def test_verdict_reason_and_dense_score_equal_the_slow_oracle() -> None:
 
 def test_suppression_of_overlaps_equals_the_slow_oracle() -> None:
     rng = np.random.default_rng(2)
-    for _ in range(400):
+    for _ in range(200):
         found: list[Detection] = []
         for _ in range(25):
             found.append(random_detection(rng, found))

@@ -1,13 +1,14 @@
 """Finds the objects of the embedded world in an image, from its pixels alone, and says what else is there.
 
 The image may come from any policy, also one that was rewarded for fooling a detector. So an object is only what looks
-like one: a connected blob, alone, of an object's size, in one palette colour, in one shape and clearly no other.
-Everything else that is not background counts as an unknown blob, down to a single pixel.
+like one: a connected blob, alone, of an object's size, in one palette colour, in one shape and clearly no other, hollow
+only where the shape is. Everything else that is not background counts as an unknown blob, down to a single pixel.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cache
 
 import numpy as np
@@ -101,12 +102,16 @@ def _recognize(
     purity = counts[color] / counts.sum()
     if color == _UNKNOWN or purity < MIN_PURITY:
         return None
-    overlaps = _overlaps(blob_YX)
-    second, best = np.sort(overlaps)[-2:]
+    templates = _templates(*blob_YX.shape)
+    overlaps_S = _overlaps(blob_YX, templates)
+    second, best = np.sort(overlaps_S)[-2:]
+    shape = int(overlaps_S.argmax())
     if best < MIN_IOU or best - second < MIN_MARGIN:
         return None
+    if best < 1 and _holes(blob_YX) != templates.holes_S[shape]:  # a perfect blob has the shape's holes
+        return None
     return Detection(
-        label=SHAPES[int(overlaps.argmax())],
+        label=SHAPES[shape],
         confidence=float(best * purity),
         box=(float(cols.start), float(rows.start), float(cols.stop), float(rows.stop)),
         color=COLOR_NAMES[color],
@@ -129,15 +134,28 @@ def _has_a_place(rows: slice, cols: slice, world: World) -> bool:
     )
 
 
-def _overlaps(blob_YX: npt.NDArray[np.bool_]) -> npt.NDArray[np.float64]:
-    """IoU with each shape drawn in the same box."""
-    shapes_SYX, areas_S = _templates(*blob_YX.shape)
-    common_S = (shapes_SYX & blob_YX).sum(axis=(1, 2))
-    overlaps_S: npt.NDArray[np.float64] = common_S / (areas_S + blob_YX.sum() - common_S)
-    return overlaps_S
+@dataclass(frozen=True, slots=True)
+class _Templates:
+    """Every shape drawn in one box."""
+
+    shapes_SYX: npt.NDArray[np.bool_]
+    areas_S: npt.NDArray[np.int64]
+    holes_S: tuple[int, ...]
 
 
 @cache
-def _templates(height: int, width: int) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.int64]]:
+def _templates(height: int, width: int) -> _Templates:
     shapes_SYX = np.stack([shape_mask(shape, height, width) for shape in SHAPES])
-    return shapes_SYX, shapes_SYX.sum(axis=(1, 2))
+    return _Templates(shapes_SYX, shapes_SYX.sum(axis=(1, 2)), tuple(_holes(shape_YX) for shape_YX in shapes_SYX))
+
+
+def _overlaps(blob_YX: npt.NDArray[np.bool_], templates: _Templates) -> npt.NDArray[np.float64]:
+    """IoU with each shape."""
+    common_S = (templates.shapes_SYX & blob_YX).sum(axis=(1, 2))
+    overlaps_S: npt.NDArray[np.float64] = common_S / (templates.areas_S + blob_YX.sum() - common_S)
+    return overlaps_S
+
+
+def _holes(blob_YX: npt.NDArray[np.bool_]) -> int:
+    """Gaps that the blob encloses: 1 in a ring, none in the other shapes."""
+    return int(ndimage.label(~np.pad(blob_YX, 1))[1]) - 1

@@ -70,7 +70,9 @@ def relation_names(a: Sequence[float], b: Sequence[float]) -> list[str]:
 def official(
     objects: Mapping[str, list[Detection]], metadata: Mapping[str, Any], colors: Sequence[str]
 ) -> tuple[bool, str]:
-    correct, lines, groups = True, [], []
+    correct = True
+    lines: list[str] = []
+    groups: list[Any] = []
     for need in metadata.get("include", []):
         name, count = need["class"], need["count"]
         found = objects.get(name, [])[:count]
@@ -112,7 +114,9 @@ def official(
 
 def reward_server(objects: Mapping[str, list[Detection]], metadata: Mapping[str, Any]) -> tuple[bool, float]:
     """strict_correct and score."""
-    strict, rewards, groups = True, [], []
+    strict = True
+    rewards: list[float] = []
+    groups: list[Any] = []
     for need in metadata.get("include", []):
         count = need["count"]
         found = objects.get(need["class"], [])
