@@ -33,9 +33,8 @@ def loss_and_gradient(
 ) -> tuple[LossOutput, Tensor]:
     leaf_BT = logprobs_BT.clone().requires_grad_()
     output = policy_loss(leaf_BT, batch, weighting, loss_config)
-    output.loss.backward()
-    assert leaf_BT.grad is not None
-    return output, leaf_BT.grad
+    (gradient_BT,) = torch.autograd.grad(output.loss, leaf_BT)
+    return output, gradient_BT
 
 
 @pytest.mark.parametrize("spread", SPREADS)
@@ -48,10 +47,9 @@ def test_official_loss_and_gradient_equal_the_released_statements(
     output, gradient_BT = loss_and_gradient(logprobs_BT, batch, OFFICIAL, config(beta=beta))
     leaf_BT = logprobs_BT.clone().requires_grad_()
     expected = objective.released_loss(leaf_BT, batch.ref_logprobs_BT, batch.advantages_B, batch.selected_BT, beta)
-    expected.backward()
-    assert leaf_BT.grad is not None
+    (expected_gradient_BT,) = torch.autograd.grad(expected, leaf_BT)
     assert abs(float(output.loss.detach() - expected.detach())) < 1e-10
-    torch.testing.assert_close(gradient_BT, leaf_BT.grad, atol=1e-10, rtol=0)
+    torch.testing.assert_close(gradient_BT, expected_gradient_BT, atol=1e-10, rtol=0)
 
 
 @pytest.mark.parametrize("spread", SPREADS)
@@ -225,12 +223,12 @@ def test_the_divergence_is_never_negative(shift: float, exponent: int, dtype: to
 
 
 def test_a_small_divergence_keeps_its_digits_in_float32() -> None:
-    logprobs_BT, batch = make_batch(4, 64, seed=0, spread=1e-3)
+    logprobs_BT, batch = make_batch(4, 64, seed=0, spread=1e-4)
     exact = float(policy_loss(logprobs_BT, batch, Uniform(), config()).metrics["loss/kl"])
     ref_BT = batch.ref_logprobs_BT - logprobs_BT  # around 0, so that the inputs lose nothing in float32
     single = dataclasses.replace(batch, ref_logprobs_BT=ref_BT.float(), advantages_B=batch.advantages_B.float())
     rounded = float(policy_loss(torch.zeros(4, 64), single, Uniform(), config()).metrics["loss/kl"])
-    assert rounded == pytest.approx(exact, rel=1e-3)  # exp(x) - x - 1 in float32 is off by 10 % and more here
+    assert rounded == pytest.approx(exact, rel=1e-3)  # exp(x) - x - 1 in float32 even gets the sign wrong here
 
 
 def test_a_token_that_is_not_covered_cannot_spoil_the_loss() -> None:

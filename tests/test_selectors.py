@@ -29,19 +29,23 @@ from gcpo_bench.training.selectors import (
     floor_share,
     select,
 )
-from gcpo_bench.training.types import TokenSignals
+from gcpo_bench.training.types import Selector, TokenSignals
 
 from .reference import selection
 from .reference.inputs import make_embeddings, make_signals
 
 RATIO_SELECTORS = ["initial", "structural", "diverse", "random", "top-entropy", "low-entropy"]
 CONSTRUCTORS: list[Callable[..., Any]] = [Initial, Structural, Diverse, Random, TopEntropy, LowEntropy]
-OFFICIAL = [
+OFFICIAL: list[tuple[str, Selector]] = [
     ("initial", Initial(ratio=0.1)),
     ("structural", Structural(ratio=0.1, window=(0.1, 0.9))),
     ("diverse", Diverse(ratio=0.1)),
 ]
-PRINTED = [("initial", Initial(ratio=0.1)), ("structural", Structural(ratio=0.1)), ("diverse", Diverse(ratio=0.1))]
+PRINTED: list[tuple[str, Selector]] = [
+    ("initial", Initial(ratio=0.1)),
+    ("structural", Structural(ratio=0.1)),
+    ("diverse", Diverse(ratio=0.1)),
+]
 
 
 def flat_signals(grid: tuple[int, int], **changed: list[float]) -> TokenSignals:
@@ -50,7 +54,8 @@ def flat_signals(grid: tuple[int, int], **changed: list[float]) -> TokenSignals:
     signals = TokenSignals(
         grid=grid, entropy_BT=zeros_BT, similarity_BT=zeros_BT, logprobs_BT=zeros_BT, noise_BT=zeros_BT
     )
-    return dataclasses.replace(signals, **{name: torch.tensor([values]) for name, values in changed.items()})
+    replaced: dict[str, Any] = {name: torch.tensor([values]) for name, values in changed.items()}
+    return dataclasses.replace(signals, **replaced)
 
 
 def nothing(signals: TokenSignals) -> Tensor:
@@ -134,7 +139,8 @@ def test_excluded_sets_are_disjoint_and_the_complement_is_the_rest(ratio: float,
     selectors = [(name, SELECTORS.load(name)(ratio=ratio)) for name in order[:3]]
     chosen = select(selectors, signals, "exclude", complement=False)
     count = math.floor(ratio * 42 + 1e-9)
-    assert torch.equal(sum(mask_BT.long() for mask_BT in chosen.subsets.values()), chosen.selected_BT.long())
+    times_taken_BT = torch.stack(list(chosen.subsets.values())).sum(dim=0)
+    assert torch.equal(times_taken_BT, chosen.selected_BT.long())
     assert (chosen.selected_BT.sum(dim=1) == 3 * count).all()
     rest = select(selectors, signals, "exclude", complement=True)
     assert torch.equal(rest.selected_BT, ~chosen.selected_BT)
@@ -160,7 +166,8 @@ def test_images_are_selected_independently_of_their_order(seed: int, order: list
         grid=signals.grid,
         **{name: getattr(signals, name)[order] for name in ("entropy_BT", "similarity_BT", "logprobs_BT", "noise_BT")},
     )
-    for selectors in (OFFICIAL, [("random", Random(ratio=0.1, sets=3))], [("low-confidence", LowConfidence())]):
+    others: list[tuple[str, Selector]] = [("random", Random(ratio=0.1, sets=3)), ("low-confidence", LowConfidence())]
+    for selectors in (OFFICIAL, others[:1], others[1:]):
         chosen_BT = select(selectors, signals, "exclude", complement=False).selected_BT
         assert torch.equal(select(selectors, shuffled, "exclude", complement=False).selected_BT, chosen_BT[order])
 
@@ -243,7 +250,7 @@ def test_too_few_free_tokens_are_refused_with_the_counts() -> None:
         Diverse(ratio=0.5)(signals, taken_BT)
     with pytest.raises(ValueError, match="structural takes 9 tokens an image, but only 8 of 10 are free"):
         Structural(ratio=0.9, window=(0.1, 0.9))(signals, nothing(signals))
-    halves = [("initial", Initial(ratio=0.6)), ("mine", Diverse(ratio=0.6))]
+    halves: list[tuple[str, Selector]] = [("initial", Initial(ratio=0.6)), ("mine", Diverse(ratio=0.6))]
     with pytest.raises(
         ConfigError, match="selector 'mine': diverse takes 6 tokens an image, but only 4 of 10 are free"
     ):

@@ -48,6 +48,15 @@ def confidence_weights(
     return weights
 
 
+def running_means(logprobs: Sequence[float], reference: Sequence[float], bound: float = 0.5) -> list[float]:
+    """The exp weights over all positions with one running sum: the loop a benchmark can compare with fairly."""
+    means, total = [], 0.0
+    for t, (policy, ref) in enumerate(zip(logprobs, reference, strict=True), start=1):
+        total += math.exp(clipped(policy - ref, bound))
+        means.append(total / t)
+    return means
+
+
 def released_loss(logprobs: Tensor, reference: Tensor, rewards_advantages: Tensor, mask: Tensor, beta: float) -> Tensor:
     """The released objective, one statement a quantity, gradient left to autograd; nothing is detached in the weight.
 
