@@ -13,6 +13,7 @@ from .load import HEADLINE, LOWER_IS_BETTER, ReportData, Variant, other_settings
 from .statistics import (
     Interval,
     PromptScores,
+    data_factor,
     holm,
     minimum_detectable_effect,
     paired_difference,
@@ -49,7 +50,7 @@ class Comparison:
 
     @property
     def detectable(self) -> float:
-        return minimum_detectable_effect(self.interval.stderr)
+        return minimum_detectable_effect(self.interval.stderr, self.interval.df)
 
     @property
     def verdict(self) -> Verdict:
@@ -66,7 +67,7 @@ class Comparison:
     @property
     def effort(self) -> float:
         """How many times the data it would take to detect the difference seen, or one point if it is smaller."""
-        return (self.detectable / max(abs(self.interval.value), WORTH_KNOWING)) ** 2
+        return data_factor(self.interval, max(abs(self.interval.value), WORTH_KNOWING))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,12 +85,16 @@ def variant_score(variant: Variant, benchmark: str, metric: str, task: str | Non
     if not by_seed:
         return None
     if len(by_seed) == 1:
-        return score_interval(next(iter(by_seed.values())))
-    prompts, tags = _common(list(by_seed.values()))
-    if not prompts:
-        return None
-    scores_SP = np.array([[scores[prompt][1] for prompt in prompts] for scores in by_seed.values()])
-    return two_way_difference(scores_SP, np.zeros_like(scores_SP), tags)
+        interval = score_interval(next(iter(by_seed.values())))
+    else:
+        prompts, tags = _common(list(by_seed.values()))
+        if not prompts:
+            return None
+        scores_SP = np.array([[scores[prompt][1] for prompt in prompts] for scores in by_seed.values()])
+        interval = two_way_difference(scores_SP, np.zeros_like(scores_SP), tags)
+    # no count is below 0 and no share above 1, however few the seeds
+    ceiling = math.inf if metric in LOWER_IS_BETTER else max(1.0, interval.value)
+    return replace(interval, low=max(interval.low, 0.0), high=min(interval.high, ceiling))
 
 
 def compare_all(data: ReportData, benchmark: str, metric: str = HEADLINE) -> tuple[list[Comparison], list[NotCompared]]:

@@ -33,7 +33,7 @@ class Pair:
 def gallery(data: ReportData) -> Fragment:
     """For each variant the prompts it changed most, against its start."""
     albums, records, markdown = [], [], []
-    for variant in data.trained:
+    for variant in sorted(data.trained, key=lambda variant: not variant.method.startswith("gcpo")):
         start = data.start_of(variant)
         if start is None or len(albums) == MAX_VARIANTS:
             continue

@@ -26,7 +26,7 @@ CRITERIA = {"initial": "#e69f00", "structural": "#56b4e9", "diverse": "#cc79a7"}
 OTHER_CRITERIA = ("#009e73", "#d55e00", "#f0e442", "#0072b2")
 INK = "#010203"
 """Stands for "the page's text colour" until the SVG is finished."""
-RC = {"svg.fonttype": "none", "font.size": 9.0, "axes.spines.top": False, "axes.spines.right": False, "axes.unicode_minus": True}
+RC = {"svg.fonttype": "none", "font.size": 10.5, "axes.spines.top": False, "axes.spines.right": False, "axes.unicode_minus": True}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

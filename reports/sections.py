@@ -20,11 +20,11 @@ from .token_maps import token_maps as token_maps
 
 CURVES = (
     ("reward/mean", "Reward", "mean of the training images"),
-    ("reward/strict", "Strict reward", "share of images that show exactly the asked scene"),
-    ("loss/kl_all", "Divergence from the reference", "k3 on all tokens, so methods compare"),
+    ("reward/strict", "Strict reward", "exactly the asked scene"),
+    ("loss/kl_all", "Divergence from the reference", "k3, all tokens"),
     ("tokens/entropy", "Entropy", "nats a token"),
-    ("reward/extra_objects", "Extra objects", "an image, beyond what was asked"),
-    ("groups/zero_variance_share", "Groups without variance", "share; they teach nothing"),
+    ("reward/extra_objects", "Extra objects", "an image"),
+    ("groups/zero_variance_share", "Groups without variance", "share"),
 )
 PHASES = ("rollout", "reward", "reference", "selection", "update")
 SMOOTHING = 12
@@ -70,6 +70,7 @@ def sentence(c: Comparison, family: int) -> str:
     who = f"{c.a}" if several else f"This {c.a} checkpoint"
     whom = "the start" if c.against == "start" else c.b
     difference = f"{interval_text(c.interval, signed=True)} points"
+    bounds = sorted((abs(c.interval.low), abs(c.interval.high)))
     basis = f"{c.interval.n} prompts, {c.interval.seeds} seed{'s' if several else ''}"
     if math.isnan(c.interval.stderr):
         return f"Cannot tell {who} from {whom}: {c.interval.n} prompts show no spread to judge {difference} by."
@@ -77,14 +78,14 @@ def sentence(c: Comparison, family: int) -> str:
         return f"{who} and {whom} score the same on every prompt ({basis})."
     if c.verdict != "cannot tell":
         size = points(abs(c.interval.value))
-        return f"{who} is {c.verdict} than {whom} by {size} points ({difference}; {basis})."
+        return f"{who} is {c.verdict} than {whom} by {size} points (95 % interval {points(bounds[0])} to {points(bounds[1])}; {basis})."
     text = f"Cannot tell {who} from {whom}: {difference} ({basis})."
     if c.interval.low > 0 or c.interval.high < 0:
         text += f" Alone it would count, but not as one of {family} comparisons (adjusted p {number(c.p_holm, 3)})."
     text += f" A true difference of {points(c.detectable)} points would be found four times in five;"
     target = "the difference seen" if abs(c.interval.value) >= 0.01 else "one point"
     more = "prompts and seeds" if several else "prompts"
-    return text + f" to find {target} takes about {max(c.effort, 1):.1f} times as many {more}."
+    return text + f" to find {target} takes about {c.effort:.1f} times as many {more}."
 
 
 def _advice(data: ReportData, found: Sequence[Comparison]) -> list[str]:
@@ -229,11 +230,9 @@ def _score_text(cell: Interval | None, metric: str) -> str:
 
 
 def _split(cell: Interval | None, metric: str) -> tuple[str, str]:
-    """The value, and half the interval's width."""
-    if cell is None:
-        return "–", ""
-    half = cell.high - cell.value
-    return (number(cell.value, 2), number(half, 2)) if _is_count(metric) else (points(cell.value), points(half))
+    """The value, and its interval."""
+    value, _, interval = _score_text(cell, metric).partition(" ")
+    return value, interval
 
 
 def _score_record(variant: Variant, benchmark: str, metric: str, task: str | None, cell: Interval) -> dict[str, Any]:

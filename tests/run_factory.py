@@ -73,7 +73,7 @@ def make_run(
         run.log(_metrics(step, steps, generator, method))
     if maps and steps:
         for step in sorted({1, *range(10, steps + 1, 10)}):
-            run.save_token_maps(step, token_maps(generator, step, prompt_texts))
+            run.save_token_maps(step, token_maps(generator, step, prompt_texts, method))
     if evaluated:
         evaluate(run, skill, prompts_per_task, images_per_prompt, prompt_texts or {})
     run.set_status("finished", steps)
@@ -131,7 +131,9 @@ def draw_scene(generator: np.random.Generator, count: int, pixels: int = 48) -> 
     return image_YXC, detections
 
 
-def token_maps(generator: np.random.Generator, step: int, texts: dict[str, str] | None, side: int = 12) -> dict[str, Any]:
+def token_maps(
+    generator: np.random.Generator, step: int, texts: dict[str, str] | None, method: str = "gcpo", side: int = 12
+) -> dict[str, Any]:
     prompts = list((texts or {}).values()) or [
         "a red circle",
         "a blue square and a green circle",
@@ -149,6 +151,11 @@ def token_maps(generator: np.random.Generator, step: int, texts: dict[str, str] 
     initial = np.broadcast_to((order < share).reshape(side, side), shape).copy()
     structural = _top(np.where(initial, -np.inf, gradient), share)
     diverse = _top(np.where(initial | structural, -np.inf, -similarity), share)
+    subsets = {"subset/initial": initial, "subset/structural": structural, "subset/diverse": diverse}
+    if method == "grpo":
+        subsets = {"subset/all": np.ones(shape, dtype=bool)}
+    if method == "random":
+        subsets = {"subset/random": _top(generator.random(shape), 3 * share)}
     return {
         "prompts": np.array(prompts),
         "images": images,
@@ -157,10 +164,8 @@ def token_maps(generator: np.random.Generator, step: int, texts: dict[str, str] 
         "similarity": similarity.astype(np.float32),
         "weight": (1 + 0.002 * step * generator.normal(size=shape)).astype(np.float32),
         "divergence": (0.01 * step * generator.normal(size=shape)).astype(np.float32),
-        "selected": initial | structural | diverse,
-        "subset/initial": initial,
-        "subset/structural": structural,
-        "subset/diverse": diverse,
+        "selected": np.logical_or.reduce(list(subsets.values())),
+        **subsets,
         "reward": generator.integers(0, 2, len(prompts)).astype(np.float32),
         "advantage": generator.normal(size=len(prompts)).astype(np.float32),
     }
