@@ -222,4 +222,5 @@ def parse_yaml(text: str) -> Any:
 
 
 def dump_yaml(value: Any) -> str:
-    return yaml.safe_dump(value, sort_keys=False, allow_unicode=True)
+    # ASCII only: PyYAML writes some control characters, such as U+0085, in a way it does not read back
+    return yaml.safe_dump(value, sort_keys=False)

@@ -1,0 +1,44 @@
+"""Fixtures that any test may use."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from hypothesis import settings
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # equal sums on every machine, and no fight over shared cores
+
+settings.register_profile("default", deadline=None)  # a busy machine is not a failure
+settings.load_profile("default")
+
+
+@dataclass(frozen=True, slots=True)
+class CliResult:
+    code: int
+    out: str
+    err: str
+
+
+Cli = Callable[..., CliResult]
+
+
+@pytest.fixture
+def cli(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Cli:
+    """Call the command line in this process, in an empty folder: `cli("ls", "methods")`."""
+    from gcpo_bench.cli.app import run
+
+    monkeypatch.chdir(tmp_path)
+
+    def call(*arguments: str) -> CliResult:
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as stop:
+            run(arguments)
+        out, err = capsys.readouterr()
+        assert isinstance(stop.value.code, int)
+        return CliResult(stop.value.code, out, err)
+
+    return call
