@@ -186,10 +186,11 @@ class _PlainLoader(yaml.SafeLoader):
         return super().compose_node(parent, index)
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
-        keys = [key.value for key, _ in node.value]
+        seen: list[Any] = []
         for key_node, _ in node.value:
-            if keys.count(key_node.value) > 1:
+            if key_node.value in seen:
                 raise yaml.YAMLError(f"key {key_node.value!r} is given twice (line {key_node.start_mark.line + 1})")
+            seen.append(key_node.value)
         return super().construct_mapping(node, deep)
 
     def construct_yaml_int(self, node: Any) -> Any:

@@ -304,7 +304,7 @@ def _chosen_method(
 
 
 def _expand_method(draft: _Draft, method: Any, source: str, problems: _Problems) -> None:
-    if method not in METHODS:
+    if not isinstance(method, str) or method not in METHODS:
         where = "" if source in {"default", "--method"} else f" ({source})"
         problems.add(f"unknown method {str(method)!r}{where}", did_you_mean(str(method), METHODS))
         return
