@@ -178,4 +178,6 @@ def _identity_difference(a: Variant, b: Variant, benchmark: str) -> str:
 
 
 def _differing(a: Mapping[str, object], b: Mapping[str, object]) -> str:
-    return ", ".join(f"{key} {a.get(key)} / {b.get(key)}" for key in sorted(a.keys() | b.keys()) if a.get(key) != b.get(key))
+    return ", ".join(
+        f"{key} {a.get(key)} / {b.get(key)}" for key in sorted(a.keys() | b.keys()) if a.get(key) != b.get(key)
+    )

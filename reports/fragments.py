@@ -49,7 +49,11 @@ def templates() -> Environment:
         loader=FunctionLoader(asset), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters.update(
-        points=tables.points, number=tables.number, seconds=tables.seconds, plain=tables.plain, interval=tables.interval_text
+        points=tables.points,
+        number=tables.number,
+        seconds=tables.seconds,
+        plain=tables.plain,
+        interval=tables.interval_text,
     )
     return environment
 

@@ -32,7 +32,9 @@ class Pair:
 
 def gallery(data: ReportData) -> Fragment:
     """For each variant the prompts it changed most, against its start."""
-    albums, records, markdown = [], [], []
+    albums: list[dict[str, Any]] = []
+    records: list[dict[str, Any]] = []
+    markdown: list[str] = []
     for variant in sorted(data.trained, key=lambda variant: not variant.method.startswith("gcpo")):
         start = data.start_of(variant)
         if start is None or len(albums) == MAX_VARIANTS:
@@ -102,9 +104,7 @@ def paired(before: LoadedRun, after: LoadedRun, benchmark: str) -> list[Pair]:
         change = b_scores[prompt_id][1] - a_scores[prompt_id][1]
         sign = 1 if change >= 0 else -1
         shown = max(images, key=lambda pair: sign * (pair[1].values[HEADLINE] - pair[0].values[HEADLINE]))
-        pairs.append(
-            Pair(prompt=shown[1].prompt, tag=shown[1].tag, change=change, before=shown[0], after=shown[1])
-        )
+        pairs.append(Pair(prompt=shown[1].prompt, tag=shown[1].tag, change=change, before=shown[0], after=shown[1]))
     return pairs
 
 
@@ -164,7 +164,6 @@ def _album_markdown(album: dict[str, Any]) -> str:
         for pair in group["pairs"]
     ]
     return (
-        f"{markdown_text(album['variant'])} against its start: {album['better']} prompts better, {album['worse']} worse, "
-        f"{album['same']} the same.\n\n"
-        + markdown_table(["prompt", "change, points", "before", "after"], rows)
+        f"{markdown_text(album['variant'])} against its start: {album['better']} prompts better, {album['worse']} "
+        f"worse, {album['same']} the same.\n\n" + markdown_table(["prompt", "change, points", "before", "after"], rows)
     )

@@ -128,7 +128,11 @@ class Variant:
 
     def scores(self, benchmark: str, metric: str) -> dict[int, PromptScores]:
         """seed -> prompt scores, for the seeds that were evaluated."""
-        found = {r.config.seed: r.evaluations[benchmark].prompt_scores(metric) for r in self.runs if benchmark in r.evaluations}
+        found = {
+            r.config.seed: r.evaluations[benchmark].prompt_scores(metric)
+            for r in self.runs
+            if benchmark in r.evaluations
+        }
         return {seed: scores for seed, scores in found.items() if scores}
 
     def evaluations(self, benchmark: str) -> list[Evaluation]:
@@ -171,7 +175,9 @@ class ReportData:
 def other_settings(a: Variant, b: Variant) -> list[str]:
     """Dotted keys in which two variants differ although their methods do not ask for it."""
     keys = sorted(a.settings.keys() | b.settings.keys())
-    return [key for key in keys if key.split(".")[0] not in METHOD_SETTINGS and a.settings.get(key) != b.settings.get(key)]
+    return [
+        key for key in keys if key.split(".")[0] not in METHOD_SETTINGS and a.settings.get(key) != b.settings.get(key)
+    ]
 
 
 def load(paths: Sequence[Path]) -> ReportData:
@@ -246,7 +252,8 @@ def load_evaluation(run: Run, benchmark: str) -> Evaluation:
         raise CorruptDataError(f"{scores_path} is damaged: not an evaluation", hint="evaluate the run again")
     scored = [sample for sample in samples if not sample.unscored]
     frame = pd.DataFrame(
-        [{"prompt_id": s.prompt_id, "tag": s.tag, **s.values} for s in scored], columns=None if scored else ["prompt_id", "tag"]
+        [{"prompt_id": s.prompt_id, "tag": s.tag, **s.values} for s in scored],
+        columns=None if scored else ["prompt_id", "tag"],
     )
     return Evaluation(
         benchmark=benchmark,
@@ -264,7 +271,9 @@ def _sample(row: Mapping[str, Any], path: Path, number: int) -> Sample:
         if not all(math.isfinite(value) for value in values.values()):
             raise ValueError("a value is not finite")
         detections = tuple(row.get("detections") or ())
-        if not all(len(item["box"]) == 4 and all(math.isfinite(float(edge)) for edge in item["box"]) for item in detections):
+        if not all(
+            len(item["box"]) == 4 and all(math.isfinite(float(edge)) for edge in item["box"]) for item in detections
+        ):
             raise ValueError("a box does not have 4 finite edges")
         return Sample(
             prompt_id=str(row["prompt_id"]),
@@ -303,7 +312,9 @@ def _token_maps(run: Run, step: int, arrays: Mapping[str, np.ndarray]) -> TokenM
         array = arrays.get(name)
         if array is None or array.ndim != dimensions:
             found = "missing" if array is None else f"{array.ndim}-dimensional, not {dimensions}"
-            raise CorruptDataError(f"{path} is damaged: {name!r} is {found}", hint="delete it; the report leaves that step out")
+            raise CorruptDataError(
+                f"{path} is damaged: {name!r} is {found}", hint="delete it; the report leaves that step out"
+            )
         return array
 
     prompts = tuple(str(text) for text in wanted("prompts", 1))
@@ -363,7 +374,9 @@ def group(runs: Sequence[LoadedRun]) -> tuple[tuple[Variant, ...], list[str]]:
             members[key][0 if run.is_start else run.config.seed] = run
         elif run.evaluations and not earlier.evaluations:
             members[key][earlier.config.seed if not run.is_start else 0] = run
-            notes.append(f"{earlier.name} is left out: {run.name} has the same configuration and seed and was evaluated")
+            notes.append(
+                f"{earlier.name} is left out: {run.name} has the same configuration and seed and was evaluated"
+            )
         else:
             notes.append(f"{run.name} is left out: {earlier.name} has the same configuration and seed")
     labels = _labels({key: next(iter(of_seed.values())) for key, of_seed in members.items()}, settings)

@@ -32,7 +32,9 @@ def write_report(run_paths: Sequence[Path], out: Path, formats: Sequence[str] = 
     """
     unknown = [name for name in formats if name not in FORMATS]
     if unknown or not formats:
-        raise ConfigError(f"unknown report format {', '.join(unknown) or '(none)'!r}", hint=f"known: {', '.join(FORMATS)}")
+        raise ConfigError(
+            f"unknown report format {', '.join(unknown) or '(none)'!r}", hint=f"known: {', '.join(FORMATS)}"
+        )
     if out.exists() and not out.is_dir():
         raise ConfigError(f"{out} is a file; a report is a folder of files", hint="give --out a folder")
     files = build(load(run_paths), formats)
@@ -56,8 +58,8 @@ def build(data: ReportData, formats: Sequence[str] = FORMATS) -> dict[str, str]:
             for name, content in fragment.csv.items():
                 files[f"report-{name}.csv" if name else "report.csv"] = content
     if "json" in formats:
-        content = {name: fragment.data for name, fragment in fragments.items()}
-        files["report.json"] = json.dumps(jsonable(content), indent=1, allow_nan=False) + "\n"
+        record = {name: fragment.data for name, fragment in fragments.items()}
+        files["report.json"] = json.dumps(jsonable(record), indent=1, allow_nan=False) + "\n"
     return files
 
 
@@ -69,8 +71,8 @@ def summary(data: ReportData) -> str:
     images = sum(len(e.samples) for run in data.runs for e in run.evaluations.values())
     models = ", ".join(sorted({run.config.policy.name for run in data.runs}))
     return (
-        f"{_count(len(runs), 'run')} of {_count(len(data.trained), 'variant')}, {_count(len(seeds), 'seed')}, model {models}; "
-        f"{_count(len(prompts), 'held-out prompt')}, {_count(images, 'judged image')}"
+        f"{_count(len(runs), 'run')} of {_count(len(data.trained), 'variant')}, {_count(len(seeds), 'seed')}, "
+        f"model {models}; {_count(len(prompts), 'held-out prompt')}, {_count(images, 'judged image')}"
     )
 
 
@@ -91,18 +93,22 @@ def html_page(data: ReportData, fragments: dict[str, Fragment]) -> str:
         f"default-src 'none'; img-src data:; style-src '{_digest(style)}'; script-src '{_digest(script)}'; "
         "base-uri 'none'; form-action 'none'"
     )
-    return templates().get_template("report.html").render(
-        policy=policy,
-        style=Markup(style),
-        script=Markup(script),
-        summary=plain(summary(data), 1000),
-        notes=len(data.notes),
-        sections=[(name, fragment) for name, fragment in fragments.items()],
-        blocks=[
-            (identifier, script_json(content))
-            for fragment in fragments.values()
-            for identifier, content in fragment.page_data.items()
-        ],
+    return (
+        templates()
+        .get_template("report.html")
+        .render(
+            policy=policy,
+            style=Markup(style),
+            script=Markup(script),
+            summary=plain(summary(data), 1000),
+            notes=len(data.notes),
+            sections=list(fragments.items()),
+            blocks=[
+                (identifier, script_json(content))
+                for fragment in fragments.values()
+                for identifier, content in fragment.page_data.items()
+            ],
+        )
     )
 
 

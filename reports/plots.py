@@ -11,6 +11,7 @@ import io
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import matplotlib as mpl
 import numpy as np
@@ -26,7 +27,13 @@ CRITERIA = {"initial": "#e69f00", "structural": "#56b4e9", "diverse": "#cc79a7"}
 OTHER_CRITERIA = ("#009e73", "#d55e00", "#f0e442", "#0072b2")
 INK = "#010203"
 """Stands for "the page's text colour" until the SVG is finished."""
-RC = {"svg.fonttype": "none", "font.size": 10.5, "axes.spines.top": False, "axes.spines.right": False, "axes.unicode_minus": True}
+RC: dict[Any, Any] = {
+    "svg.fonttype": "none",
+    "font.size": 10.5,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.unicode_minus": True,
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -163,28 +170,27 @@ def heat_map(values_HW: np.ndarray, low: float, high: float, colors: str) -> np.
 def chosen_overlay(
     image_YXC: np.ndarray, selected_HW: np.ndarray, subsets_HW: Mapping[str, np.ndarray], colors: Mapping[str, str]
 ) -> np.ndarray:
-    """uint8 (Y, X, 3): tokens not trained on are dimmed, each criterion's tokens are tinted and framed in its colour."""
-    cell = max(image_YXC.shape[0] // selected_HW.shape[0], 1)
+    """uint8 (Y, X, 3): tokens not trained on are dimmed, those a criterion chose are tinted and framed."""
+    height, width = image_YXC.shape[:2]
+    row_Y = np.arange(height) * selected_HW.shape[0] // height
+    column_X = np.arange(width) * selected_HW.shape[1] // width
+    cell = np.ix_(row_Y, column_X)
+    line = max(height // selected_HW.shape[0] // 10, 1)
+    edge_YX = _near_change(row_Y, line)[:, None] | _near_change(column_X, line)[None, :]
     result = image_YXC.astype(np.float32)
-    result *= np.where(_magnify(selected_HW, cell, image_YXC), 1.0, 0.38)[..., None]
+    result *= np.where(selected_HW[cell], 1.0, 0.38)[..., None]
     for name, chosen_HW in subsets_HW.items():
         color = np.array(mpl.colors.to_rgb(colors[name]), dtype=np.float32) * 255
-        inside = _magnify(chosen_HW, cell, image_YXC)
-        result[inside] = 0.55 * result[inside] + 0.45 * color
-        result[inside & _cell_frame(image_YXC, cell)] = color
+        inside_YX = chosen_HW[cell]
+        result[inside_YX] = 0.55 * result[inside_YX] + 0.45 * color
+        result[inside_YX & edge_YX] = color
     return result.round().clip(0, 255).astype(np.uint8)
 
 
-def _magnify(mask_HW: np.ndarray, cell: int, image_YXC: np.ndarray) -> np.ndarray:
-    return np.kron(mask_HW, np.ones((cell, cell), dtype=bool))[: image_YXC.shape[0], : image_YXC.shape[1]]
-
-
-def _cell_frame(image_YXC: np.ndarray, cell: int) -> np.ndarray:
-    rows, columns = np.indices(image_YXC.shape[:2])
-    width = max(cell // 10, 1)
-    return np.minimum(
-        np.minimum(rows % cell, columns % cell), np.minimum(cell - 1 - rows % cell, cell - 1 - columns % cell)
-    ) < width
+def _near_change(index: np.ndarray, line: int) -> np.ndarray:
+    """True within `line` pixels of where a cell begins or ends."""
+    padded = np.pad(index, line, constant_values=-1)
+    return np.asarray((padded[: -2 * line] != index) | (padded[2 * line :] != index))
 
 
 def enlarge(image_YXC: np.ndarray, pixels: int) -> np.ndarray:

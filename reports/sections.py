@@ -43,12 +43,16 @@ def verdict(data: ReportData) -> Fragment:
         found += compared
         refused += not_compared
     found.sort(key=lambda c: (c.benchmark, c.against != "baseline"))  # stable: the variants keep their order
-    reach = max((abs(edge) for c in found for edge in (c.interval.low, c.interval.high) if math.isfinite(edge)), default=1)
+    reach = max(
+        (abs(edge) for c in found for edge in (c.interval.low, c.interval.high) if math.isfinite(edge)), default=1
+    )
     rows = [
         {"comparison": c, "sentence": sentence(c, len(found)), "bar": whisker(c.interval, -reach, reach)} for c in found
     ]
     advice = _advice(data, found)
-    lines = [f"- {markdown_text(sentence(c, len(found)), 2000)}" for c in found]
+    lines = [f"- {markdown_text(sentence(c, len(found)), 2000)}" for c in found] or [
+        "Nothing can be compared yet: evaluate the runs, and a start or a GRPO run beside them.\n"
+    ]
     lines += [f"- Not compared: {markdown_text(f'{r.a} with {r.b}: {r.reason}', 2000)}" for r in refused]
     lines += [f"- {markdown_text(line, 2000)}" for line in advice]
     header = (
@@ -58,7 +62,7 @@ def verdict(data: ReportData) -> Fragment:
     return Fragment(
         title="Verdict",
         html=render("verdict", rows=rows, refused=refused, advice=advice),
-        markdown="\n".join(lines or ["Nothing can be compared: evaluate the runs and a start or a GRPO run first."]) + "\n",
+        markdown="\n".join(lines) + "\n",
         data={"comparisons": [_comparison_record(c) for c in found], "not_compared": [_refusal(r) for r in refused]},
         csv={"comparisons": csv_table(header.split(","), [list(_comparison_record(c).values()) for c in found])},
     )
@@ -70,7 +74,7 @@ def sentence(c: Comparison, family: int) -> str:
     who = f"{c.a}" if several else f"This {c.a} checkpoint"
     whom = "the start" if c.against == "start" else c.b
     difference = f"{interval_text(c.interval, signed=True)} points"
-    bounds = sorted((abs(c.interval.low), abs(c.interval.high)))
+    closest, furthest = map(points, sorted((abs(c.interval.low), abs(c.interval.high))))
     basis = f"{c.interval.n} prompts, {c.interval.seeds} seed{'s' if several else ''}"
     if math.isnan(c.interval.stderr):
         return f"Cannot tell {who} from {whom}: {c.interval.n} prompts show no spread to judge {difference} by."
@@ -78,7 +82,7 @@ def sentence(c: Comparison, family: int) -> str:
         return f"{who} and {whom} score the same on every prompt ({basis})."
     if c.verdict != "cannot tell":
         size = points(abs(c.interval.value))
-        return f"{who} is {c.verdict} than {whom} by {size} points (95 % interval {points(bounds[0])} to {points(bounds[1])}; {basis})."
+        return f"{who} is {c.verdict} than {whom} by {size} points (95 % interval {closest} to {furthest}; {basis})."
     text = f"Cannot tell {who} from {whom}: {difference} ({basis})."
     if c.interval.low > 0 or c.interval.high < 0:
         text += f" Alone it would count, but not as one of {family} comparisons (adjusted p {number(c.p_holm, 3)})."
@@ -165,7 +169,9 @@ def scores(data: ReportData) -> Fragment:
                 if cell is not None
             ]
         header = [label for *_, label in columns]
-        texts = [[_score_text(cell, metric) for cell, (metric, *_) in zip(cells, columns, strict=True)] for _, cells in rows]
+        texts = [
+            [_score_text(cell, metric) for cell, (metric, *_) in zip(cells, columns, strict=True)] for _, cells in rows
+        ]
         parts.append(
             render(
                 "scores",
@@ -188,12 +194,30 @@ def scores(data: ReportData) -> Fragment:
             + markdown_table(
                 ["variant", *header, "prompts", "seeds"],
                 [
-                    [markdown_text(v.label), *text, str(max(c.n for c in cells if c)), str(max(c.seeds for c in cells if c))]
+                    [
+                        markdown_text(v.label),
+                        *text,
+                        str(max(c.n for c in cells if c)),
+                        str(max(c.seeds for c in cells if c)),
+                    ]
                     for (v, cells), text in zip(rows, texts, strict=True)
                 ],
             )
         )
-    fields = ["benchmark", "variant", "method", "metric", "task", "value", "low", "high", "stderr", "prompts", "seeds", "interval"]
+    fields = [
+        "benchmark",
+        "variant",
+        "method",
+        "metric",
+        "task",
+        "value",
+        "low",
+        "high",
+        "stderr",
+        "prompts",
+        "seeds",
+        "interval",
+    ]
     return Fragment(
         title="Scores",
         html=render("joined", parts=parts) if parts else render("nothing", text="No run has been evaluated yet."),
@@ -210,7 +234,9 @@ def _score_columns(data: ReportData, benchmark: str) -> list[tuple[str, str | No
     metrics: list[str] = []
     for frame in frames:
         tags += [tag for tag in frame["tag"].unique() if tag not in tags]
-        metrics += [name for name in frame.columns if name not in ("prompt_id", "tag", HEADLINE) and name not in metrics]
+        metrics += [
+            name for name in frame.columns if name not in ("prompt_id", "tag", HEADLINE) and name not in metrics
+        ]
     arrow = {name: " ↓" if name in LOWER_IS_BETTER else "" for name in metrics}
     return [
         (HEADLINE, None, "overall"),
@@ -257,7 +283,9 @@ def _score_record(variant: Variant, benchmark: str, metric: str, task: str | Non
 
 def curves(data: ReportData) -> Fragment:
     """Training curves: a line a variant, the range over seeds as a band."""
-    charts, rows, last = [], [], {}
+    charts: list[dict[str, str]] = []
+    rows: list[list[Any]] = []
+    last: dict[str, dict[str, float]] = {}
     variants = [variant for variant in data.trained if any(len(run.metrics) for run in variant.runs)]
     for key, title, unit in CURVES:
         series = []
@@ -283,11 +311,16 @@ def curves(data: ReportData) -> Fragment:
     keys = [key for key, *_ in CURVES]
     return Fragment(
         title="Training",
-        html=render("curves", charts=charts, legend_items=legend, seeds=max((len(v.runs) for v in variants), default=0)),
+        html=render(
+            "curves", charts=charts, legend_items=legend, seeds=max((len(v.runs) for v in variants), default=0)
+        ),
         markdown="At the last step:\n\n"
         + markdown_table(
             ["variant", *keys],
-            [[markdown_text(label), *(number(values.get(key, math.nan), 3) for key in keys)] for label, values in last.items()],
+            [
+                [markdown_text(label), *(number(values.get(key, math.nan), 3) for key in keys)]
+                for label, values in last.items()
+            ],
         )
         if last
         else "No run has training metrics.\n",
@@ -386,7 +419,9 @@ def reproduce(data: ReportData) -> Fragment:
     if data.notes:
         markdown += ["What is missing or left out:", "", *(f"- {markdown_text(note, 2000)}" for note in data.notes), ""]
     for run in runs:
-        markdown.append(f"- {markdown_text(run['name'])} ({markdown_text(run['variant'])}, seed {run['seed']}, {run['state']})")
+        markdown.append(
+            f"- {markdown_text(run['name'])} ({markdown_text(run['variant'])}, seed {run['seed']}, {run['state']})"
+        )
         markdown += [f"  - {markdown_text(command, 2000)}" for command in run["commands"]]
     if diff:
         markdown += ["", "Settings that differ:", ""]
@@ -425,5 +460,3 @@ def _run_record(variant: Variant, run: Any) -> dict[str, Any]:
 def _command(record: Mapping[str, Any]) -> str:
     argv = record.get("argv")
     return shlex.join(map(str, argv)) if isinstance(argv, list) and argv else "command not recorded"
-
-

@@ -90,7 +90,9 @@ def data_factor(interval: Interval, effect: float) -> float:
         return math.inf
     if excess(1.0) <= 0:
         return 1.0
-    return float(optimize.brentq(excess, 1.0, 1.01 * (minimum_detectable_effect(interval.stderr, interval.df) / effect) ** 2))
+    return float(
+        optimize.brentq(excess, 1.0, 1.01 * (minimum_detectable_effect(interval.stderr, interval.df) / effect) ** 2)
+    )
 
 
 # --- one seed -------------------------------------------------------------------------------------------------------
@@ -295,10 +297,14 @@ def _stratified_t(strata: Mapping[str, Floats], confidence: float, method: str) 
     return _t_interval(value, math.sqrt(variance), df, n, 1, confidence, method)
 
 
-def _t_interval(
-    value: float, stderr: float, df: float, n: int, seeds: int, confidence: float, method: str
-) -> Interval:
-    half = math.inf if math.isnan(stderr) else 0.0 if stderr == 0 else float(stats.t.ppf((1 + confidence) / 2, df)) * stderr
+def _t_interval(value: float, stderr: float, df: float, n: int, seeds: int, confidence: float, method: str) -> Interval:
+    half = (
+        math.inf
+        if math.isnan(stderr)
+        else 0.0
+        if stderr == 0
+        else float(stats.t.ppf((1 + confidence) / 2, df)) * stderr
+    )
     return Interval(
         value=value, low=value - half, high=value + half, n=n, seeds=seeds, method=method, stderr=stderr, df=df
     )

@@ -49,7 +49,8 @@ def interval_text(interval: Interval, *, scale: float = 100.0, digits: int = 1, 
 def plain(text: str, limit: int = PROMPT_LIMIT) -> str:
     """One visible line: control, bidirectional and separator characters are spelled out, long texts are cut."""
     shown = "".join(
-        f"\\u{ord(c):04x}" if unicodedata.category(c) in {"Cc", "Cf", "Zl", "Zp", "Cs"} and c != "\n" else c for c in text
+        f"\\u{ord(c):04x}" if unicodedata.category(c) in {"Cc", "Cf", "Zl", "Zp", "Cs"} and c != "\n" else c
+        for c in text
     )
     shown = " ".join(shown.split())
     return shown if len(shown) <= limit else f"{shown[: limit - 1]}…"
@@ -57,7 +58,11 @@ def plain(text: str, limit: int = PROMPT_LIMIT) -> str:
 
 def markdown_text(text: str, limit: int = PROMPT_LIMIT) -> str:
     """Text that Markdown shows as it is: no pipes, tags, links, emphasis or code."""
-    return re.sub(r"([\\`*_{}\[\]()#+!|<>~&$@-])", r"\\\1", plain(text, limit)).replace("\\<", "&lt;").replace("\\>", "&gt;")
+    return (
+        re.sub(r"([\\`*_{}\[\]()#+!|<>~&$@-])", r"\\\1", plain(text, limit))
+        .replace("\\<", "&lt;")
+        .replace("\\>", "&gt;")
+    )
 
 
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]], *, numeric_from: int = 1) -> str:

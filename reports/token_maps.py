@@ -39,7 +39,9 @@ def token_maps(data: ReportData) -> Fragment:
     if not chosen:
         text = "No run has token maps; train with logging.token_maps_every above 0."
         return Fragment(title="Token maps", html=render("nothing", text=text), markdown=f"{text}\n", data={})
-    names = sorted({name for _, run in chosen for maps in run.token_maps for name in maps.subsets_MHW}, key=_criterion_order)
+    names = sorted(
+        {name for _, run in chosen for maps in run.token_maps for name in maps.subsets_MHW}, key=_criterion_order
+    )
     colors = plots.criterion_colors(names)
     runs = [_run_payload(variant, run) for variant, run in chosen]
     payload = {
@@ -54,7 +56,13 @@ def token_maps(data: ReportData) -> Fragment:
     composites = [_composite(variant, run, colors) for variant, run in chosen[:MAX_COMPOSITES]]
     return Fragment(
         title="Token maps",
-        html=render("token_maps", criteria=criteria, layers=payload["layers"], composites=composites, omitted=_omitted(data, chosen)),
+        html=render(
+            "token_maps",
+            criteria=criteria,
+            layers=payload["layers"],
+            composites=composites,
+            omitted=_omitted(data, chosen),
+        ),
         markdown=_markdown(chosen),
         data={"token_maps": [{"run": run.name, "steps": [maps.step for maps in run.token_maps]} for _, run in chosen]},
         page_data={"token-map-data": payload},
@@ -184,4 +192,6 @@ def _markdown(chosen: Sequence[tuple[Variant, LoadedRun]]) -> str:
         cells += [number(float(np.nanmean(maps.maps_MHW[key])), 3) if key in maps.maps_MHW else "–" for key in LAYERS]
         rows.append([markdown_text(f"{variant.label}, seed {run.config.seed}"), str(maps.step), *cells])
     header = ["run", "step", "selected share", *(label.lower() for label, *_ in LAYERS.values())]
-    return "Means over the tracked prompts at the last step (the pictures are in report.html):\n\n" + markdown_table(header, rows)
+    return "Means over the tracked prompts at the last step (the pictures are in report.html):\n\n" + markdown_table(
+        header, rows
+    )

@@ -30,7 +30,7 @@ HOSTILE = (
     "' onmouseover='window.hacked=1",
     "{{ 7*7 }} {% raw %} ${7*7}",
     "]]> <!-- --> <![CDATA[",
-    "=HYPERLINK(\"http://x\",\"y\")",
+    '=HYPERLINK("http://x","y")',
     "+1+1 | a | b |\n# heading\n- item",
     "@SUM(1)\t-2",
     "\u202eright to left\u202c \u05d0\u05d1\u05d2 \u0627\u0644\u0639",
@@ -127,7 +127,9 @@ def draw_scene(generator: np.random.Generator, count: int, pixels: int = 48) -> 
         if shape == "circle":
             inside = (rows - top - size / 2 + 0.5) ** 2 + (columns - left - size / 2 + 0.5) ** 2 < (size / 2) ** 2
         image_YXC[inside] = COLORS[color]
-        detections.append({"label": shape, "color": color, "confidence": 0.97, "box": [left, top, left + size, top + size]})
+        detections.append(
+            {"label": shape, "color": color, "confidence": 0.97, "box": [left, top, left + size, top + size]}
+        )
     return image_YXC, detections
 
 
@@ -198,7 +200,10 @@ def evaluate(run: runs.Run, skill: float, prompts_per_task: int, images_per_prom
                 lines.append(
                     {
                         "prompt_id": prompt_id,
-                        "prompt": texts.get(prompt_id, f"{objects} {'things' if objects > 1 else 'thing'}, {task.replace('_', ' ')} {number}"),
+                        "prompt": texts.get(
+                            prompt_id,
+                            f"{objects} {'things' if objects > 1 else 'thing'}, {task.replace('_', ' ')} {number}",
+                        ),
                         "tag": task,
                         "image_index": index,
                         "image": str(path.relative_to(run.path)),
@@ -218,17 +223,37 @@ def evaluate(run: runs.Run, skill: float, prompts_per_task: int, images_per_prom
     folder.mkdir(parents=True)
     (folder / "samples.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
     identity = {"prompts_digest": "abc123", "images_per_prompt": images_per_prompt, "seed": 0, "guidance_scale": 1.0}
-    scores = {"benchmark": "scenes", "version": "1", "metrics": {}, "identity": {**identity, "weights_digest": run.name}}
+    scores = {
+        "benchmark": "scenes",
+        "version": "1",
+        "metrics": {},
+        "identity": {**identity, "weights_digest": run.name},
+    }
     (folder / "scores.json").write_text(json.dumps(scores), encoding="utf-8")
 
 
-def make_study(root: Path, *, seeds: int = 1, methods: tuple[str, ...] = ("grpo", "gcpo", "random"), **options: Any) -> list[Path]:
+def make_study(
+    root: Path,
+    *,
+    seeds: int = 1,
+    methods: tuple[str, ...] = ("grpo", "gcpo", "random"),
+    steps: int = 60,
+    **options: Any,
+) -> list[Path]:
     """A start and `seeds` runs of each method; GCPO a little better than GRPO, random a little worse."""
     skill = {"grpo": 0.70, "gcpo": 0.76, "random": 0.62}
     paths = [make_run(root, "start-scenes-12", method="grpo", steps=0, skill=0.55, **options).path]
     for method in methods:
         for seed in range(seeds):
-            run = make_run(root, f"{method}-{seed}", method=method, seed=seed, skill=skill.get(method, 0.68), **options)
+            run = make_run(
+                root,
+                f"{method}-{seed}",
+                method=method,
+                seed=seed,
+                steps=steps,
+                skill=skill.get(method, 0.68),
+                **options,
+            )
             paths.append(run.path)
     return paths
 

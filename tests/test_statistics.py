@@ -1,0 +1,226 @@
+"""The intervals cover what they promise, and agree with SciPy and statsmodels where those have the same thing."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
+from statsmodels.stats.multitest import multipletests
+from statsmodels.stats.power import TTestPower
+from statsmodels.stats.proportion import proportion_confint
+
+from gcpo_bench.reports.statistics import (
+    Interval,
+    data_factor,
+    holm,
+    minimum_detectable_effect,
+    paired_bootstrap,
+    paired_difference,
+    score_interval,
+    sign_flip_test,
+    two_way_difference,
+    wilson,
+)
+
+
+def table(values: dict[str, list[float]]) -> dict[str, tuple[str, float]]:
+    return {f"{task}-{i}": (task, value) for task, row in values.items() for i, value in enumerate(row)}
+
+
+def test_a_difference_is_the_mean_of_the_tasks_not_of_the_prompts() -> None:
+    a = table({"count": [1.0, 0.0], "color": [1.0, 1.0, 1.0, 1.0]})
+    b = table({"count": [0.0, 0.0], "color": [1.0, 1.0, 1.0, 0.0]})
+    difference = paired_difference(a, b)
+    assert difference.value == pytest.approx((1 / 2 + 1 / 4) / 2)  # not 2/6
+    # s^2 is 1/2 and 1/4, so SE^2 = (1/2/2 + 1/4/4) / 2^2
+    assert difference.stderr == pytest.approx(math.sqrt((0.25 + 0.0625) / 4))
+    assert (difference.n, difference.seeds) == (6, 1)
+
+
+def test_with_one_task_the_interval_is_the_paired_t_interval_of_scipy() -> None:
+    generator = np.random.default_rng(1)
+    a, b = generator.random(40), generator.random(40)
+    ours = paired_difference(table({"t": a.tolist()}), table({"t": b.tolist()}))
+    theirs = stats.ttest_rel(a, b)
+    interval = theirs.confidence_interval(0.95)
+    assert (ours.low, ours.high) == pytest.approx((interval.low, interval.high))
+    assert ours.p_value == pytest.approx(theirs.pvalue)
+
+
+def test_with_two_tasks_the_degrees_of_freedom_are_welchs() -> None:
+    generator = np.random.default_rng(2)
+    x, y = generator.normal(0, 1, 12), generator.normal(1, 3, 7)
+    # the mean of two task means is half of x.mean() - (-y).mean(), which Welch's test judges
+    theirs = stats.ttest_ind(x, -y, equal_var=False)
+    ours = score_interval(table({"x": x.tolist(), "y": y.tolist()}))
+    assert ours.df == pytest.approx(theirs.df)
+    assert ours.p_value == pytest.approx(theirs.pvalue)
+
+
+def test_the_bootstrap_agrees_with_scipys_percentile_interval() -> None:
+    values = np.random.default_rng(3).normal(0.1, 1, 60)
+    ours = paired_bootstrap(table({"t": values.tolist()}), table({"t": [0.0] * 60}), seed=0)
+    theirs = stats.bootstrap((values,), np.mean, method="percentile", rng=np.random.default_rng(0)).confidence_interval
+    assert (ours.low, ours.high) == pytest.approx((theirs.low, theirs.high), abs=0.02)
+
+
+def test_the_bootstrap_depends_on_its_seed_and_on_nothing_else() -> None:
+    generator = np.random.default_rng(4)
+    a, b = table({"t": generator.random(30).tolist()}), table({"t": generator.random(30).tolist()})
+    np.random.seed(1)  # noqa: NPY002 - the point: global state has no say
+    first = paired_bootstrap(a, b, seed=5, resamples=500)
+    np.random.seed(2)  # noqa: NPY002
+    assert paired_bootstrap(a, b, seed=5, resamples=500) == first
+    assert paired_bootstrap(a, b, seed=6, resamples=500).low != first.low
+
+
+def test_the_sign_flip_test_is_exact_for_few_prompts() -> None:
+    a, b = table({"t": [1.0, 1.0, 1.0, 1.0]}), table({"t": [0.0, 0.0, 0.0, 0.0]})
+    assert sign_flip_test(a, b, seed=0) == 2 / 16  # only ++++ and ---- are as large
+
+
+def test_the_sign_flip_test_agrees_with_scipys_permutation_test() -> None:
+    values = np.random.default_rng(5).normal(0.3, 1, 40)
+    theirs = stats.permutation_test(
+        (values, np.zeros(40)),
+        lambda x, y, axis: np.mean(x - y, axis=axis),
+        permutation_type="samples",
+        vectorized=True,
+        rng=np.random.default_rng(0),
+    ).pvalue
+    ours = sign_flip_test(table({"t": values.tolist()}), table({"t": [0.0] * 40}), seed=0)
+    assert ours == pytest.approx(theirs, abs=0.01)
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=12))
+def test_holm_agrees_with_statsmodels(p_values: list[float]) -> None:
+    assert holm(p_values) == pytest.approx(multipletests(p_values, method="holm")[1].tolist())
+
+
+@settings(deadline=None)
+@given(st.integers(1, 300), st.data())
+def test_wilson_agrees_with_statsmodels(n: int, data: st.DataObject) -> None:
+    successes = data.draw(st.integers(0, n))
+    ours = wilson(successes, n)
+    assert (ours.low, ours.high) == pytest.approx(proportion_confint(successes, n, method="wilson"), abs=1e-12)
+    assert 0 <= ours.low <= ours.value <= ours.high <= 1
+
+
+def test_the_detectable_effect_is_two_point_eight_standard_errors() -> None:
+    assert minimum_detectable_effect(0.01) == pytest.approx(0.0280, abs=1e-4)
+
+
+@pytest.mark.parametrize("df", [2, 4, 30, 287])
+def test_the_detectable_effect_has_80_percent_power(df: int) -> None:
+    effect = minimum_detectable_effect(1.0, df)  # in standard errors; statsmodels wants standard deviations
+    power = TTestPower().power(effect / math.sqrt(df + 1), nobs=df + 1, alpha=0.05, df=df)
+    assert power == pytest.approx(0.80, abs=1e-3)
+
+
+def test_twice_the_precision_takes_four_times_the_prompts() -> None:
+    interval = Interval(value=0, low=-1, high=1, n=600, seeds=1, method="t", stderr=0.01, df=599)
+    assert data_factor(interval, minimum_detectable_effect(0.005)) == pytest.approx(4, rel=0.01)
+    assert data_factor(interval, 0.5) == 1
+
+
+def coverage(intervals: list[Interval], truth: float = 0.0) -> float:
+    return float(np.mean([interval.low <= truth <= interval.high for interval in intervals]))
+
+
+def test_95_percent_intervals_over_prompts_cover_95_percent() -> None:
+    generator = np.random.default_rng(6)
+    tags = [f"task-{i % 6}" for i in range(96)]
+    shift = {f"task-{i}": 0.02 * i for i in range(6)}  # tasks differ in effect, and in spread below
+    found = []
+    for _ in range(1500):
+        draws = generator.normal(0, 1, 96) * [0.1 + 2 * shift[tag] for tag in tags] + [shift[tag] for tag in tags]
+        found.append(
+            score_interval({str(i): (tag, float(d)) for i, (tag, d) in enumerate(zip(tags, draws, strict=True))})
+        )
+    assert 0.93 <= coverage(found, truth=0.05) <= 0.97
+
+
+@pytest.mark.parametrize("seeds", [3, 5])
+@pytest.mark.parametrize(
+    ("seed_sd", "prompt_sd", "noise_sd"),
+    [(0.01, 0.2, 0.3), (0.02, 0.2, 0.3), (0.02, 0.3, 0.1), (0.03, 0.2, 0.3)],
+)
+def test_two_way_intervals_cover_95_percent(seeds: int, seed_sd: float, prompt_sd: float, noise_sd: float) -> None:
+    # noise_sd is what a seed does to a prompt together with the luck of its few images
+    generator = np.random.default_rng([seeds, round(100 * seed_sd), round(10 * noise_sd)])
+    tags = [f"task-{i % 6}" for i in range(120)]
+    found = []
+    for _ in range(1200):
+        d_SP = (
+            seed_sd * generator.standard_normal((seeds, 1))
+            + prompt_sd * generator.standard_normal((1, 120))
+            + noise_sd * generator.standard_normal((seeds, 120))
+        )
+        found.append(two_way_difference(d_SP, np.zeros_like(d_SP), tags))
+    assert 0.93 <= coverage(found) <= 0.97 + 0.01  # the last point: 1200 draws and a rule that errs to the wide side
+
+
+def test_intervals_over_prompts_alone_would_miss_the_seeds() -> None:
+    generator = np.random.default_rng(8)
+    tags = ["t"] * 240
+    naive, two_way = [], []
+    for _ in range(400):
+        d_SP = 0.04 * generator.standard_normal((3, 1)) + 0.2 * generator.standard_normal((3, 240))
+        two_way.append(two_way_difference(d_SP, np.zeros_like(d_SP), tags))
+        naive.append(score_interval({str(i): ("t", float(v)) for i, v in enumerate(d_SP.mean(axis=0))}))
+    assert coverage(naive) < 0.65
+    assert coverage(two_way) > 0.92
+
+
+def test_with_identical_seeds_two_way_reduces_to_the_prompts() -> None:
+    row = np.random.default_rng(9).normal(size=50)
+    both = two_way_difference(np.stack([row] * 3), np.zeros((3, 50)), ["t"] * 50)
+    one = paired_difference(table({"t": row.tolist()}), table({"t": [0.0] * 50}))
+    assert (both.value, both.stderr) == pytest.approx((one.value, one.stderr))
+
+
+def test_equal_scores_give_a_difference_of_exactly_zero() -> None:
+    same = table({"t": [0.25, 0.5, 1.0], "u": [0.0, 1.0]})
+    difference = paired_difference(same, same)
+    assert (difference.value, difference.low, difference.high, difference.p_value) == (0, 0, 0, 1)
+    assert sign_flip_test(same, same, seed=0) == 1
+
+
+def test_a_single_prompt_says_nothing_about_its_spread() -> None:
+    interval = score_interval(table({"t": [1.0]}))
+    assert (interval.low, interval.high) == (-math.inf, math.inf)
+    assert minimum_detectable_effect(interval.stderr, interval.df) == math.inf
+
+
+def test_a_task_with_one_prompt_borrows_the_spread_of_the_others() -> None:
+    interval = score_interval(table({"t": [0.0, 1.0], "u": [1.0]}))
+    assert interval.stderr == pytest.approx(math.sqrt((0.5 / 2 + 0.5 / 1) / 4))
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.tuples(st.sampled_from("abc"), st.floats(0, 1), st.floats(0, 1)), min_size=4, max_size=30))
+def test_swapping_the_sides_mirrors_the_interval(rows: list[tuple[str, float, float]]) -> None:
+    a = {str(i): (task, x) for i, (task, x, _) in enumerate(rows)}
+    b = {str(i): (task, y) for i, (task, _, y) in enumerate(rows)}
+    forth, back = paired_difference(a, b), paired_difference(b, a)
+    assert (forth.value, forth.low, forth.high) == pytest.approx((-back.value, -back.high, -back.low))
+
+
+def test_different_prompts_cannot_be_paired() -> None:
+    with pytest.raises(ValueError, match=r"hold different prompts, 1 of them in one only, the first 't-1'"):
+        paired_difference(table({"t": [1.0, 0.0]}), table({"t": [1.0]}))
+
+
+def test_no_prompt_at_all_is_an_error() -> None:
+    with pytest.raises(ValueError, match="no prompt was scored"):
+        score_interval({})
+
+
+def test_a_two_way_interval_asks_for_two_seeds() -> None:
+    with pytest.raises(ValueError, match="at least 2 seeds"):
+        two_way_difference(np.zeros((1, 4)), np.zeros((1, 4)), ["t"] * 4)
