@@ -20,6 +20,7 @@ from .statistics import (
     score_interval,
     sign_flip_test,
     two_way_difference,
+    wilson,
 )
 
 Verdict = Literal["better", "worse", "cannot tell"]
@@ -93,7 +94,11 @@ def variant_score(variant: Variant, benchmark: str, metric: str, task: str | Non
         scores_SP = np.array([[scores[prompt][1] for prompt in prompts] for scores in by_seed.values()])
         interval = two_way_difference(scores_SP, np.zeros_like(scores_SP), tags)
     # no count is below 0 and no share above 1, however few the seeds
-    ceiling = math.inf if metric in LOWER_IS_BETTER else max(1.0, interval.value)
+    share = metric not in LOWER_IS_BETTER
+    if share and interval.stderr == 0 and interval.value in (0.0, 1.0):
+        # all wrong or all right shows no spread, but a few prompts more might have
+        return replace(wilson(round(interval.value * interval.n), interval.n), seeds=interval.seeds)
+    ceiling = max(1.0, interval.value) if share else math.inf
     return replace(interval, low=max(interval.low, 0.0), high=min(interval.high, ceiling))
 
 

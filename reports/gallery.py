@@ -112,7 +112,7 @@ def shot(run: LoadedRun, sample: Sample, when: str) -> dict[str, Any]:
     """One judged image, ready for the page."""
     image_YXC, problem = read_image(run.path, sample.image)
     right = sample.values[HEADLINE] >= 1
-    reason = plain(sample.reason, 240) or ("nothing missing" if right else "no reason given")
+    reason = plain("; ".join(sample.reason.split("\n")), 240) or ("nothing missing" if right else "no reason given")
     names = [_detection_name(item) for item in sample.detections]
     return {
         "when": when,

@@ -43,9 +43,8 @@ def verdict(data: ReportData) -> Fragment:
         found += compared
         refused += not_compared
     found.sort(key=lambda c: (c.benchmark, c.against != "baseline"))  # stable: the variants keep their order
-    reach = max(
-        (abs(edge) for c in found for edge in (c.interval.low, c.interval.high) if math.isfinite(edge)), default=1
-    )
+    edges = [abs(edge) for c in found for edge in (c.interval.low, c.interval.high) if math.isfinite(edge)]
+    reach = max([0.01, *edges])
     rows = [
         {"comparison": c, "sentence": sentence(c, len(found)), "bar": whisker(c.interval, -reach, reach)} for c in found
     ]
@@ -459,4 +458,8 @@ def _run_record(variant: Variant, run: Any) -> dict[str, Any]:
 
 def _command(record: Mapping[str, Any]) -> str:
     argv = record.get("argv")
-    return shlex.join(map(str, argv)) if isinstance(argv, list) and argv else "command not recorded"
+    if not isinstance(argv, list) or not argv:
+        return "command not recorded"
+    program, *arguments = map(str, argv)
+    # where the program lay says nothing to another machine
+    return shlex.join([program.rsplit("/", 1)[-1].replace("__main__.py", "gcpo-bench"), *arguments])

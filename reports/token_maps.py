@@ -31,6 +31,8 @@ MAX_RUNS = 12
 MAX_FRAMES = 16
 """Steps shown of a run; the first and the last are always among them."""
 MAX_COMPOSITES = 6
+FLAT = 0.01
+"""A map that varies less than this is shown as flat rather than as its rounding errors."""
 
 
 def token_maps(data: ReportData) -> Fragment:
@@ -118,6 +120,8 @@ def value_range(key: str, arrays: Sequence[np.ndarray]) -> tuple[float, float] |
     if not len(values):
         return None
     low, high = (float(edge) for edge in np.quantile(values, [0.005, 0.995]))
+    if high - low < FLAT:  # one value everywhere, rounding aside: the middle of the scale, not its end
+        low, high = low - FLAT, high + FLAT
     if key in DIVERGING:
         # the weight is a factor around 1 in its exp form, a sum around 0 in the printed linear form
         middle = 1.0 if key == "weight" and np.median(values) > 0.5 else 0.0

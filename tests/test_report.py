@@ -27,6 +27,7 @@ from gcpo_bench.reports.load import load
 from gcpo_bench.reports.page import build, script_json, write_report
 from gcpo_bench.reports.sections import sentence
 from gcpo_bench.reports.statistics import Interval, score_interval
+from gcpo_bench.reports.token_maps import value_range
 from tests.run_factory import HOSTILE, hostile_texts, make_run, make_study
 
 
@@ -477,3 +478,26 @@ def test_the_static_overlay_takes_grids_that_do_not_divide_the_picture() -> None
     assert (shown[0] == 255).all()
     assert (shown[143] == 255).all()
     assert tuple(shown[10, 10]) == (115, 115, 115)  # inside: 0.45 of white
+
+
+def test_all_right_is_not_certain_to_stay_all_right(tmp_path: Path) -> None:
+    run = make_run(tmp_path, "gcpo-0", steps=1, maps=False, skill=2.0, prompts_per_task=5)
+    score = variant_score(load([run.path]).trained[0], "scenes", "correct", "counting")
+    assert score is not None
+    assert (score.value, score.high) == (1.0, 1.0)
+    assert score.low == pytest.approx(0.5655, abs=1e-4)  # Wilson, 5 of 5
+
+
+def test_a_map_without_variation_is_drawn_in_the_middle_of_its_scale() -> None:
+    assert value_range("weight", [np.ones((1, 2, 2))]) == pytest.approx((0.99, 1.01))
+    assert value_range("divergence", [np.zeros((1, 2, 2))]) == pytest.approx((-0.01, 0.01))
+    assert value_range("weight", [np.array([[[1.0, 1.5]]])]) == pytest.approx((0.5, 1.5), abs=0.01)
+
+
+def test_the_command_is_shown_without_the_place_of_the_program(tmp_path: Path) -> None:
+    run = make_run(tmp_path, "gcpo-0", steps=1, maps=False, prompts_per_task=1)
+    argv = ["/home/me/venv/bin/gcpo-bench", "train", "--name", "a b"]
+    (run.path / "environment.json").write_text(json.dumps([{"argv": argv}]))
+    page = build(load([run.path]))["report.html"]
+    assert "gcpo-bench train --name &#39;a b&#39;" in page
+    assert "/home/me" not in page
