@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -14,9 +15,9 @@ from gcpo_bench.methods import METHODS
 from gcpo_bench.resolve import ABSENT, config_diff, flatten, list_presets, resolve
 
 
-def problem(*arguments: object, **flags: object) -> ConfigError:
+def problem(preset: str | None = None, overrides: Sequence[str] = (), **flags: object) -> ConfigError:
     with pytest.raises(ConfigError) as error:
-        resolve(*arguments, flags=flags)  # type: ignore[arg-type]
+        resolve(preset, overrides, flags)
     assert "\n" not in str(error.value)
     assert error.value.hint
     return error.value

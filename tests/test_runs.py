@@ -18,7 +18,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gcpo_bench import files, runs
+from gcpo_bench import runs
 from gcpo_bench.config import LossConfig, RunConfig, SelectionConfig, SelectorConfig
 from gcpo_bench.errors import CorruptDataError, PrerequisiteError, RunError
 from gcpo_bench.methods import METHODS
@@ -367,7 +367,7 @@ def _full(*_: object) -> int:
 def test_a_full_disk_keeps_the_old_file_and_leaves_no_litter(run: runs.Run, monkeypatch: pytest.MonkeyPatch) -> None:
     run.set_status("running", 5)
     with monkeypatch.context() as patch:
-        patch.setattr(files.os, "fsync", _full)
+        patch.setattr("os.fsync", _full)
         with pytest.raises(PrerequisiteError, match=r"status\.json: the disk is full") as error:
             run.set_status("running", 6)
     assert error.value.exit_code == 4
@@ -383,7 +383,7 @@ def test_a_line_that_does_not_fit_leaves_the_lines_before(
     run.log({"step": 1})
     write = os.write
     with monkeypatch.context() as patch:
-        patch.setattr(files.os, "write", lambda fd, data: write(fd, data[:room]) if room else _full())
+        patch.setattr("os.write", lambda fd, data: write(fd, data[:room]) if room else _full())
         with pytest.raises(PrerequisiteError, match=r"metrics\.jsonl: the disk is full"):
             run.log({"step": 2})
     assert run.metrics_path.read_text() == '{"step": 1}\n'

@@ -99,6 +99,8 @@ def _explain(error: BaseException) -> tuple[str, str, int]:
         return message.replace("Value error, ", ""), f"see {command} --help", 2
     if isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EDQUOT}:
         return f"{error.filename or 'a file'}: the disk is full", "free some space, then try again; nothing is lost", 4
+    if isinstance(error, PermissionError):
+        return f"{error.filename}: {error.strerror}", "mend its permissions, or choose another folder", 4
     if isinstance(error, ModuleNotFoundError) and not str(error.name).startswith("gcpo_bench"):
         return f"the package {error.name!r} is missing", f"pip install {error.name}; or look with: gcpo-bench doctor", 4
     hint = "run it again with --debug and report what it prints"

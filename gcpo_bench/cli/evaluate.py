@@ -43,8 +43,7 @@ def evaluate_command(
     results = []
     for run in opened:
         settings = _Settings(run, benchmark, images_per_prompt, limit, batch_size)
-        start = None if no_start or run.config.num_steps == 0 else _start_of(run)
-        results.append(_evaluated(settings, run, start))
+        results.append(_evaluated(settings, run, with_start=not no_start and run.config.num_steps > 0))
     if as_json:
         print_json(results if len(results) > 1 else results[0])
         return
@@ -70,19 +69,15 @@ class _Settings:
         self.limit = limit
 
 
-def _start_of(run: Run) -> Run:
+def _evaluated(settings: _Settings, run: Run, *, with_start: bool) -> dict[str, Any]:
+    """Scores of the run and its start, and the paired difference."""
     from gcpo_bench.training.checkpoints import start_run
 
-    return start_run(run, run.path.parent)
-
-
-def _evaluated(settings: _Settings, run: Run, start: Run | None) -> dict[str, Any]:
-    """Scores of the run and its start, and the paired difference."""
     result: dict[str, Any] = {"run": run.name, "path": str(run.path), "benchmark": settings.benchmark}
-    if start is not None:
-        result["start"] = {"run": start.name, "metrics": _evaluate(settings, start)}
     result["metrics"] = _evaluate(settings, run)
-    if start is not None:
+    if with_start:
+        start = start_run(run, run.path.parent)
+        result["start"] = {"run": start.name, "metrics": _evaluate(settings, start)}
         result["difference"] = _finite(asdict(_difference(run, start, settings.benchmark)))
     return result
 
@@ -157,12 +152,12 @@ def _print(result: dict[str, Any]) -> None:
         if name.startswith(SHOWN)
     ]
     if start:
-        columns += [f"{start['run']}>", "95 % interval>"]
+        columns += ["start>", "95 % interval>"]
         others = [_cells(metric) for name, metric in start["metrics"].items() if name.startswith(SHOWN)]
         rows = [[*row, *other] for row, other in zip(rows, others, strict=True)]
     print_table(columns, rows, title=result["benchmark"])
     if start:
-        print(f"{result['run']} - {start['run']}: {_in_words(result['difference'])}")
+        print(f"{result['run']} - its start: {_in_words(result['difference'])}")
 
 
 def _in_words(difference: dict[str, Any]) -> str:

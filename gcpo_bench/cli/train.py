@@ -103,7 +103,7 @@ def _resumed_config(run: Run, preset: str | None, override: list[str], flags: Ma
     config = resolve(preset, override, flags, base=run.config).config
     differences = [item for item in config_diff(run.config, config) if not item[0].startswith(MAY_CHANGE)]
     if differences:
-        listed = ", ".join(f"{key} (was {was}, now {now})" for key, was, now in differences)
+        listed = ", ".join(f"{key} {was} -> {now}" for key, was, now in differences)
         raise RunError(
             f"{run.path} was made with other settings: {listed}",
             hint="leave these options out to resume it, or start another run with another --name",

@@ -1,0 +1,478 @@
+"""The command line as a user meets it: results on stdout, one `error:` and one `hint:` line, documented exit codes."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from gcpo_bench import __version__, runs
+from gcpo_bench.cli.output import duration, size
+from gcpo_bench.config import RunConfig
+from gcpo_bench.methods import METHODS
+from gcpo_bench.registry import BENCHMARKS, POLICIES, REWARDS, SELECTORS, WEIGHTINGS
+from gcpo_bench.scenes import held_out_prompts
+
+from .conftest import Cli, CliResult
+
+SMALL = (
+    *("--model", "scenes-8", "-o", "sampling.prompts_per_step=2", "-o", "sampling.group_size=2"),
+    *("-o", "logging.tracked_prompts=1"),
+)
+"""Options of a run that takes moments."""
+
+
+def refused(result: CliResult, code: int) -> str:
+    """The error line, after checking that there is exactly one, one hint, and nothing else."""
+    assert result.code == code, result.err
+    lines = [line for line in result.err.splitlines() if line.startswith(("error:", "hint:"))]
+    assert [line.partition(":")[0] for line in lines] == ["error", "hint"], result.err
+    assert all(len(line) > len("error: ") for line in lines)
+    assert "Traceback" not in result.err
+    return lines[0].removeprefix("error: ")
+
+
+def in_process_of_its_own(arguments: Sequence[str], folder: Path, before: str = "", **variables: str) -> CliResult:
+    """The command line in a fresh interpreter, after the statements `before`."""
+    code = f"{textwrap.dedent(before)}\nfrom gcpo_bench.cli.app import run\nrun({list(arguments)!r})"
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", **variables}
+    result = subprocess.run(
+        [sys.executable, "-c", code], cwd=folder, env=environment, capture_output=True, text=True, timeout=120
+    )
+    return CliResult(result.returncode, result.stdout, result.stderr)
+
+
+# ---------------------------------------------------------------- looking around
+
+
+def test_help_names_every_command_and_each_has_an_example(cli: Cli) -> None:
+    top = cli("--help")
+    assert top.code == 0
+    for name in ("train", "evaluate", "report", "ls", "show", "sample", "doctor", "pretrain"):
+        assert name in top.out
+        assert f"Example: gcpo-bench {name}" in " ".join(cli(name, "--help").out.split())
+
+
+def test_no_command_shows_the_help(cli: Cli) -> None:
+    result = cli()
+    assert result.code == 2
+    assert result.out.startswith("Usage: gcpo-bench")
+
+
+def test_version(cli: Cli) -> None:
+    assert cli("--version") == CliResult(0, f"{__version__}\n", "")
+
+
+@pytest.mark.parametrize(
+    ("kind", "names"),
+    [
+        ("methods", list(METHODS)),
+        ("models", list(POLICIES)),
+        ("rewards", list(REWARDS)),
+        ("selectors", list(SELECTORS)),
+        ("weightings", list(WEIGHTINGS)),
+        ("benchmarks", list(BENCHMARKS)),
+        ("presets", ["scenes-gcpo", "scenes-grpo", "scenes-tiny-gcpo", "scenes-tiny-grpo"]),
+    ],
+)
+def test_listings_hold_every_name_as_table_and_json(cli: Cli, kind: str, names: list[str]) -> None:
+    rows = json.loads(cli("ls", kind, "--json").out)
+    assert [row["name"] for row in rows] == names
+    assert all(row["summary"] for row in rows)
+    table = cli("ls", kind).out
+    assert all(name in table for name in names)
+
+
+def test_the_help_on_gcpo_paper_says_what_happens_at_the_start(cli: Cli) -> None:
+    rows = {row["name"]: row["summary"] for row in json.loads(cli("ls", "methods", "--json").out)}
+    assert "While policy == reference every weight is 0" in rows["gcpo-paper"]
+
+
+def test_runs_are_listed_and_a_damaged_one_hides_no_other(cli: Cli, tmp_path: Path) -> None:
+    assert "no runs" in cli("ls", "runs").out
+    assert json.loads(cli("ls", "runs", "--json").out) == []
+    good = runs.create(tmp_path / "runs", "good", RunConfig())
+    good.log({"step": 1, "reward/mean": 0.25})
+    bad = runs.create(tmp_path / "runs", "bad", RunConfig())
+    (bad.path / "status.json").write_text("{")
+    rows = {row["name"]: row for row in json.loads(cli("ls", "runs", "--json").out)}
+    assert rows["bad"]["state"].startswith("damaged: ")
+    assert (rows["good"]["state"], rows["good"]["reward"], rows["good"]["overall"]) == ("created", 0.25, None)
+    assert "0.250" in cli("ls", "runs").out
+
+
+def test_show_prints_values_with_their_origin(cli: Cli) -> None:
+    result = cli("show", "scenes-tiny-grpo", "-o", "loss.beta=0.5", "--json")
+    shown = json.loads(result.out)
+    assert RunConfig.model_validate(shown["config"]).loss.beta == 0.5
+    assert shown["origin"]["loss.beta"] == "-o"
+    assert shown["origin"]["num_steps"] == "preset scenes-tiny-gcpo"
+    row = next(
+        line for line in cli("show", "scenes-tiny-grpo", "--seed", "4").out.splitlines() if line.startswith(" seed")
+    )
+    assert row.split() == ["seed", "4", "--seed"]
+
+
+def test_lists_in_values_are_shown_as_they_are(cli: Cli) -> None:
+    assert "[0.1, 0.9]" in cli("show").out
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ("gcpo-bench trai", "train"),
+        ("gcpo-bench train --method gcpo-p", "gcpo-paper"),
+        ("gcpo-bench train --model scenes-1", "scenes-12"),
+        ("gcpo-bench train --preset scenes-t", "scenes-tiny-gcpo"),
+        ("gcpo-bench ls meth", "methods"),
+        ("gcpo-bench evaluate my-", "my-run"),
+    ],
+)
+def test_the_shell_completes_names(tmp_path: Path, words: str, expected: str) -> None:
+    runs.create(tmp_path / "runs", "my-run", RunConfig())
+    variables = {
+        "_GCPO_BENCH_COMPLETE": "complete_bash",
+        "COMP_WORDS": words,
+        "COMP_CWORD": str(len(words.split()) - 1),
+    }
+    assert expected in in_process_of_its_own([], tmp_path, **variables).out.split()
+
+
+def test_times_and_sizes_are_written_for_people() -> None:
+    assert [duration(s) for s in (0.04, 9.94, 48, 200, 7500)] == ["0.0 s", "9.9 s", "48 s", "3 min 20 s", "2 h 5 min"]
+    assert [size(n) for n in (0, 999, 3_400_000, 2.5e9)] == ["0 B", "999 B", "3.4 MB", "2.5 GB"]
+
+
+# ---------------------------------------------------------------- bad usage
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["trian"], "No such command 'trian'"),
+        (["train", "--sed", "1"], "No such option: --sed"),
+        (["train", "--seed", "one"], "Invalid value for '--seed'"),
+        (["train", "--seed"], "'--seed' requires an argument"),
+        (["train", "extra"], "unexpected extra argument"),
+        (["evaluate"], "Missing argument 'RUN...'"),
+        (["ls", "things"], "'things' is not one of"),
+        (["sample", "scenes-8"], "Missing argument 'prompt'"),
+        (["sample", "scenes-8", "x", "-n", "0"], "Invalid value for '-n'"),
+        (["train", "--preset", "scenes-gcpoo"], "unknown preset 'scenes-gcpoo'"),
+        (["train", "--method", "gcp"], "unknown method 'gcp'"),
+        (["train", "--model", "scenes-13"], "unknown model 'scenes-13'"),
+        (["train", "--ratio", "0"], "--ratio is 0.0: must be a finite number above 0 and at most 1"),
+        (["train", "--ratio", "1.5"], "--ratio is 1.5"),
+        (["train", "--ratio", "nan"], "--ratio is nan"),
+        (["train", "--seed", "-1"], "--seed is -1"),
+        (["train", "--num-steps", "-1"], "--num-steps is -1"),
+        (["train", "-o", "sampling.group_size=1"], "-o sampling.group_size is 1"),
+        (["train", "-o", "sampling.group_siz=4"], "unknown key -o sampling.group_siz"),
+        (["train", "-o", "nonsense"], "-o 'nonsense' is not key=value"),
+        (["train", "-o", "policy.name=nowhere.module:Policy"], "no module 'nowhere.module'"),
+        (["train", "--name", "a/b"], "run name 'a/b' cannot be used"),
+        (["train", "--name", ".."], "run name '..' cannot be used"),
+        (["train", "--name", "../../etc/x"], "cannot be used"),
+        (["train", "--name", ""], "run name '' cannot be used"),
+        (["train", "--resume"], "no unfinished run in runs"),
+        (["train", "--resume", "--name", "nobody"], "no run 'nobody' in runs"),
+        (["evaluate", "nobody"], "no run 'nobody' in runs"),
+        (["report", "nobody"], "no run 'nobody' in runs"),
+        (["report"], "no run in runs"),
+        (["report", "--format", "pdf"], "unknown --format 'pdf'"),
+        (["report", "--format", ","], "--format names no format"),
+        (["sample", "nobody", "a red circle"], "no run 'nobody' in runs"),
+        (["sample", "scenes-8", "x", "--guidance", "nan"], "--guidance"),
+        (["show", "nothing"], "unknown preset 'nothing'"),
+        (["pretrain", "--model", "scenes-9"], "unknown model 'scenes-9'"),
+    ],
+)
+def test_bad_usage_is_two_lines_and_exit_code_2(cli: Cli, tmp_path: Path, arguments: list[str], message: str) -> None:
+    assert message in refused(cli(*arguments), 2)
+    assert not any((tmp_path / "runs").glob("*/checkpoints"))
+
+
+def test_several_mistakes_are_told_in_one_line(cli: Cli) -> None:
+    message = refused(cli("train", "--method", "gcp", "--ratio", "2", "-o", "loss.bta=1"), 2)
+    assert message.startswith("3 problems: ")
+
+
+def test_a_name_that_is_taken_is_refused_and_nothing_changes(cli: Cli, tmp_path: Path) -> None:
+    run = runs.create(tmp_path / "runs", "mine", RunConfig(seed=3))
+    for more in ([], ["--dry-run"]):
+        assert "runs/mine exists already" in refused(cli("train", "--name", "mine", *more), 2)
+    assert runs.open_run(run.path).config.seed == 3
+
+
+@pytest.mark.parametrize("place", ["file", "file/deeper", "/proc/nowhere"])
+def test_a_runs_folder_that_cannot_be_written_is_exit_code_4(cli: Cli, tmp_path: Path, place: str) -> None:
+    (tmp_path / "file").write_text("no folder")
+    assert "cannot be written" in refused(cli("train", "--runs-dir", place, *SMALL), 4)
+
+
+def test_a_missing_package_is_named_with_its_command(tmp_path: Path) -> None:
+    runs.create(tmp_path / "runs", "a", RunConfig())
+    before = "import sys\nsys.modules['matplotlib'] = None"
+    result = in_process_of_its_own(["report", "a"], tmp_path, before)
+    assert "'matplotlib' is missing" in refused(result, 4)
+    assert "pip install matplotlib" in result.err
+
+
+def test_a_defect_is_reported_without_traceback_unless_asked(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken() -> None:
+        raise ZeroDivisionError("by zero\nsecond line")
+
+    monkeypatch.setattr("gcpo_bench.resolve.list_presets", broken)
+    assert refused(cli("ls", "presets"), 70) == "internal error: ZeroDivisionError: by zero second line"
+    for arguments in (("--debug", "ls", "presets"), ("ls", "presets", "--debug")):
+        assert "Traceback (most recent call last)" in cli(*arguments).err
+
+
+def test_a_reader_that_has_seen_enough_is_no_error(tmp_path: Path) -> None:
+    command = f"{sys.executable} -m gcpo_bench show | head -n 1; echo codes ${{PIPESTATUS[@]}}"
+    result = subprocess.run(["bash", "-c", command], capture_output=True, text=True, cwd=tmp_path, check=True)
+    assert "codes 0 0" in result.stdout
+    assert result.stderr == ""
+
+
+# ---------------------------------------------------------------- damaged runs
+
+
+def test_damaged_files_are_exit_code_5(cli: Cli, tmp_path: Path) -> None:
+    run = runs.create(tmp_path / "runs", "a", RunConfig())
+    run.set_status("interrupted", 3)
+    run.metrics_path.write_text('{"step": 1}\nnonsense\n{"step": 3}\n')
+    assert "metrics.jsonl is damaged: line 2 is not JSON" in refused(cli("train", "--resume", "--name", "a"), 5)
+    (run.path / "status.json").write_text("")
+    assert "status.json is damaged" in refused(cli("train", "--resume", "--name", "a"), 5)
+    (run.path / "config.yaml").write_text("seed: [")
+    for arguments in (
+        ["train", "--resume", "--name", "a"],
+        ["evaluate", "a"],
+        ["sample", "a", "a star"],
+        ["report", "a"],
+    ):
+        assert "config.yaml is damaged" in refused(cli(*arguments), 5)
+    (run.path / "config.yaml").unlink()
+    assert "is not a run" in refused(cli("evaluate", "a"), 5)
+
+
+# ---------------------------------------------------------------- doctor
+
+
+def test_doctor_finds_everything_here(cli: Cli) -> None:
+    result = cli("doctor", "--json")
+    checks = {check["name"]: check for check in json.loads(result.out)}
+    assert result.code == 0
+    assert {checks[name]["state"] for name in ("torch", "numpy", "weights scenes-12", "runs folder")} == {"ok"}
+    assert (
+        checks["optional: mmdet"]["found"] != "not installed"
+        or "gcpo-bench[mmdet]" in checks["optional: mmdet"]["mend"]
+    )
+
+
+def test_doctor_fails_where_runs_cannot_be_written(cli: Cli, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("no folder")
+    assert "runs folder" in refused(cli("doctor", "--runs-dir", "file"), 4)
+
+
+def test_doctor_recognises_a_torchvision_that_breaks_transformers(tmp_path: Path) -> None:
+    (tmp_path / "torchvision").mkdir()
+    (tmp_path / "torchvision" / "__init__.py").write_text(
+        "raise RuntimeError('operator torchvision::nms does not exist')"
+    )
+    (tmp_path / "torchvision-9.9.dist-info").mkdir()
+    (tmp_path / "torchvision-9.9.dist-info" / "METADATA").write_text(
+        "Metadata-Version: 2.1\nName: torchvision\nVersion: 9.9\n"
+    )
+    result = in_process_of_its_own(["doctor"], tmp_path, PYTHONPATH=str(tmp_path))
+    assert "9.9 does not work with this torch" in refused(result, 4)
+    assert "pip uninstall torchvision" in result.err
+
+
+def test_doctor_notices_weights_that_are_not_what_was_shipped(
+    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gcpo_bench.cli.doctor.resources.files", lambda _: tmp_path)
+    (tmp_path / "scenes-12.json").write_text('{"checksum": "xxh3:00"}')
+    (tmp_path / "scenes-12.safetensors").write_bytes(b"something else")
+    message = refused(cli("doctor"), 4)
+    assert "weights scenes-12: checksum is xxh3:" in message
+    assert "scenes-8.json is missing" in message
+
+
+# ---------------------------------------------------------------- train, evaluate, report
+
+
+def test_a_dry_run_says_what_would_run_and_writes_nothing(cli: Cli, tmp_path: Path) -> None:
+    result = cli("train", "--dry-run", *SMALL)
+    assert result.code == 0
+    for part in ("runs/gcpo-scenes-8-seed0", "initial 0.1 + structural 0.1 + diverse 0.1", "s a step", "MB"):
+        assert part in result.out
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_train_evaluate_report_and_sample_go_hand_in_hand(cli: Cli, tmp_path: Path) -> None:
+    trained = cli("train", *SMALL, "--num-steps", "2")
+    assert trained.code == 0, trained.err
+    assert trained.out == "runs/gcpo-scenes-8-seed0\n"
+    assert "step 1/2" in trained.err
+    assert "next: gcpo-bench evaluate gcpo-scenes-8-seed0" in trained.err
+    run = runs.open_run("gcpo-scenes-8-seed0", tmp_path / "runs")
+    assert run.status() == runs.Status("finished", 2)
+    assert [row["step"] for row in run.metrics()] == [1, 2]
+    assert len(run.log_path.read_text().splitlines()) == 2
+    assert len(run.environments()) == 1
+
+    evaluate = ("evaluate", run.name, "--limit", "2", "--images-per-prompt", "1")
+    scores = json.loads(cli(*evaluate, "--json").out)
+    assert scores["run"] == run.name
+    assert scores["metrics"]["overall"]["n"] == scores["difference"]["n"] == 12
+    change = scores["metrics"]["overall"]["value"] - scores["start"]["metrics"]["overall"]["value"]
+    assert scores["difference"]["value"] == pytest.approx(change)
+    table = cli(*evaluate)
+    assert table.code == 0
+    assert "images" not in table.err.replace("images-per-prompt", ""), "what is known is not drawn again"
+    for part in ("overall", "color_attr", "strict", "extra_objects", "start", "paired"):
+        assert part in table.out
+
+    report = cli("report", "--format", "json,html")
+    assert report.code == 0, report.err
+    assert "report/report.html" in report.out.splitlines()
+    assert all((tmp_path / line).stat().st_size > 0 for line in report.out.splitlines())
+
+    listed = {row["name"]: row for row in json.loads(cli("ls", "runs", "--json").out)}
+    assert listed[run.name]["overall"] == pytest.approx(scores["metrics"]["overall"]["value"])
+    assert scores["start"]["run"] in listed
+
+    prompt = held_out_prompts()[0].text
+    sampled = cli("sample", run.name, prompt, "-n", "3", "--out", "three.png")
+    assert sampled.code == 0, sampled.err
+    assert sampled.out.splitlines()[0] == "three.png"
+    assert [line.partition(":")[0] for line in sampled.out.splitlines()[1:]] == ["image 1", "image 2", "image 3"]
+    with Image.open(tmp_path / "three.png") as picture:
+        assert picture.size == (2 * 256 + 8, 2 * 256 + 8)
+
+
+def test_samples_are_the_same_for_the_same_seed_only(cli: Cli, tmp_path: Path) -> None:
+    def draw(*options: str) -> np.ndarray:
+        assert cli("sample", "scenes-8", "a red circle", "-n", "1", "--out", "x.png", *options).code == 0
+        return np.asarray(Image.open(tmp_path / "x.png"))
+
+    first = draw()
+    assert (draw() == first).all()
+    assert (draw("--seed", "1") != first).any()
+
+
+@pytest.mark.parametrize("prompt", ["", "<script>alert('\"&')</script>", "word " * 400, "\u202e中文 \x00"])
+def test_strange_prompts_do_no_harm(cli: Cli, prompt: str) -> None:
+    result = cli("sample", "scenes-8", prompt, "-n", "1")
+    assert result.code == 0 or refused(result, 2)
+
+
+def test_names_are_found_unused(cli: Cli) -> None:
+    for expected in ("gcpo-scenes-8-seed7", "gcpo-scenes-8-seed7-2"):
+        result = cli("train", *SMALL, "--num-steps", "1", "--seed", "7")
+        assert result.out == f"runs/{expected}\n", result.err
+
+
+def test_resuming_asks_for_the_same_settings_and_names_what_differs(cli: Cli, tmp_path: Path) -> None:
+    assert cli("train", *SMALL, "--num-steps", "2", "--method", "grpo", "--name", "a").code == 0
+    message = refused(cli("train", "--resume", "--name", "a", "--seed", "5", "-o", "loss.beta=0.9"), 2)
+    assert "was made with other settings: loss.beta 0.01 -> 0.9, seed 0 -> 5" in message
+    assert "sampling" not in message
+    run = runs.open_run("a", tmp_path / "runs")
+    assert (run.config.seed, len(run.metrics())) == (0, 2)
+
+    finished = cli("train", "--resume", "--name", "a")
+    assert finished.code == 0
+    assert "is finished" in finished.err
+    longer = cli("train", "--resume", "--name", "a", "--num-steps", "3", "-o", "logging.checkpoint_every=1")
+    assert longer.code == 0, longer.err
+    run = runs.open_run("a", tmp_path / "runs")
+    assert (run.config.num_steps, run.config.method) == (3, "grpo")
+    assert [row["step"] for row in run.metrics()] == [1, 2, 3]
+    assert len(run.environments()) == 2
+
+
+def test_resume_without_a_name_takes_the_run_that_stopped_last(cli: Cli, tmp_path: Path) -> None:
+    config = cli("show", *SMALL, "--num-steps", "1", "--json")
+    shown = RunConfig.model_validate(json.loads(config.out)["config"])
+    for name, time in (("older", 1), ("newer", 2), ("done", 3)):
+        run = runs.create(tmp_path / "runs", name, shown)
+        run.set_status("finished" if name == "done" else "interrupted", 0)
+        os.utime(run.path, (time, time))
+    assert cli("train", "--resume").out == "runs/newer\n"
+
+
+def test_a_run_in_use_is_not_trained_twice(cli: Cli, tmp_path: Path) -> None:
+    shown = RunConfig.model_validate(json.loads(cli("show", *SMALL, "--json").out)["config"])
+    run = runs.create(tmp_path / "runs", "a", shown)
+    with run.lock():
+        assert "is in use" in refused(cli("train", "--resume", "--name", "a"), 2)
+    assert run.status().state == "created"
+
+
+def test_a_damaged_checkpoint_is_named(cli: Cli, tmp_path: Path) -> None:
+    assert cli("train", *SMALL, "--num-steps", "1", "--name", "a").code == 0
+    weights = runs.open_run("a", tmp_path / "runs").checkpoint_path(1) / "policy.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    for arguments in (
+        ["evaluate", "a"],
+        ["sample", "a", "a star"],
+        ["train", "--resume", "--name", "a", "--num-steps", "2"],
+    ):
+        assert "policy.safetensors is damaged" in refused(cli(*arguments), 5)
+    weights.write_bytes(b"")
+    assert "policy.safetensors" in refused(cli("evaluate", "a"), 5)
+
+
+def test_a_disk_that_fills_up_loses_nothing_written(tmp_path: Path) -> None:
+    """No file may grow beyond 100 kB: metrics fit, the checkpoint does not."""
+    before = "import resource\nimport torch\nresource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))"
+    result = in_process_of_its_own(["train", *SMALL, "--num-steps", "2", "--name", "a"], tmp_path, before)
+    assert "the disk is full" in refused(result, 4)
+    run = runs.open_run("a", tmp_path / "runs")
+    assert run.status().state == "failed"
+    assert [row["step"] for row in run.metrics()] == [1, 2]
+    resumed = in_process_of_its_own(["train", "--resume", "--name", "a"], tmp_path)
+    assert resumed.code == 0, resumed.err
+    assert run.status() == runs.Status("finished", 2)
+
+
+@pytest.mark.parametrize(
+    ("number", "code", "state"), [(signal.SIGTERM, 75, "preempted"), (signal.SIGINT, 130, "interrupted")]
+)
+def test_a_signal_saves_and_says_how_to_go_on(tmp_path: Path, number: int, code: int, state: str) -> None:
+    command = [sys.executable, "-m", "gcpo_bench", "train", *SMALL, "--num-steps", "5000", "--name", "a"]
+    with subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        metrics = tmp_path / "runs" / "a" / "metrics.jsonl"
+        while not metrics.exists() and process.poll() is None:
+            pass
+        process.send_signal(number)
+        out, err = process.communicate(timeout=60)
+    message = refused(CliResult(process.returncode, out, err), code)
+    assert "the state is saved" in message
+    assert "--resume --name a" in err
+    run = runs.open_run("a", tmp_path / "runs")
+    assert run.status().state == state
+    assert run.checkpoint_steps()[-1] == run.status().step == run.metrics()[-1]["step"]
+
+
+def test_pretraining_makes_weights_and_their_record(cli: Cli, tmp_path: Path) -> None:
+    result = cli("pretrain", "--model", "scenes-8", "--max-steps", "2", "--out", "made")
+    assert result.code == 0, result.err
+    assert result.out == "made/scenes-8.safetensors\n"
+    record = json.loads((tmp_path / "made" / "scenes-8.json").read_text())
+    assert record["checksum"] == runs.checksum(tmp_path / "made" / "scenes-8.safetensors")
