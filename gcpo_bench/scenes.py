@@ -171,6 +171,8 @@ class Tokenizer:
         self.codebook = self._enumerate()
         """uint8 (V, patch, patch, 3)."""
         self._index = {patch.tobytes(): token for token, patch in enumerate(self.codebook)}
+        self.colors_V, self.masks_V = self._factors()
+        """int64 (V,): each token's colour, 0 for background, and its mask among the distinct ones, 0 for empty."""
 
     @property
     def vocab_size(self) -> int:
@@ -186,6 +188,17 @@ class Tokenizer:
                     for patch in _patches(picture[None], self.world.patch)[0]:
                         seen.setdefault(patch.tobytes(), patch)
         return np.stack(list(seen.values()))
+
+    def _factors(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        painted_VYX = (self.codebook != np.array(BACKGROUND, dtype=np.uint8)).any(axis=-1)
+        masks: dict[bytes, int] = {}
+        masks_V = [masks.setdefault(mask.tobytes(), len(masks)) for mask in painted_VYX]
+        palette = [BACKGROUND, *COLORS.values()]
+        inks = [
+            tuple(patch[mask][0]) if mask.any() else BACKGROUND
+            for patch, mask in zip(self.codebook, painted_VYX, strict=True)
+        ]
+        return np.array([palette.index(ink) for ink in inks]), np.array(masks_V)
 
     def encode(self, images_BYXC: npt.NDArray[np.uint8]) -> npt.NDArray[np.int64]:
         """Tokens (B, T); a patch that no scene can hold becomes the nearest one (squared RGB distance)."""

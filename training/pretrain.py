@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +21,10 @@ from torch import Tensor
 
 from gcpo_bench import runs, scenes, streams
 from gcpo_bench.datasets import Prompt
-from gcpo_bench.errors import ConfigError, PrerequisiteError, did_you_mean
+from gcpo_bench.errors import ConfigError, did_you_mean
 
 from .checkpoints import save_weights
+from .muon import Muon
 from .policies.scenes import ScenesPolicy, build
 
 
@@ -30,7 +32,7 @@ from .policies.scenes import ScenesPolicy, build
 class Recipe:
     steps: int
     batch_rows: int = 32
-    learning_rate: float = 4e-3
+    learning_rate: float = 8e-3
     """AdamW: embeddings, head and vectors."""
     matrix_learning_rate: float = 0.02
     """Muon: matrices of the blocks."""
@@ -58,7 +60,7 @@ def pretrain(
         max_steps: stop before the recipe ends (its schedule stays that of the whole recipe).
         num_threads: part of the result, because float sums depend on it.
     Raises:
-        ConfigError: for a model without a recipe. PrerequisiteError: if this torch has no Muon optimiser.
+        ConfigError: for a model without a recipe.
     """
     if model not in RECIPES:
         raise ConfigError(f"{model!r} has no pretraining recipe", hint=did_you_mean(model, RECIPES))
@@ -101,17 +103,16 @@ def pretrain(
 
 
 def _optimizers(policy: ScenesPolicy, recipe: Recipe) -> list[torch.optim.Optimizer]:
-    """Muon for the blocks' matrices, AdamW for the rest (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon)."""
-    if not hasattr(torch.optim, "Muon"):
-        raise PrerequisiteError(
-            f"pretraining uses torch.optim.Muon, which torch {torch.__version__} does not have",
-            hint="pip install 'torch>=2.9,<2.14'; training itself runs on this torch",
-        )
-    matrices = [p for name, p in policy.named_parameters() if name.startswith("blocks.") and p.ndim == 2]
-    others = [p for name, p in policy.named_parameters() if not (name.startswith("blocks.") and p.ndim == 2)]
+    """Muon for the blocks' matrices, AdamW for embeddings, head and vectors."""
+    is_matrix = {name: name.startswith("blocks.") and p.ndim == 2 for name, p in policy.named_parameters()}
     optimizers: list[torch.optim.Optimizer] = [
-        torch.optim.Muon(matrices, lr=recipe.matrix_learning_rate, weight_decay=0.0),
-        torch.optim.AdamW(others, lr=recipe.learning_rate, betas=(0.9, 0.95), weight_decay=0.0),
+        Muon([p for name, p in policy.named_parameters() if is_matrix[name]], lr=recipe.matrix_learning_rate),
+        torch.optim.AdamW(
+            [p for name, p in policy.named_parameters() if not is_matrix[name]],
+            lr=recipe.learning_rate,
+            betas=(0.9, 0.95),
+            weight_decay=0.0,
+        ),
     ]
     for optimizer in optimizers:
         for group in optimizer.param_groups:
@@ -134,5 +135,6 @@ def training_rows(policy: ScenesPolicy, recipe: Recipe, seed: int, step: int) ->
     return captions, torch.from_numpy(policy.tokenizer.encode(np.stack(images)))
 
 
+@cache
 def prompts_by_task() -> list[list[Prompt]]:
     return [[prompt for prompt in scenes.train_prompts() if prompt.tag == task] for task in scenes.TASKS]

@@ -197,11 +197,11 @@ def update(learner: Learner, seen: Observation, step: int) -> Metrics:
     totals: dict[str, list[float]] = defaultdict(list)
     for epoch in range(config.epochs):
         for rows_B in minibatches(learner.config, len(seen.rewards_B), step, epoch):
+            if not selected_BT[rows_B].any():  # every group of this minibatch was dropped
+                continue
             policy_denominator, kl_denominator = denominators(
                 selected_BT[rows_B], learner.config.loss.kl_tokens, learner.config.loss.normalizer
             )
-            if policy_denominator == 0:  # every group of this minibatch was dropped
-                continue
             batch = Batch(
                 old_logprobs_BT=seen.rollout.logprobs_BT[rows_B] if num_updates > 1 else None,
                 ref_logprobs_BT=seen.ref_logprobs_BT[rows_B],
@@ -233,7 +233,7 @@ def optimizer_step(learner: Learner, texts_B: list[str], tokens_BT: Tensor, batc
         for name, value in output.metrics.items():
             sums[name] += float(value)
         difference_BT = part.ref_logprobs_BT - logprobs_BT.detach()
-        sums["loss/kl_all"] += float((difference_BT.exp() - difference_BT - 1).sum()) / tokens_BT.numel()
+        sums["loss/kl_all"] += float((difference_BT.expm1() - difference_BT).sum()) / tokens_BT.numel()
         weights_on_selected.append(output.weights_BT[part.selected_BT])
         size_BT = logprobs_BT.grad.abs().double().cpu()
         chosen_BT = part.selected_BT.cpu()

@@ -33,11 +33,13 @@ class Architecture:
 
 @dataclass(slots=True)
 class DecodeState:
-    """Keys and values read so far; grows by one place a step."""
+    """Keys and values read so far, one place more a step, and the token tables, put together once."""
 
     keys_LBHSE: Tensor
     """layers, rows, heads, places, head width."""
     values_LBHSE: Tensor
+    tokens_VD: Tensor
+    head_VD: Tensor
     length: int
     """Places filled."""
 
@@ -90,6 +92,26 @@ class Block(nn.Module):
         return x_BSD + self.mlp(x_BSD)
 
 
+class TokenTable(nn.Module):
+    """A vector a token: its colour's, plus its mask's, plus its own.
+
+    The shared parts let what is learned of one colour or shape serve all others; the own part holds what they cannot,
+    such as which colour goes with which of two shapes.
+    """
+
+    def __init__(self, tokenizer: scenes.Tokenizer, width: int) -> None:
+        super().__init__()
+        self.own = nn.Parameter(torch.zeros(tokenizer.vocab_size, width))
+        self.colors = nn.Parameter(torch.zeros(int(tokenizer.colors_V.max()) + 1, width))
+        self.masks = nn.Parameter(torch.zeros(int(tokenizer.masks_V.max()) + 1, width))
+        self.register_buffer("colors_V", torch.from_numpy(tokenizer.colors_V), persistent=False)
+        self.register_buffer("masks_V", torch.from_numpy(tokenizer.masks_V), persistent=False)
+
+    def forward(self) -> Tensor:
+        """(V, D)."""
+        return self.own + self.colors[self.colors_V] + self.masks[self.masks_V]  # type: ignore[index]
+
+
 class ScenesPolicy(nn.Module):
     """About 0.5 M parameters; see `gcpo_bench.training.types.Policy`."""
 
@@ -103,13 +125,13 @@ class ScenesPolicy(nn.Module):
         width, side = self.architecture.width, self.tokenizer.world.side
         self.words = nn.Embedding(len(self.word_ids) + 1, width)
         self.word_places = nn.Parameter(torch.zeros(PROMPT_WORDS, width))
-        self.tokens = nn.Embedding(self.vocab_size, width)
+        self.tokens = TokenTable(self.tokenizer, width)
         self.begin_of_image = nn.Parameter(torch.zeros(width))
         self.rows = nn.Parameter(torch.zeros(side, width))
         self.cols = nn.Parameter(torch.zeros(side, width))
         self.blocks = nn.ModuleList(Block(width, self.architecture.heads) for _ in range(self.architecture.layers))
         self.norm = nn.RMSNorm(width)
-        self.head = nn.Linear(width, self.vocab_size, bias=False)
+        self.head = TokenTable(self.tokenizer, width)
         codes = torch.from_numpy(self.tokenizer.codebook.reshape(self.vocab_size, -1).astype(np.float32) / 255)
         self.register_buffer("codes_VD", codes, persistent=False)
 
@@ -119,7 +141,7 @@ class ScenesPolicy(nn.Module):
             for name, parameter in self.named_parameters():
                 if parameter.ndim == 1 and "norm" in name:
                     parameter.fill_(1.0)
-                elif name == "head.weight":
+                elif name.startswith("head.") or name.endswith(".own"):
                     parameter.zero_()
                 else:
                     parameter.normal_(0.0, 0.02, generator=generator)
@@ -130,7 +152,7 @@ class ScenesPolicy(nn.Module):
 
     def prompt_ids(self, texts_B: Sequence[str | None]) -> Tensor:
         """int64 (B, PROMPT_WORDS); None is the unconditional prompt."""
-        return torch.tensor([self._ids(text) for text in texts_B], device=self.head.weight.device)
+        return torch.tensor([self._ids(text) for text in texts_B], device=self.begin_of_image.device)
 
     def _ids(self, text: str | None) -> list[int]:
         given = [] if text is None else text.lower().split()
@@ -154,7 +176,7 @@ class ScenesPolicy(nn.Module):
     def hidden(self, texts_B: Sequence[str | None], tokens_BT: Tensor) -> Tensor:
         """Last hidden states (B, T, D), the one at t predicting token t."""
         words_BSD = self.words(self.prompt_ids(texts_B)) + self.word_places
-        before_BTD = self.tokens(tokens_BT[:, :-1])
+        before_BTD = F.embedding(tokens_BT[:, :-1], self.tokens())
         begin = self.begin_of_image.expand(len(tokens_BT), 1, -1)
         image_BTD = torch.cat([begin, before_BTD], dim=1) + self._places()
         x_BSD = torch.cat([words_BSD, image_BTD], dim=1)
@@ -164,7 +186,7 @@ class ScenesPolicy(nn.Module):
 
     def logits(self, texts_B: Sequence[str | None], tokens_BT: Tensor) -> Tensor:
         """(B, T, V)."""
-        return self.head(self.hidden(texts_B, tokens_BT))  # type: ignore[no-any-return]
+        return F.linear(self.hidden(texts_B, tokens_BT), self.head())
 
     def logprobs(self, texts_B: Sequence[str], tokens_BT: Tensor) -> Tensor:
         """float32 (B, T): conditional branch, temperature 1."""
@@ -176,8 +198,14 @@ class ScenesPolicy(nn.Module):
     def start(self, texts_B: Sequence[str | None]) -> DecodeState:
         arch, places = self.architecture, PROMPT_WORDS + self.grid[0] * self.grid[1]
         shape = (arch.layers, len(texts_B), arch.heads, places, arch.width // arch.heads)
-        weight = self.head.weight
-        state = DecodeState(weight.new_zeros(shape), weight.new_zeros(shape), 0)
+        weight = self.begin_of_image
+        state = DecodeState(
+            keys_LBHSE=weight.new_zeros(shape),
+            values_LBHSE=weight.new_zeros(shape),
+            tokens_VD=self.tokens(),
+            head_VD=self.head(),
+            length=0,
+        )
         self._extend(state, self.words(self.prompt_ids(texts_B)) + self.word_places)
         return state
 
@@ -185,9 +213,9 @@ class ScenesPolicy(nn.Module):
         t = state.length - PROMPT_WORDS
         row, col = divmod(t, self.grid[1])
         rows = state.keys_LBHSE.shape[1]
-        before_BD = self.begin_of_image.expand(rows, -1) if tokens_B is None else self.tokens(tokens_B)
+        before_BD = self.begin_of_image.expand(rows, -1) if tokens_B is None else state.tokens_VD[tokens_B]
         x_BSD = self._extend(state, (before_BD + self.rows[row] + self.cols[col])[:, None])
-        return self.head(self.norm(x_BSD[:, -1]))  # type: ignore[no-any-return]
+        return F.linear(self.norm(x_BSD[:, -1]), state.head_VD)
 
     def _extend(self, state: DecodeState, x_BSD: Tensor) -> Tensor:
         for layer, block in enumerate(self.blocks):
@@ -199,7 +227,7 @@ class ScenesPolicy(nn.Module):
 
     def embed(self, tokens_BT: Tensor, kind: Literal["projected", "codebook"]) -> Tensor:
         """(B, T, D): `projected` as the transformer reads a token, `codebook` the pixels of its patch."""
-        table: Tensor = self.tokens.weight if kind == "projected" else self.codes_VD  # type: ignore[assignment]
+        table: Tensor = self.tokens() if kind == "projected" else self.codes_VD  # type: ignore[assignment]
         return table[tokens_BT]
 
     def decode(self, tokens_BT: Tensor) -> npt.NDArray[np.uint8]:

@@ -1,0 +1,47 @@
+# `make demo` and `make test` set everything up by themselves; see README.md for the plain pip commands.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+DEMO := demo
+
+.PHONY: demo test lint clean help
+
+help:
+	@echo "make demo    install, train GRPO and GCPO on the embedded world, evaluate both, write $(DEMO)/report/report.html"
+	@echo "make test    install what tests need and run them"
+	@echo "make lint    ruff and mypy"
+	@echo "make clean   remove $(VENV) and $(DEMO)"
+
+demo: $(VENV)/.installed
+	$(BIN)/gcpo-bench train --method grpo --name grpo --runs-dir $(DEMO)/runs --resume
+	$(BIN)/gcpo-bench train --method gcpo --name gcpo --runs-dir $(DEMO)/runs --resume
+	$(BIN)/gcpo-bench evaluate grpo gcpo --runs-dir $(DEMO)/runs
+	$(BIN)/gcpo-bench report --runs-dir $(DEMO)/runs --out $(DEMO)/report
+
+test: $(VENV)/.installed-test
+	$(BIN)/python -m pytest -n auto
+
+lint: $(VENV)/.installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+$(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "error: $(PYTHON) is older than Python 3.11"; echo "hint: make $(MAKECMDGOALS) PYTHON=python3.12"; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.installed: pyproject.toml | $(VENV)/bin/python
+	$(BIN)/python -m pip install --quiet -e .
+	@touch $@
+
+$(VENV)/.installed-test: pyproject.toml | $(VENV)/bin/python
+	$(BIN)/python -m pip install --quiet -e '.[test]'
+	@touch $@ $(VENV)/.installed
+
+$(VENV)/.installed-dev: pyproject.toml | $(VENV)/bin/python
+	$(BIN)/python -m pip install --quiet -e '.[test,dev]'
+	@touch $@ $(VENV)/.installed-test $(VENV)/.installed
+
+clean:
+	rm -rf $(VENV) $(DEMO)
