@@ -209,15 +209,18 @@ class _PlainLoader(yaml.SafeLoader):
         return str(node.value) if ":" in node.value else super().construct_yaml_int(node)
 
 
-def _number(loader: _PlainLoader, node: Any) -> float:
-    return float(loader.construct_scalar(node))
+class _PlainDumper(yaml.SafeDumper):
+    """Writes what `_PlainLoader` reads back as the same value."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True  # a list that occurs twice is written twice
 
 
 _PlainLoader.add_constructor("tag:yaml.org,2002:int", _PlainLoader.construct_yaml_int)
-_PlainLoader.add_implicit_resolver(  # PyYAML follows YAML 1.1, where 1e-4 is a string
-    "!scientific", re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
-)
-_PlainLoader.add_constructor("!scientific", _number)
+for _class in (_PlainLoader, _PlainDumper):
+    _class.add_implicit_resolver(  # PyYAML follows YAML 1.1, where 1e-4 is a string
+        "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
+    )
 
 
 def parse_yaml(text: str) -> Any:
@@ -235,4 +238,4 @@ def parse_yaml(text: str) -> Any:
 
 def dump_yaml(value: Any) -> str:
     # ASCII only: PyYAML writes some control characters, such as U+0085, in a way it does not read back
-    return yaml.safe_dump(value, sort_keys=False)
+    return yaml.dump(value, Dumper=_PlainDumper, sort_keys=False)

@@ -144,6 +144,17 @@ def test_any_configuration_survives_being_written_and_read(
 
 
 @pytest.mark.parametrize(
+    "text", ["0E0", "1e-4", "1:30", "no", "~", ".inf", "010", "\x85", "<<", "=", "2024-01-01", "- a"]
+)
+def test_words_that_look_like_something_else_stay_words(tmp_path: Path, text: str) -> None:
+    shared = [text]
+    selectors = (SelectorConfig(name="all", options={"x": text, text: shared, "again": shared}),)
+    config = RunConfig(selection=SelectionConfig(selectors=selectors))
+    runs.create(tmp_path, "a", config)
+    assert runs.open_run("a", tmp_path).config == config
+
+
+@pytest.mark.parametrize(
     "text",
     [
         "",
