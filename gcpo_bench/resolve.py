@@ -6,6 +6,7 @@ All problems are reported at once.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
@@ -342,6 +343,7 @@ def _apply_flags(draft: _Draft, given: Mapping[str, Any], problems: _Problems) -
 
 def _validate(draft: _Draft, problems: _Problems) -> RunConfig | None:
     _check_names(draft, problems)
+    _check_options(draft, problems)
     try:
         return RunConfig.model_validate(draft.values)
     except ValidationError as error:
@@ -372,6 +374,14 @@ def _check_names(draft: _Draft, problems: _Problems) -> None:
         if isinstance(name, str) and name not in names:
             where = _label(draft, path)
             problems.add(f"unknown {kind} {name!r} ({where})", did_you_mean(name, names))
+
+
+def _check_options(draft: _Draft, problems: _Problems) -> None:
+    """Selector options can be anything, so their schema does not refuse what no file could hold."""
+    for path, value in _leaves(draft.values):
+        items = value if isinstance(value, list) else [value]
+        if "options" in path and any(isinstance(item, float) and not math.isfinite(item) for item in items):
+            problems.add(f"{_label(draft, path)} is {value}: must be finite", "write a number such as 0.5")
 
 
 def _label(draft: _Draft, path: KeyPath) -> str:

@@ -17,6 +17,7 @@ from PIL import Image
 
 from gcpo_bench import __version__, runs
 from gcpo_bench.cli.output import duration, size
+from gcpo_bench.cli.progress import describe, progress
 from gcpo_bench.config import RunConfig
 from gcpo_bench.methods import METHODS
 from gcpo_bench.registry import BENCHMARKS, POLICIES, REWARDS, SELECTORS, WEIGHTINGS
@@ -150,6 +151,33 @@ def test_the_shell_completes_names(tmp_path: Path, words: str, expected: str) ->
 def test_times_and_sizes_are_written_for_people() -> None:
     assert [duration(s) for s in (0.04, 9.94, 48, 200, 7500)] == ["0.0 s", "9.9 s", "48 s", "3 min 20 s", "2 h 5 min"]
     assert [size(n) for n in (0, 999, 3_400_000, 2.5e9)] == ["0 B", "999 B", "3.4 MB", "2.5 GB"]
+
+
+@pytest.mark.parametrize("at_a_screen", [True, False])
+def test_progress_shows_reward_divergence_and_time_left(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, at_a_screen: bool
+) -> None:
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: at_a_screen)
+    monkeypatch.setenv("COLUMNS", "120")
+    with progress("step", done=2) as show:
+        for step in (3, 4):
+            show(step, 4, describe({"reward/mean": 0.25 * step, "loss/kl_all": 0.00125, "time/step_s": 1.0}))
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert "reward 1.000  KL 0.0013" in err
+    assert "4/4" in err
+    assert "left" in err
+    if not at_a_screen:
+        assert [line[:8] for line in err.splitlines()] == ["step 3/4", "step 4/4"]
+
+
+def test_a_long_job_leaves_about_twenty_plain_lines(capsys: pytest.CaptureFixture[str]) -> None:
+    with progress("images") as show:
+        for done in range(0, 1001, 8):
+            show(done, 1000)
+    lines = capsys.readouterr().err.splitlines()
+    assert 15 <= len(lines) <= 21
+    assert lines[-1].startswith("images 1000/1000")
 
 
 # ---------------------------------------------------------------- bad usage

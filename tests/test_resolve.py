@@ -156,6 +156,7 @@ def test_a_ratio_without_a_selector_for_it_is_refused() -> None:
         ("sampling.group_size=", "-o sampling.group_size is empty: must be a whole number at least 2", "show"),
         ("loss.beta=.nan", "-o loss.beta is nan: must be a finite number at least 0", "show"),
         ("loss.beta=inf", "-o loss.beta is 'inf': must be a finite number at least 0", "show"),
+        ("selection.selectors.structural.options.window=[0, .inf]", "window is [0, inf]: must be finite", "number"),
         ("weighting.form=cubic", "-o weighting.form is 'cubic': must be 'exp' or 'linear'", "show"),
         ("weighting.name=confidnce", "unknown weighting 'confidnce' (-o weighting.name)", "'confidence'"),
         ("rewards.geneval.name=genevl", "unknown reward 'genevl' (-o rewards.0.name)", "'geneval'"),

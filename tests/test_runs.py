@@ -130,7 +130,9 @@ def test_every_method_survives_being_written_and_read(tmp_path: Path, method: st
     seed=st.integers(0, 2**32 - 1),
     ratio=st.floats(0, 1, exclude_min=True),
     options=st.dictionaries(
-        st.text(max_size=8), st.one_of(st.booleans(), st.integers(), st.text(), st.floats(allow_nan=False)), max_size=4
+        st.text(max_size=8),
+        st.one_of(st.booleans(), st.integers(), st.text(), st.floats(allow_nan=False, allow_infinity=False)),
+        max_size=4,
     ),
 )
 def test_any_configuration_survives_being_written_and_read(
