@@ -4,6 +4,9 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 DEMO := demo
 
+# a second `make demo` continues where the first one stopped
+train = $(BIN)/gcpo-bench train --method $(1) --name $(1) --runs-dir $(DEMO)/runs $$(test ! -d $(DEMO)/runs/$(1) || echo --resume)
+
 .PHONY: demo test lint clean help
 
 help:
@@ -13,8 +16,8 @@ help:
 	@echo "make clean   remove $(VENV) and $(DEMO)"
 
 demo: $(VENV)/.installed
-	$(BIN)/gcpo-bench train --method grpo --name grpo --runs-dir $(DEMO)/runs --resume
-	$(BIN)/gcpo-bench train --method gcpo --name gcpo --runs-dir $(DEMO)/runs --resume
+	$(call train,grpo)
+	$(call train,gcpo)
 	$(BIN)/gcpo-bench evaluate grpo gcpo --runs-dir $(DEMO)/runs
 	$(BIN)/gcpo-bench report --runs-dir $(DEMO)/runs --out $(DEMO)/report
 

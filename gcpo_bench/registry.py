@@ -112,7 +112,7 @@ REWARDS = Registry(
 PROMPT_SETS = Registry(
     "prompt set",
     {
-        "scenes-train": Entry("gcpo_bench.scenes:train_prompts", "embedded world: 9,360 training prompts in six tasks"),
+        "scenes-train": Entry("gcpo_bench.scenes:train_prompts", "embedded world: 14,352 prompts in six tasks"),
         "scenes-heldout": Entry("gcpo_bench.scenes:held_out_prompts", "embedded world: 48 held-out prompts a task"),
     },
 )

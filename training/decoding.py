@@ -48,8 +48,9 @@ def sample(
         logits = policy.step(state, previous).float()
         conditional_BV = logits[:rows]
         mixed_BV = logits[rows:] + guidance_scale * (conditional_BV - logits[rows:]) if guided else conditional_BV
-        sampling_BV = torch.log_softmax(mixed_BV / temperature, dim=-1)
         conditional_BV = torch.log_softmax(conditional_BV, dim=-1)
+        same = not guided and temperature == 1.0
+        sampling_BV = conditional_BV if same else torch.log_softmax(mixed_BV / temperature, dim=-1)
         tokens = draw(truncate(sampling_BV, top_k, top_p), uniforms_BT[:, t])
         tokens_T.append(tokens)
         logprobs_T.append(conditional_BV.gather(1, tokens[:, None])[:, 0])
@@ -92,7 +93,7 @@ def truncate(logprobs_BV: Tensor, top_k: int, top_p: float) -> Tensor:
 def draw(logprobs_BV: Tensor, uniforms_B: Tensor) -> Tensor:
     """int64 (B,): the token at which the cumulative probability passes u; the row need not sum to 1."""
     # float64: in float32 the last of many small terms could be rounded away, and u * total could reach the total
-    cumulative_BV = logprobs_BV.double().exp().cumsum(dim=-1)
+    cumulative_BV = logprobs_BV.exp().cumsum(dim=-1, dtype=torch.float64)
     target_B = uniforms_B.double() * cumulative_BV[:, -1]
     tokens_B = torch.searchsorted(cumulative_BV, target_B[:, None], right=True)[:, 0]
     return tokens_B.clamp_(max=logprobs_BV.shape[1] - 1)

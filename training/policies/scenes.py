@@ -3,6 +3,9 @@
 A sequence is `PROMPT_WORDS` words followed by the image. The input that predicts image token t is the token before it
 plus the place (row, column) of t itself. The unconditional branch of guidance reads a prompt of padding only, as it did
 in a tenth of pretraining. Every prompt has the same padded length, so a row never depends on what else is in the batch.
+
+Words do not read each other, only the image reads them: what is learned of "red" and of "circle" then serves "red
+circle" too, where a policy that may fuse words would learn it pair by pair.
 """
 
 from __future__ import annotations
@@ -74,22 +77,30 @@ class Block(nn.Module):
     def mlp(self, x_BSD: Tensor) -> Tensor:
         return self.down(F.relu(self.up(self.mlp_norm(x_BSD))).square())  # type: ignore[no-any-return]
 
-    def forward(self, x_BSD: Tensor) -> Tensor:
-        query, key, value = self.attention.project(self.attention_norm(x_BSD))
-        x_BSD = x_BSD + self.attention.merge(F.scaled_dot_product_attention(query, key, value, is_causal=True))
-        return x_BSD + self.mlp(x_BSD)
+    def read(self, words_BSD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Words after this block, and the keys and values they offer. A word attends to itself alone."""
+        _, key, value = self.attention.project(self.attention_norm(words_BSD))
+        words_BSD = words_BSD + self.attention.merge(value)
+        return words_BSD + self.mlp(words_BSD), key, value
 
-    def extend(self, x_BSD: Tensor, keys_BHSE: Tensor, values_BHSE: Tensor, start: int) -> Tensor:
-        """`forward` for new places only, which read and extend the cache; many places (a prompt) or one (a token)."""
-        query, key, value = self.attention.project(self.attention_norm(x_BSD))
-        end = start + x_BSD.shape[1]
-        keys_BHSE[:, :, start:end] = key
-        values_BHSE[:, :, start:end] = value
+    def forward(self, words_BSD: Tensor, image_BTD: Tensor, visible_TS: Tensor) -> tuple[Tensor, Tensor]:
+        """Words and image after this block; `visible_TS` says which places each image token may look at."""
+        words_BSD, word_key, word_value = self.read(words_BSD)
+        query, key, value = self.attention.project(self.attention_norm(image_BTD))
         attended = F.scaled_dot_product_attention(
-            query, keys_BHSE[:, :, :end], values_BHSE[:, :, :end], is_causal=x_BSD.shape[1] > 1
+            query, torch.cat([word_key, key], dim=2), torch.cat([word_value, value], dim=2), attn_mask=visible_TS
         )
-        x_BSD = x_BSD + self.attention.merge(attended)
-        return x_BSD + self.mlp(x_BSD)
+        image_BTD = image_BTD + self.attention.merge(attended)
+        return words_BSD, image_BTD + self.mlp(image_BTD)
+
+    def extend(self, token_B1D: Tensor, keys_BHSE: Tensor, values_BHSE: Tensor, place: int) -> Tensor:
+        """`forward` for the one image token at `place`, which reads and extends the cache."""
+        query, key, value = self.attention.project(self.attention_norm(token_B1D))
+        keys_BHSE[:, :, place : place + 1] = key
+        values_BHSE[:, :, place : place + 1] = value
+        attended = F.scaled_dot_product_attention(query, keys_BHSE[:, :, : place + 1], values_BHSE[:, :, : place + 1])
+        token_B1D = token_B1D + self.attention.merge(attended)
+        return token_B1D + self.mlp(token_B1D)
 
 
 class TokenTable(nn.Module):
@@ -132,6 +143,9 @@ class ScenesPolicy(nn.Module):
         self.blocks = nn.ModuleList(Block(width, self.architecture.heads) for _ in range(self.architecture.layers))
         self.norm = nn.RMSNorm(width)
         self.head = TokenTable(self.tokenizer, width)
+        tokens = self.grid[0] * self.grid[1]
+        visible_TS = torch.ones(tokens, PROMPT_WORDS + tokens, dtype=torch.bool).tril(PROMPT_WORDS)
+        self.register_buffer("visible_TS", visible_TS, persistent=False)
         codes = torch.from_numpy(self.tokenizer.codebook.reshape(self.vocab_size, -1).astype(np.float32) / 255)
         self.register_buffer("codes_VD", codes, persistent=False)
 
@@ -179,10 +193,9 @@ class ScenesPolicy(nn.Module):
         before_BTD = F.embedding(tokens_BT[:, :-1], self.tokens())
         begin = self.begin_of_image.expand(len(tokens_BT), 1, -1)
         image_BTD = torch.cat([begin, before_BTD], dim=1) + self._places()
-        x_BSD = torch.cat([words_BSD, image_BTD], dim=1)
         for block in self.blocks:
-            x_BSD = block(x_BSD)
-        return self.norm(x_BSD[:, PROMPT_WORDS:])  # type: ignore[no-any-return]
+            words_BSD, image_BTD = block(words_BSD, image_BTD, self.visible_TS)
+        return self.norm(image_BTD)  # type: ignore[no-any-return]
 
     def logits(self, texts_B: Sequence[str | None], tokens_BT: Tensor) -> Tensor:
         """(B, T, V)."""
@@ -204,9 +217,13 @@ class ScenesPolicy(nn.Module):
             values_LBHSE=weight.new_zeros(shape),
             tokens_VD=self.tokens(),
             head_VD=self.head(),
-            length=0,
+            length=PROMPT_WORDS,
         )
-        self._extend(state, self.words(self.prompt_ids(texts_B)) + self.word_places)
+        words_BSD = self.words(self.prompt_ids(texts_B)) + self.word_places
+        for layer, block in enumerate(self.blocks):
+            words_BSD, key, value = block.read(words_BSD)  # type: ignore[operator]
+            state.keys_LBHSE[layer, :, :, :PROMPT_WORDS] = key
+            state.values_LBHSE[layer, :, :, :PROMPT_WORDS] = value
         return state
 
     def step(self, state: DecodeState, tokens_B: Tensor | None) -> Tensor:
@@ -214,14 +231,11 @@ class ScenesPolicy(nn.Module):
         row, col = divmod(t, self.grid[1])
         rows = state.keys_LBHSE.shape[1]
         before_BD = self.begin_of_image.expand(rows, -1) if tokens_B is None else state.tokens_VD[tokens_B]
-        x_BSD = self._extend(state, (before_BD + self.rows[row] + self.cols[col])[:, None])
-        return F.linear(self.norm(x_BSD[:, -1]), state.head_VD)
-
-    def _extend(self, state: DecodeState, x_BSD: Tensor) -> Tensor:
+        x_B1D = (before_BD + self.rows[row] + self.cols[col])[:, None]
         for layer, block in enumerate(self.blocks):
-            x_BSD = block.extend(x_BSD, state.keys_LBHSE[layer], state.values_LBHSE[layer], state.length)  # type: ignore[operator]
-        state.length += x_BSD.shape[1]
-        return x_BSD
+            x_B1D = block.extend(x_B1D, state.keys_LBHSE[layer], state.values_LBHSE[layer], state.length)  # type: ignore[operator]
+        state.length += 1
+        return F.linear(self.norm(x_B1D[:, 0]), state.head_VD)
 
     # ------------------------------------------------------------ tokens as vectors and pixels
 
