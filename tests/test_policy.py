@@ -53,9 +53,8 @@ def test_guidance_1_samples_the_conditional_distribution(policy: ScenesPolicy) -
 
 
 def test_entropy_is_of_the_distribution_that_is_named(policy: ScenesPolicy) -> None:
-    options = {"guidance_scale": 3.0, "temperature": 0.7}
-    mixed = sample(policy, TEXTS, uniforms(6), **options)
-    conditional = sample(policy, TEXTS, uniforms(6), entropy_source="conditional", **options)
+    mixed = sample(policy, TEXTS, uniforms(6), guidance_scale=3.0, temperature=0.7)
+    conditional = sample(policy, TEXTS, uniforms(6), guidance_scale=3.0, temperature=0.7, entropy_source="conditional")
     assert torch.equal(mixed.tokens_BT, conditional.tokens_BT)
     logprobs_BTV = policy.logits(TEXTS, conditional.tokens_BT).log_softmax(-1)
     expected = -(logprobs_BTV.exp() * logprobs_BTV).sum(-1)

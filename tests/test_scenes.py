@@ -10,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gcpo_bench import scenes
+from gcpo_bench.datasets import Prompt
 from gcpo_bench.errors import ConfigError
-from gcpo_bench.scenes import COLORS, HELD_OUT_COLORED, HELD_OUT_PAIRS, SHAPES, TASKS, WORLDS, Prompt
+from gcpo_bench.scenes import COLORS, HELD_OUT_COLORED, HELD_OUT_PAIRS, SHAPES, TASKS, WORLDS
 
 worlds = st.sampled_from(sorted(WORLDS))
 prompts = st.sampled_from(scenes.train_prompts() + scenes.held_out_prompts())
