@@ -70,7 +70,7 @@ class World:
         return (self.side, self.side)
 
 
-WORLDS = {world.name: world for world in (World("scenes-12", 12, (10, 12), 4), World("scenes-8", 8, (10,), 3))}
+WORLDS = {world.name: world for world in (World("scenes-12", 12, (12,), 4), World("scenes-8", 8, (10,), 3))}
 
 
 def get_world(name: str) -> World:

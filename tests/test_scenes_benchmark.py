@@ -37,7 +37,7 @@ def true_images(prompts: tuple[Prompt, ...], world: str) -> npt.NDArray[np.uint8
     return np.stack([render(sample_scene(prompt, WORLDS[world], rng), WORLDS[world]) for prompt in prompts])
 
 
-def item(shape: str, color: str, row: int, col: int, size: int = 10) -> SceneObject:
+def item(shape: str, color: str, row: int, col: int, size: int = 12) -> SceneObject:
     return SceneObject(shape=shape, color=color, size=size, row=row, col=col)
 
 
@@ -107,7 +107,7 @@ def test_specks_are_right_for_geneval_and_wrong_strictly() -> None:
 
 def test_an_uncertain_extra_object_hides_from_counting_but_not_from_strict() -> None:
     image = picture(*(item("square", "red", 1, 1 + 4 * k) for k in range(3)))
-    image[1:5, 1:5] = picture()[0, 0]  # a bite out of the first: below counting's 0.9
+    image[0:4, 0:4] = picture()[0, 0]  # a bite out of the first: below counting's 0.9
     need = asked({"class": "square", "count": 2}, tag="counting", exclude=[{"class": "square", "count": 3}])
     ((values, _, found),) = judge(image[None], [need])
     assert len(found) == 3

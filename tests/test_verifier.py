@@ -50,7 +50,7 @@ def test_every_object_at_every_place_is_found_with_full_confidence(world: World)
 
 def test_every_colour_of_every_shape_is_found() -> None:
     for shape, color in product(SHAPES, COLORS):
-        ((found, blobs),) = detect(drawn(shape, 10, color)[None])
+        ((found, blobs),) = detect(drawn(shape, 12, color)[None])
         assert [(d.label, d.color, blobs) for d in found] == [(shape, color, 0)]
 
 

@@ -42,7 +42,7 @@ class Recipe:
     """Share of rows whose caption is replaced by padding: the unconditional branch of guidance."""
 
 
-RECIPES = {"scenes-12": Recipe(steps=2000), "scenes-8": Recipe(steps=1500)}
+RECIPES = {"scenes-12": Recipe(steps=2200), "scenes-8": Recipe(steps=1500)}
 
 
 def pretrain(
