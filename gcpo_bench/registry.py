@@ -48,7 +48,10 @@ class Registry:
             # a missing dependency of the module is its own story; only the named module itself is a bad name
             if error.name is None or not module_name.startswith(error.name):
                 raise
-            raise ConfigError(f"{self.kind} {name!r}: no module {module_name!r}", hint="check the spelling") from None
+            raise ConfigError(
+                f"{self.kind} {name!r}: no module {module_name!r}",
+                hint="check the spelling; a module of your own must be importable: PYTHONPATH=. gcpo-bench ...",
+            ) from None
         except AttributeError:
             raise ConfigError(
                 f"{self.kind} {name!r}: {module_name} has no {attribute!r}", hint="write it as 'module:attribute'"

@@ -19,10 +19,9 @@ from gcpo_bench.config import RunConfig
 from gcpo_bench.errors import ConfigError, did_you_mean
 from gcpo_bench.files import MAX_YAML_BYTES, parse_yaml
 from gcpo_bench.methods import METHODS
-from gcpo_bench.registry import BENCHMARKS, POLICIES, REWARDS, SELECTORS, WEIGHTINGS
+from gcpo_bench.registry import BENCHMARKS, POLICIES, PROMPT_SETS, REWARDS, SELECTORS, WEIGHTINGS
 
 DEFAULT_PRESET = "scenes-gcpo"
-PROMPT_SETS = ("scenes-train",)
 ABSENT = "(absent)"
 """What `config_diff` shows for a key that only the other configuration has."""
 
@@ -360,6 +359,7 @@ def _check_names(draft: _Draft, problems: _Problems) -> None:
         ("weighting", ("weighting", "name"), WEIGHTINGS),
         ("benchmark", ("evaluation", "benchmark"), BENCHMARKS),
         ("prompt set", ("data", "prompts"), PROMPT_SETS),
+        ("prompt set", ("logging", "tracked_prompt_set"), PROMPT_SETS),
     ]
     lists: list[tuple[str, KeyPath, Any]] = [
         ("selector", ("selection", "selectors"), SELECTORS),

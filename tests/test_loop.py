@@ -21,9 +21,11 @@ from gcpo_bench.errors import CorruptDataError, Interrupted, Preempted, RunError
 from gcpo_bench.resolve import resolve
 from gcpo_bench.training import checkpoints, health
 from gcpo_bench.training.estimate import estimate
-from gcpo_bench.training.loop import train
-from gcpo_bench.training.step import build_learner, draw_prompts, minibatches, rate_scale, train_step
+from gcpo_bench.training.learner import build_learner
+from gcpo_bench.training.loop import train, train_step
+from gcpo_bench.training.observation import draw_prompts
 from gcpo_bench.training.token_maps import tracked_prompts
+from gcpo_bench.training.update import minibatches, rate_scale
 
 SMALL = (
     "policy.name=scenes-8",

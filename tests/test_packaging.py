@@ -55,7 +55,7 @@ def test_the_wheel_holds_what_the_tree_holds(wheel: Path) -> None:
 
 def test_a_run_works_from_the_wheel_outside_the_checkout(installed: Path, tmp_path: Path) -> None:
     where = subprocess.run(
-        [sys.executable, "-c", "import gcpo_bench.training.step as step; print(step.__file__)"],
+        [sys.executable, "-c", "import gcpo_bench.training.loop as loop; print(loop.__file__)"],
         cwd=tmp_path,
         env=os.environ | {"PYTHONPATH": str(installed)},
         capture_output=True,

@@ -9,8 +9,9 @@ import torch
 
 from gcpo_bench.config import RunConfig
 
+from .learner import as_module, build_learner
+from .loop import train_step
 from .metrics import peak_memory_bytes
-from .step import as_module, build_learner, train_step
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,4 +1,8 @@
-"""A run: from its start or its last checkpoint to its last step, whatever interrupts it."""
+"""The algorithm, and the run around it: from its start or last checkpoint to its last step, whatever interrupts it.
+
+A step draws prompts, observes (sample, reward, look at the tokens, select) and updates. Nothing here asks which method
+runs: GRPO is every token selected with weight 1, every variant is another list of selectors and another weighting.
+"""
 
 from __future__ import annotations
 
@@ -14,8 +18,29 @@ from gcpo_bench.runs import Run
 
 from . import checkpoints, health
 from .interrupts import StopRequests
-from .step import Learner, as_module, build_learner, train_step
+from .learner import Learner, as_module, build_learner
+from .metrics import Metrics, Stopwatch, describe, peak_memory_bytes
+from .observation import draw_prompts, observe
 from .token_maps import save_token_maps
+from .update import update
+
+
+def train_step(learner: Learner, step: int) -> Metrics:
+    """Sample a batch, learn from it, and say what happened. Everything random is addressed by `step`."""
+    clock = Stopwatch()
+    with clock.phase("step"):
+        prompts = draw_prompts(learner.config, step)
+        seen = observe(learner, prompts, f"rollout/{step}", clock)
+        with clock.phase("update"):
+            learned = update(learner, seen, step)
+    return {
+        "step": step,
+        **describe(seen),
+        **learned,
+        **clock.seconds,
+        "throughput/tokens_per_s": seen.rollout.tokens_BT.numel() / clock.seconds["time/step_s"],
+        "memory/peak_bytes": peak_memory_bytes(),
+    }
 
 
 def train(

@@ -15,7 +15,7 @@ import torch
 from .advantages import zero_variance_groups
 
 if TYPE_CHECKING:
-    from .step import Observation
+    from .observation import Observation
 
 Metrics = dict[str, float]
 """Namespaced name -> number; names end in their unit where they have one."""

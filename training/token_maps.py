@@ -9,12 +9,12 @@ from torch import Tensor
 
 from gcpo_bench.config import LoggingConfig
 from gcpo_bench.datasets import Prompt
-from gcpo_bench.registry import PROMPT_SETS
 from gcpo_bench.runs import Run
 
+from .learner import Learner
 from .metrics import Stopwatch
+from .observation import observe, prompts_by_task
 from .signals import entropy_gradient
-from .step import Learner, observe
 
 
 def save_token_maps(learner: Learner, run: Run, step: int) -> None:
@@ -24,7 +24,7 @@ def save_token_maps(learner: Learner, run: Run, step: int) -> None:
     `entropy`, `entropy_gradient`, `similarity`, `weight`, `divergence`, `selected`, `subset/<selector>`.
     """
     prompts = tracked_prompts(learner.config.logging)
-    seen = observe(learner, prompts, "tracked", learner.config.seed, Stopwatch())
+    seen = observe(learner, prompts, "tracked", Stopwatch())
     with torch.no_grad():
         logprobs_BT = learner.policy.logprobs(seen.rollout.texts_B, seen.rollout.tokens_BT)
         weight_BT = learner.weighting(logprobs_BT, seen.ref_logprobs_BT, seen.selection.selected_BT)
@@ -51,8 +51,6 @@ def save_token_maps(learner: Learner, run: Run, step: int) -> None:
 
 def tracked_prompts(config: LoggingConfig) -> list[Prompt]:
     """The first prompts of the tracked set, tasks in turn."""
-    tasks: dict[str, list[Prompt]] = {}
-    for prompt in PROMPT_SETS.load(config.tracked_prompt_set)():
-        tasks.setdefault(prompt.tag, []).append(prompt)
+    tasks = prompts_by_task(config.tracked_prompt_set)
     turns = [prompt for prompts in zip(*tasks.values(), strict=False) for prompt in prompts]
     return turns[: config.tracked_prompts]

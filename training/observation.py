@@ -1,0 +1,146 @@
+"""A step before its update: sample G images a prompt, judge them, and decide which tokens matter."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from gcpo_bench import streams
+from gcpo_bench.config import RunConfig
+from gcpo_bench.datasets import Prompt
+from gcpo_bench.registry import PROMPT_SETS
+
+from .advantages import group_advantages
+from .decoding import sample_in_batches
+from .learner import Learner
+from .metrics import Stopwatch
+from .selectors import select
+from .signals import group_similarity
+from .types import RewardOutput, Rollout, Selection, TokenSignals
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Observation:
+    """A rollout and everything known about it before the update."""
+
+    rollout: Rollout
+    images_BYXC: npt.NDArray[np.uint8]
+    reward: RewardOutput
+    rewards_B: Tensor
+    advantages_B: Tensor
+    signals: TokenSignals
+    selection: Selection
+    ref_logprobs_BT: Tensor
+
+
+def prompts_by_task(prompt_set: str) -> dict[str, list[Prompt]]:
+    tasks: dict[str, list[Prompt]] = {}
+    for prompt in PROMPT_SETS.load(prompt_set)():
+        tasks.setdefault(prompt.tag, []).append(prompt)
+    return tasks
+
+
+def draw_prompts(config: RunConfig, step: int) -> list[Prompt]:
+    """Distinct prompts, the tasks in turn."""
+    tasks = prompts_by_task(config.data.prompts)
+    count = config.sampling.prompts_per_step
+    first = (step - 1) * count  # so that fewer prompts than tasks still visit every task
+    turns = [list(tasks)[(first + i) % len(tasks)] for i in range(count)]
+    rng = streams.generator(config.seed, "prompts", step)
+    order = {tag: iter(rng.permutation(len(tasks[tag]))) for tag in tasks if tag in turns}
+    return [tasks[tag][next(order[tag])] for tag in turns]
+
+
+def observe(learner: Learner, prompts: Sequence[Prompt], stream: str, clock: Stopwatch) -> Observation:
+    """The whole of it; `stream` names the noise that images are drawn with."""
+    with clock.phase("rollout"):
+        rollout = roll_out(learner, prompts, stream)
+    with clock.phase("reward"):
+        images_BYXC = learner.policy.decode(rollout.tokens_BT)
+        reward = learner.reward(images_BYXC, rollout.prompts_B)
+        rewards_B = torch.tensor(reward.values_B, dtype=torch.float32, device=rollout.tokens_BT.device)
+    with clock.phase("reference"), torch.no_grad():
+        ref_logprobs_BT = reference_logprobs(learner, rollout)
+    with clock.phase("selection"), torch.no_grad():
+        signals = token_signals(learner, rollout, f"selection/{stream}")
+        selection = select(
+            learner.selectors,
+            signals,
+            overlap=learner.config.selection.overlap,
+            complement=learner.config.selection.complement,
+        )
+    return Observation(
+        rollout=rollout,
+        images_BYXC=images_BYXC,
+        reward=reward,
+        rewards_B=rewards_B,
+        advantages_B=group_advantages(rewards_B, rollout.group_size, learner.config.advantages.std_epsilon),
+        signals=signals,
+        selection=selection,
+        ref_logprobs_BT=ref_logprobs_BT,
+    )
+
+
+def roll_out(learner: Learner, prompts: Sequence[Prompt], stream: str) -> Rollout:
+    config, policy = learner.config.sampling, learner.policy
+    tokens = policy.grid[0] * policy.grid[1]
+    uniforms_BT = np.stack(
+        [
+            streams.uniforms(learner.config.seed, stream, p.id, g, tokens)
+            for p in prompts
+            for g in range(config.group_size)
+        ]
+    )
+    samples = sample_in_batches(
+        policy,
+        [prompt.text for prompt in prompts for _ in range(config.group_size)],
+        torch.from_numpy(uniforms_BT).to(learner.config.policy.device),
+        batch_rows=config.batch_rows,
+        guidance_scale=config.guidance_scale,
+        temperature=config.temperature,
+        top_k=config.top_k,
+        top_p=config.top_p,
+        entropy_source=learner.config.selection.entropy_source,
+    )
+    return Rollout(
+        prompts=tuple(prompts),
+        group_size=config.group_size,
+        grid=policy.grid,
+        tokens_BT=samples.tokens_BT,
+        logprobs_BT=samples.logprobs_BT,
+        entropy_BT=samples.entropy_BT,
+    )
+
+
+def reference_logprobs(learner: Learner, rollout: Rollout) -> Tensor:
+    """(B, T), a micro-batch at a time."""
+    parts = micro_batches(len(rollout.tokens_BT), learner.config.optimizer.micro_batch_rows)
+    texts_B, tokens_BT = rollout.texts_B, rollout.tokens_BT
+    return torch.cat([learner.reference.logprobs(texts_B[rows], tokens_BT[rows]) for rows in parts])
+
+
+def token_signals(learner: Learner, rollout: Rollout, stream: str) -> TokenSignals:
+    embeddings_BTD = learner.policy.embed(rollout.tokens_BT, learner.config.selection.similarity_embedding)
+    # one generator a group, not one an image: the group is always together, and making them would be most of the cost
+    noise_PGT = [
+        streams.generator(learner.config.seed, stream, prompt.id).random(
+            (rollout.group_size, rollout.tokens_BT.shape[1]), dtype=np.float32
+        )
+        for prompt in rollout.prompts
+    ]
+    return TokenSignals(
+        grid=rollout.grid,
+        entropy_BT=rollout.entropy_BT,
+        similarity_BT=group_similarity(embeddings_BTD, rollout.group_size),
+        logprobs_BT=rollout.logprobs_BT,
+        noise_BT=torch.from_numpy(np.concatenate(noise_PGT)).to(rollout.tokens_BT.device),
+    )
+
+
+def micro_batches(rows: int, size: int) -> list[slice]:
+    return [slice(first, min(first + size, rows)) for first in range(0, rows, size)]
