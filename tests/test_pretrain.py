@@ -35,10 +35,26 @@ def test_pretraining_learns(tmp_path: Path) -> None:
 def test_captions_are_of_the_training_grammar_and_a_tenth_is_dropped() -> None:
     policy = build("scenes-8")
     known = {prompt.text for prompt in scenes.train_prompts()}
-    captions = [c for step in range(8) for c in training_rows(policy, Recipe(steps=1), 0, step)[0]]
-    named = [caption for caption in captions if caption is not None]
+    captions = [c for step in range(8) for c in training_rows(policy, Recipe(steps=1, word_dropout=0.0), 0, step)[0]]
+    named = [" ".join(word or "?" for word in caption) for caption in captions if caption is not None]
     assert set(named) <= known
     assert 0.03 < 1 - len(named) / len(captions) < 0.2
+
+
+def test_dropped_words_leave_the_others_in_their_places() -> None:
+    policy = build("scenes-8")
+    captions = training_rows(policy, Recipe(steps=1, word_dropout=0.5, caption_dropout=0.0), 0, 1)[0]
+    whole = training_rows(policy, Recipe(steps=1, caption_dropout=0.0, word_dropout=0.0), 0, 1)[0]
+    dropped = 0
+    for with_gaps, words in zip(captions, whole, strict=True):
+        assert with_gaps is not None
+        assert words is not None
+        assert all(word in (None, original) for word, original in zip(with_gaps, words, strict=True))
+        dropped += sum(word is None for word in with_gaps)
+    assert 0.3 < dropped / sum(len(words) for words in whole if words) < 0.7
+    ids = policy.prompt_ids([["a", None, "of"], "a photo of"])
+    assert ids[0].tolist()[1] == 0
+    assert ids[0].tolist()[::2] == ids[1].tolist()[::2]
 
 
 @pytest.mark.parametrize("model", sorted(RECIPES))

@@ -1,14 +1,18 @@
 """Starting weights of the embedded world, from nothing: next-token prediction on rendered scenes and their captions.
 
-Captions come from the training grammar only, so no held-out combination is ever named. Pretraining stops early, on
-purpose: the policy draws clean shapes but often the wrong ones, which leaves reinforcement learning something to do.
-Nothing is corrupted to get there. `gcpo-bench pretrain` reruns it; the recipe below made the weights in this package.
+Captions come from the training grammar only, so no held-out combination is ever named, and no caption is ever wrong.
+But words are dropped from them at random, so that the policy learns each word apart and to draw something when it is told
+little, and training stops early. What this leaves is a policy that knows more than it does: guidance brings out what
+words mean to it, and so can reinforcement learning. With whole captions there was little left to learn from a few
+thousand images.
+
+`gcpo-bench pretrain` reruns it; the recipes below made the weights in this package.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
@@ -40,6 +44,8 @@ class Recipe:
     """Share of the steps, at the end, over which both rates fall linearly to 0."""
     caption_dropout: float = 0.1
     """Share of rows whose caption is replaced by padding: the unconditional branch of guidance."""
+    word_dropout: float = 0.15
+    """Share of the words of the other captions that are replaced by padding."""
 
 
 RECIPES = {"scenes-12": Recipe(steps=2200), "scenes-8": Recipe(steps=1500)}
@@ -64,10 +70,10 @@ def pretrain(
     """
     if model not in RECIPES:
         raise ConfigError(f"{model!r} has no pretraining recipe", hint=did_you_mean(model, RECIPES))
-    recipe = RECIPES[model]
     torch.set_num_threads(num_threads)
     policy = build(model)
     policy.initialize(torch.Generator().manual_seed(seed))
+    recipe = RECIPES[model]
     optimizers = _optimizers(policy, recipe)
     started = time.perf_counter()
     steps = recipe.steps if max_steps is None else min(max_steps, recipe.steps)
@@ -120,17 +126,21 @@ def _optimizers(policy: ScenesPolicy, recipe: Recipe) -> list[torch.optim.Optimi
     return optimizers
 
 
-def training_rows(policy: ScenesPolicy, recipe: Recipe, seed: int, step: int) -> tuple[list[str | None], Tensor]:
-    """Captions (None: dropped) and tokens (B, T) of one step; tasks equally often."""
+def training_rows(
+    policy: ScenesPolicy, recipe: Recipe, seed: int, step: int
+) -> tuple[list[Sequence[str | None] | None], Tensor]:
+    """Captions (None: dropped; a None word: dropped) and tokens (B, T) of one step; tasks equally often."""
     rng = streams.generator(seed, "pretrain", step)
+    words_rng = streams.generator(seed, "pretrain-words", step)
     world = policy.tokenizer.world
     by_task = prompts_by_task()
-    captions: list[str | None] = []
+    captions: list[Sequence[str | None] | None] = []
     images = []
     for row in range(recipe.batch_rows):
         pool = by_task[row % len(by_task)]
         prompt = pool[int(rng.integers(len(pool)))]
-        captions.append(None if rng.random() < recipe.caption_dropout else prompt.text)
+        words = [None if words_rng.random() < recipe.word_dropout else word for word in prompt.text.split()]
+        captions.append(None if rng.random() < recipe.caption_dropout else words)
         images.append(scenes.render(scenes.sample_scene(prompt, world, rng), world))
     return captions, torch.from_numpy(policy.tokenizer.encode(np.stack(images)))
 

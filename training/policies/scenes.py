@@ -26,6 +26,8 @@ from gcpo_bench.errors import ConfigError
 PROMPT_WORDS = 10
 PAD = 0
 
+Caption = str | Sequence[str | None] | None
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Architecture:
@@ -164,13 +166,13 @@ class ScenesPolicy(nn.Module):
 
     # ------------------------------------------------------------ prompts
 
-    def prompt_ids(self, texts_B: Sequence[str | None]) -> Tensor:
-        """int64 (B, PROMPT_WORDS); None is the unconditional prompt."""
+    def prompt_ids(self, texts_B: Sequence[Caption]) -> Tensor:
+        """int64 (B, PROMPT_WORDS); None is the unconditional prompt, or in a list of words one that is left out."""
         return torch.tensor([self._ids(text) for text in texts_B], device=self.begin_of_image.device)
 
-    def _ids(self, text: str | None) -> list[int]:
-        given = [] if text is None else text.lower().split()
-        unknown = [word for word in given if word not in self.word_ids]
+    def _ids(self, text: Caption) -> list[int]:
+        given = text.lower().split() if isinstance(text, str) else list(text or ())
+        unknown = [word for word in given if word is not None and word not in self.word_ids]
         if unknown:
             raise ConfigError(
                 f"the embedded world does not know {unknown[0][:40]!r}", hint=f"its words: {', '.join(self.word_ids)}"
@@ -179,7 +181,8 @@ class ScenesPolicy(nn.Module):
             raise ConfigError(
                 f"the prompt has {len(given)} words, the embedded world reads {PROMPT_WORDS}", hint="shorten the prompt"
             )
-        return [self.word_ids[word] for word in given] + [PAD] * (PROMPT_WORDS - len(given))
+        ids = [PAD if word is None else self.word_ids[word] for word in given]
+        return ids + [PAD] * (PROMPT_WORDS - len(ids))
 
     # ------------------------------------------------------------ teacher forcing
 
@@ -187,7 +190,7 @@ class ScenesPolicy(nn.Module):
         """What is added to the input that predicts each token: (T, D)."""
         return (self.rows[:, None] + self.cols[None, :]).flatten(0, 1)
 
-    def hidden(self, texts_B: Sequence[str | None], tokens_BT: Tensor) -> Tensor:
+    def hidden(self, texts_B: Sequence[Caption], tokens_BT: Tensor) -> Tensor:
         """Last hidden states (B, T, D), the one at t predicting token t."""
         words_BSD = self.words(self.prompt_ids(texts_B)) + self.word_places
         before_BTD = F.embedding(tokens_BT[:, :-1], self.tokens())
@@ -197,7 +200,7 @@ class ScenesPolicy(nn.Module):
             words_BSD, image_BTD = block(words_BSD, image_BTD, self.visible_TS)
         return self.norm(image_BTD)  # type: ignore[no-any-return]
 
-    def logits(self, texts_B: Sequence[str | None], tokens_BT: Tensor) -> Tensor:
+    def logits(self, texts_B: Sequence[Caption], tokens_BT: Tensor) -> Tensor:
         """(B, T, V)."""
         return F.linear(self.hidden(texts_B, tokens_BT), self.head())
 
