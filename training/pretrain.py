@@ -1,9 +1,9 @@
 """Starting weights of the embedded world, from nothing: next-token prediction on rendered scenes and their captions.
 
 Captions come from the training grammar only, so no held-out combination is ever named, and no caption is ever wrong.
-But words are dropped from them at random, so that the policy learns each word apart and to draw something when it is told
-little, and training stops early. What this leaves is a policy that knows more than it does: guidance brings out what
-words mean to it, and so can reinforcement learning. With whole captions there was little left to learn from a few
+But words are dropped from them at random, so that the policy learns each word apart, and to draw something when it is
+told little; and training stops early. What this leaves is a policy that knows more than it does: guidance brings out
+what words mean to it, and so can reinforcement learning. With whole captions there was little left to learn from a few
 thousand images.
 
 `gcpo-bench pretrain` reruns it; the recipes below made the weights in this package.
