@@ -70,7 +70,8 @@ def verdict(data: ReportData) -> Fragment:
 def sentence(c: Comparison, family: int) -> str:
     """What may be said, and no more: about the method where there are several seeds, else about the checkpoint."""
     several = c.interval.seeds > 1
-    who = f"{c.a}" if several else f"This {c.a} checkpoint"
+    who = f"{c.a}" if several else f"this {c.a} checkpoint"
+    subject = who[0].upper() + who[1:] if who.startswith("this ") else who
     whom = "the start" if c.against == "start" else c.b
     difference = f"{interval_text(c.interval, signed=True)} points"
     closest, furthest = map(points, sorted((abs(c.interval.low), abs(c.interval.high))))
@@ -78,10 +79,12 @@ def sentence(c: Comparison, family: int) -> str:
     if math.isnan(c.interval.stderr):
         return f"Cannot tell {who} from {whom}: {c.interval.n} prompts show no spread to judge {difference} by."
     if c.identical:
-        return f"{who} and {whom} score the same on every prompt ({basis})."
+        return f"{subject} and {whom} score the same on every prompt ({basis})."
     if c.verdict != "cannot tell":
         size = points(abs(c.interval.value))
-        return f"{who} is {c.verdict} than {whom} by {size} points (95 % interval {closest} to {furthest}; {basis})."
+        return (
+            f"{subject} is {c.verdict} than {whom} by {size} points (95 % interval {closest} to {furthest}; {basis})."
+        )
     text = f"Cannot tell {who} from {whom}: {difference} ({basis})."
     if c.interval.low > 0 or c.interval.high < 0:
         text += f" Alone it would count, but not as one of {family} comparisons (adjusted p {number(c.p_holm, 3)})."

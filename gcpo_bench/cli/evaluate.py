@@ -36,7 +36,7 @@ def evaluate_command(
     no_start: Annotated[bool, typer.Option("--no-start", help="Leave out the weights the run began from.")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Score runs on held-out prompts, beside the weights they started from."""
+    """Score runs and their start on held-out prompts."""
     from gcpo_bench.runs import open_run
 
     opened = [open_run(run, runs_dir) for run in runs]  # a wrong name is told before minutes of work
@@ -125,7 +125,10 @@ def _evaluate(settings: _Settings, run: Run) -> dict[str, Any]:
 def _record(metric: Metric) -> dict[str, Any]:
     """A metric and its 95 % interval."""
     reach = Z_95 * metric.stderr
-    return _finite({**asdict(metric), "low": metric.value - reach, "high": metric.value + reach})
+    low, high = metric.value - reach, metric.value + reach
+    if metric.unit == "share":  # a normal interval near 0 or 1 would reach beyond what a share can be
+        low, high = max(low, 0.0), min(high, 1.0)
+    return _finite({**asdict(metric), "low": low, "high": high})
 
 
 def _finite(fields: dict[str, Any]) -> dict[str, Any]:

@@ -28,7 +28,7 @@ def ls_command(
     runs_dir: RunsDirOption = Path("runs"),
     as_json: JsonOption = False,
 ) -> None:
-    """List presets, methods, models, rewards, selectors, weightings, benchmarks or runs."""
+    """List what there is: presets, methods, models, runs, ..."""
     rows = _runs(runs_dir) if kind is Kind.runs else _registered(kind)
     if as_json:
         print_json(rows)

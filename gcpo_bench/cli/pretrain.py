@@ -19,7 +19,7 @@ def pretrain_command(
     max_steps: Annotated[int | None, typer.Option(min=1, help="Stop early; default: the whole recipe.")] = None,
     num_threads: Annotated[int, typer.Option(min=1, help="CPU threads; sums, and so weights, depend on it.")] = 1,
 ) -> None:
-    """Make the starting weights of a model of the embedded world, deterministically."""
+    """Make the starting weights of the embedded world."""
     from gcpo_bench.errors import ConfigError, did_you_mean
     from gcpo_bench.registry import POLICIES
 
