@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 DEMO := demo
 
 # a second `make demo` continues where the first one stopped
-train = $(BIN)/gcpo-bench train --method $(1) --name $(1) --runs-dir $(DEMO)/runs $$(test ! -d $(DEMO)/runs/$(1) || echo --resume)
+train = $(BIN)/gcpo-bench train --model scenes-8 --method $(1) --name $(1) --runs-dir $(DEMO)/runs $$(test ! -d $(DEMO)/runs/$(1) || echo --resume)
 
 .PHONY: demo test lint clean help
 
