@@ -8,14 +8,11 @@ import time
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
 
 import torch
 
 from .advantages import zero_variance_groups
-
-if TYPE_CHECKING:
-    from .observation import Observation
+from .types import Observation
 
 Metrics = dict[str, float]
 """Namespaced name -> number; names end in their unit where they have one."""

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -21,21 +19,7 @@ from .learner import Learner
 from .metrics import Stopwatch
 from .selectors import select
 from .signals import group_similarity
-from .types import RewardOutput, Rollout, Selection, TokenSignals
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Observation:
-    """A rollout and everything known about it before the update."""
-
-    rollout: Rollout
-    images_BYXC: npt.NDArray[np.uint8]
-    reward: RewardOutput
-    rewards_B: Tensor
-    advantages_B: Tensor
-    signals: TokenSignals
-    selection: Selection
-    ref_logprobs_BT: Tensor
+from .types import Observation, Rollout, TokenSignals
 
 
 def prompts_by_task(prompt_set: str) -> dict[str, list[Prompt]]:

@@ -10,6 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -146,6 +148,20 @@ class RewardOutput:
     """What training maximises."""
     anomalies: Mapping[str, Sequence[float]]
     """Per image, logged beside the reward: "extra_objects", "unknown_blobs", "strict", ..."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Observation:
+    """A rollout and everything known about it before the update."""
+
+    rollout: Rollout
+    images_BYXC: npt.NDArray[np.uint8]
+    reward: RewardOutput
+    rewards_B: Tensor
+    advantages_B: Tensor
+    signals: TokenSignals
+    selection: Selection
+    ref_logprobs_BT: Tensor
 
 
 class Selector(Protocol):

@@ -16,8 +16,8 @@ from .advantages import zero_variance_groups
 from .learner import Learner, as_module
 from .losses import denominators, policy_loss
 from .metrics import Metrics
-from .observation import Observation, micro_batches
-from .types import Batch
+from .observation import micro_batches
+from .types import Batch, Observation
 
 
 def update(learner: Learner, seen: Observation, step: int) -> Metrics:
