@@ -177,6 +177,13 @@ def test_token_maps_follow_the_tracked_prompts(unbroken: runs.Run) -> None:
     assert (maps[0][1]["divergence"] == 0).all()  # nothing learned yet
 
 
+def test_a_run_of_no_steps_is_its_start(tmp_path: Path) -> None:
+    run = trained(tmp_path, "none", config(num_steps=0))
+    assert run.status().state == "finished"
+    assert run.checkpoint_steps() == [0]
+    assert checkpoints.weights_digest(run) == checkpoints.packaged_weights("scenes-8")[1]
+
+
 def test_only_the_newest_checkpoints_stay(unbroken: runs.Run) -> None:
     assert unbroken.checkpoint_steps() == [18, 20]
     assert sorted(path.name for path in (unbroken.path / "checkpoints").iterdir()) == ["step-000018", "step-000020"]

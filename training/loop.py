@@ -64,8 +64,8 @@ def train(
             step = _restore(learner, run) if resume else 0
             run.add_environment(environment.record(sys.argv))
             run.set_status("running", step)
-            if step == 0 and config.logging.token_maps_every:
-                save_token_maps(learner, run, 0)
+            if step == 0:
+                _keep(learner, run, 0, stopping=False)
             while step < config.num_steps:
                 metrics = train_step(learner, step + 1)
                 step += 1
