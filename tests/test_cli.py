@@ -467,8 +467,8 @@ def test_a_damaged_checkpoint_is_named(cli: Cli, tmp_path: Path) -> None:
 
 
 def test_a_disk_that_fills_up_loses_nothing_written(tmp_path: Path) -> None:
-    """No file may grow beyond 100 kB: metrics fit, the checkpoint does not."""
-    before = "import resource\nimport torch\nresource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))"
+    """No file may grow beyond 2 MB: metrics and weights fit, the optimiser's state after a step does not."""
+    before = "import resource\nimport torch\nresource.setrlimit(resource.RLIMIT_FSIZE, (2_000_000, 2_000_000))"
     result = in_process_of_its_own(["train", *SMALL, "--num-steps", "2", "--name", "a"], tmp_path, before)
     assert "the disk is full" in refused(result, 4)
     run = runs.open_run("a", tmp_path / "runs")
