@@ -234,15 +234,7 @@ def _load_arrays(path: Path) -> dict[str, np.ndarray]:
     try:
         with reading(path), np.load(path, allow_pickle=False) as archive:
             return {name: archive[name] for name in archive.files}
-    except (
-        zipfile.BadZipFile,
-        zlib.error,
-        ValueError,
-        EOFError,
-        KeyError,
-        AttributeError,
-        NotImplementedError,
-    ) as error:
+    except BAD_ARCHIVE as error:
         raise CorruptDataError(
             f"{path} is damaged: {error}", hint="delete it; the report then leaves that step out"
         ) from error
