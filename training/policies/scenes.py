@@ -4,8 +4,8 @@ A sequence is `PROMPT_WORDS` words followed by the image. The input that predict
 plus the place (row, column) of t itself. The unconditional branch of guidance reads a prompt of padding only, as it did
 in a tenth of pretraining. Every prompt has the same padded length, so a row never depends on what else is in the batch.
 
-Words do not read each other, only the image reads them: what is learned of "red" and of "circle" then serves "red
-circle" too, where a policy that may fuse words would learn it pair by pair.
+Words do not read each other, only the image reads them. This is meant to let what is learned of "red" and of "circle"
+serve "red circle" too, which no caption may have named.
 """
 
 from __future__ import annotations
