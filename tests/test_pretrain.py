@@ -13,7 +13,7 @@ from gcpo_bench.errors import ConfigError
 from gcpo_bench.training.checkpoints import load_weights, packaged_weights
 from gcpo_bench.training.muon import Muon, orthogonalize
 from gcpo_bench.training.policies.scenes import build
-from gcpo_bench.training.pretrain import RECIPES, Stage, pretrain, training_rows
+from gcpo_bench.training.pretrain import RECIPES, Recipe, pretrain, training_rows
 
 
 def test_the_same_seed_makes_the_same_weights_and_another_seed_others(tmp_path: Path) -> None:
@@ -35,7 +35,7 @@ def test_pretraining_learns(tmp_path: Path) -> None:
 def test_captions_are_of_the_training_grammar_and_a_tenth_is_dropped() -> None:
     policy = build("scenes-8")
     known = {prompt.text for prompt in scenes.train_prompts()}
-    captions = [c for step in range(8) for c in training_rows(policy, Stage(steps=1, word_dropout=0.0), 0, step)[0]]
+    captions = [c for step in range(8) for c in training_rows(policy, Recipe(steps=1, word_dropout=0.0), 0, step)[0]]
     named = [" ".join(word or "?" for word in caption) for caption in captions if caption is not None]
     assert set(named) <= known
     assert 0.03 < 1 - len(named) / len(captions) < 0.2
@@ -43,8 +43,8 @@ def test_captions_are_of_the_training_grammar_and_a_tenth_is_dropped() -> None:
 
 def test_dropped_words_leave_the_others_in_their_places() -> None:
     policy = build("scenes-8")
-    captions = training_rows(policy, Stage(steps=1, word_dropout=0.5, caption_dropout=0.0), 0, 1)[0]
-    whole = training_rows(policy, Stage(steps=1, caption_dropout=0.0, word_dropout=0.0), 0, 1)[0]
+    captions = training_rows(policy, Recipe(steps=1, word_dropout=0.5, caption_dropout=0.0), 0, 1)[0]
+    whole = training_rows(policy, Recipe(steps=1, caption_dropout=0.0, word_dropout=0.0), 0, 1)[0]
     dropped = 0
     for with_gaps, words in zip(captions, whole, strict=True):
         assert with_gaps is not None
@@ -64,7 +64,7 @@ def test_packaged_weights_match_their_record(model: str) -> None:
     load_weights(build(model), path, expected_checksum=expected)
     record = runs.read_json(path.with_suffix(".json"))
     assert record["command"].startswith(f"gcpo-bench pretrain --model {model} --seed ")
-    assert record["steps"] == sum(stage.steps for stage in RECIPES[model])
+    assert record["steps"] == RECIPES[model].steps
     assert path.stat().st_size < 4_000_000
 
 

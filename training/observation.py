@@ -10,8 +10,7 @@ from torch import Tensor
 
 from gcpo_bench import streams
 from gcpo_bench.config import RunConfig
-from gcpo_bench.datasets import Prompt
-from gcpo_bench.registry import PROMPT_SETS
+from gcpo_bench.datasets import Prompt, prompts_by_task
 
 from .advantages import group_advantages
 from .decoding import sample_in_batches
@@ -20,13 +19,6 @@ from .metrics import Stopwatch
 from .selectors import select
 from .signals import group_similarity
 from .types import Observation, Rollout, TokenSignals
-
-
-def prompts_by_task(prompt_set: str) -> dict[str, list[Prompt]]:
-    tasks: dict[str, list[Prompt]] = {}
-    for prompt in PROMPT_SETS.load(prompt_set)():
-        tasks.setdefault(prompt.tag, []).append(prompt)
-    return tasks
 
 
 def draw_prompts(config: RunConfig, step: int) -> list[Prompt]:

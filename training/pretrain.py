@@ -13,10 +13,8 @@ to it, and so does reinforcement learning.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from functools import cache
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gcpo_bench import runs, scenes, streams
-from gcpo_bench.datasets import Prompt
+from gcpo_bench.datasets import prompts_by_task
 from gcpo_bench.errors import ConfigError, did_you_mean
 
 from .checkpoints import save_weights
@@ -35,9 +33,7 @@ from .policies.scenes import ScenesPolicy, build
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Stage:
-    """Training with optimisers of its own."""
-
+class Recipe:
     steps: int
     batch_rows: int = 32
     learning_rate: float = 8e-3
@@ -52,7 +48,7 @@ class Stage:
     """Share of the words of the other captions that are replaced by padding."""
 
 
-RECIPES = {"scenes-12": (Stage(steps=2200, word_dropout=0.0),), "scenes-8": (Stage(steps=1500),)}
+RECIPES = {"scenes-12": Recipe(steps=2200, word_dropout=0.0), "scenes-8": Recipe(steps=1500)}
 
 
 def pretrain(
@@ -77,63 +73,49 @@ def pretrain(
     torch.set_num_threads(num_threads)
     policy = build(model)
     policy.initialize(torch.Generator().manual_seed(seed))
+    recipe = RECIPES[model]
+    optimizers = _optimizers(policy, recipe)
     started = time.perf_counter()
-    losses = (loss for stage, first in _stages(model) for loss in run_stage(policy, stage, seed=seed, first_step=first))
-    step, loss = 0, float("nan")
-    for step, loss in enumerate(islice(losses, max_steps), start=1):
-        if on_step:
-            on_step({"step": step, "loss/total": loss, "time/elapsed_s": time.perf_counter() - started})
-    path = out / f"{model}.safetensors"
-    save_weights(policy, path)
-    record = {
-        "model": model,
-        "command": f"gcpo-bench pretrain --model {model} --seed {seed} --num-threads {num_threads} --out weights",
-        "seed": seed,
-        "steps": step,
-        "recipe": [asdict(stage) for stage in RECIPES[model]],
-        "architecture": asdict(policy.architecture),
-        "torch": torch.__version__,
-        "final_loss": round(loss, 6),
-        "checksum": runs.checksum(path),
-    }
-    runs.write_json(out / f"{model}.json", record)
-    return record
-
-
-def _stages(model: str) -> Iterator[tuple[Stage, int]]:
-    """Each stage and the number of its first step."""
-    first = 1
-    for stage in RECIPES[model]:
-        yield stage, first
-        first += stage.steps
-
-
-def run_stage(policy: ScenesPolicy, stage: Stage, *, seed: int, first_step: int) -> Iterator[float]:
-    """Train through one stage; yields each step's loss, nats a token, once the step is taken."""
-    optimizers = _optimizers(policy, stage)
-    for done in range(stage.steps):
-        scale = min(1.0, (stage.steps - done) / (stage.cooldown * stage.steps))
+    steps = recipe.steps if max_steps is None else min(max_steps, recipe.steps)
+    for step in range(1, steps + 1):
+        scale = min(1.0, (recipe.steps - step + 1) / (recipe.cooldown * recipe.steps))
         for optimizer in optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = scale * group["initial_lr"]
-        captions, tokens_BT = training_rows(policy, stage, seed, first_step + done)
+        captions, tokens_BT = training_rows(policy, recipe, seed, step)
         logits_BTV = policy.logits(captions, tokens_BT)
         loss = F.cross_entropy(logits_BTV.flatten(0, 1), tokens_BT.flatten())
         loss.backward()  # type: ignore[no-untyped-call]
         for optimizer in optimizers:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
-        yield loss.item()
+        if on_step:
+            on_step({"step": step, "loss/total": loss.item(), "time/elapsed_s": time.perf_counter() - started})
+    path = out / f"{model}.safetensors"
+    save_weights(policy, path)
+    record = {
+        "model": model,
+        "command": f"gcpo-bench pretrain --model {model} --seed {seed} --num-threads {num_threads} --out weights",
+        "seed": seed,
+        "steps": steps,
+        "recipe": asdict(recipe),
+        "architecture": asdict(policy.architecture),
+        "torch": torch.__version__,
+        "final_loss": round(loss.item(), 6),
+        "checksum": runs.checksum(path),
+    }
+    runs.write_json(out / f"{model}.json", record)
+    return record
 
 
-def _optimizers(policy: ScenesPolicy, stage: Stage) -> list[torch.optim.Optimizer]:
+def _optimizers(policy: ScenesPolicy, recipe: Recipe) -> list[torch.optim.Optimizer]:
     """Muon for the blocks' matrices, AdamW for embeddings, head and vectors."""
     is_matrix = {name: name.startswith("blocks.") and p.ndim == 2 for name, p in policy.named_parameters()}
     optimizers: list[torch.optim.Optimizer] = [
-        Muon([p for name, p in policy.named_parameters() if is_matrix[name]], lr=stage.matrix_learning_rate),
+        Muon([p for name, p in policy.named_parameters() if is_matrix[name]], lr=recipe.matrix_learning_rate),
         torch.optim.AdamW(
             [p for name, p in policy.named_parameters() if not is_matrix[name]],
-            lr=stage.learning_rate,
+            lr=recipe.learning_rate,
             betas=(0.9, 0.95),
             weight_decay=0.0,
         ),
@@ -145,24 +127,19 @@ def _optimizers(policy: ScenesPolicy, stage: Stage) -> list[torch.optim.Optimize
 
 
 def training_rows(
-    policy: ScenesPolicy, stage: Stage, seed: int, step: int
+    policy: ScenesPolicy, recipe: Recipe, seed: int, step: int
 ) -> tuple[list[Sequence[str | None] | None], Tensor]:
     """Captions (None: dropped; a None word: dropped) and tokens (B, T) of one step; tasks equally often."""
     rng = streams.generator(seed, "pretrain", step)
     words_rng = streams.generator(seed, "pretrain-words", step)
     world = policy.tokenizer.world
-    by_task = prompts_by_task()
+    by_task = list(prompts_by_task("scenes-train").values())
     captions: list[Sequence[str | None] | None] = []
     images = []
-    for row in range(stage.batch_rows):
+    for row in range(recipe.batch_rows):
         pool = by_task[row % len(by_task)]
         prompt = pool[int(rng.integers(len(pool)))]
-        words = [None if words_rng.random() < stage.word_dropout else word for word in prompt.text.split()]
-        captions.append(None if rng.random() < stage.caption_dropout else words)
+        words = [None if words_rng.random() < recipe.word_dropout else word for word in prompt.text.split()]
+        captions.append(None if rng.random() < recipe.caption_dropout else words)
         images.append(scenes.render(scenes.sample_scene(prompt, world, rng), world))
     return captions, torch.from_numpy(policy.tokenizer.encode(np.stack(images)))
-
-
-@cache
-def prompts_by_task() -> list[list[Prompt]]:
-    return [[prompt for prompt in scenes.train_prompts() if prompt.tag == task] for task in scenes.TASKS]

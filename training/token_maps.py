@@ -8,12 +8,12 @@ import torch
 from torch import Tensor
 
 from gcpo_bench.config import LoggingConfig
-from gcpo_bench.datasets import Prompt
+from gcpo_bench.datasets import Prompt, prompts_by_task
 from gcpo_bench.runs import Run
 
 from .learner import Learner
 from .metrics import Stopwatch
-from .observation import observe, prompts_by_task
+from .observation import observe
 from .signals import entropy_gradient
 
 
