@@ -58,9 +58,9 @@ def templates() -> Environment:
     return environment
 
 
-def render(macro: str, **values: Any) -> Markup:
-    """One macro of sections.html."""
-    return Markup(getattr(templates().get_template("sections.html").module, macro)(**values))
+def render(macro: str, template: str = "sections.html", **values: Any) -> Markup:
+    """One macro of a template in assets/."""
+    return Markup(getattr(templates().get_template(template).module, macro)(**values))
 
 
 def data_uri(image_YXC: np.ndarray) -> str:
