@@ -243,7 +243,7 @@ def _held_out_wording(frame: str, article: str) -> bool:
     return FRAMES.index(frame) % 3 == ARTICLES.index(article)
 
 
-def _plural(noun: str) -> str:
+def plural(noun: str) -> str:
     return noun + ("es" if noun.endswith("s") else "s")
 
 
@@ -267,7 +267,7 @@ def _two(frame: str, first: str, second: str) -> tuple[str, dict[str, object]]:
 def _counting(frame: str, number: int, shape: str) -> tuple[str, dict[str, object]]:
     return _prompt(
         "counting",
-        f"{frame} {NUMBERS[number]} {_plural(shape)}",
+        f"{frame} {NUMBERS[number]} {plural(shape)}",
         [{"class": shape, "count": number}],
         exclude=[{"class": shape, "count": number + 1}],
     )

@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from gcpo_bench import runs, scenes
+from gcpo_bench import runs, scenes, streams
 from gcpo_bench.errors import ConfigError
 from gcpo_bench.training.checkpoints import load_weights, packaged_weights
 from gcpo_bench.training.muon import Muon, orthogonalize
 from gcpo_bench.training.policies.scenes import build
-from gcpo_bench.training.pretrain import RECIPES, Recipe, pretrain, training_rows
+from gcpo_bench.training.pretrain import RECIPES, Recipe, pretrain, told_by, training_rows
 
 
 def test_the_same_seed_makes_the_same_weights_and_another_seed_others(tmp_path: Path) -> None:
@@ -55,6 +55,34 @@ def test_dropped_words_leave_the_others_in_their_places() -> None:
     ids = policy.prompt_ids([["a", None, "of"], "a photo of"])
     assert ids[0].tolist()[1] == 0
     assert ids[0].tolist()[::2] == ids[1].tolist()[::2]
+
+
+def test_what_a_dropped_word_said_is_open_and_the_rest_still_holds() -> None:
+    prompt = next(p for p in scenes.train_prompts() if p.text == "a photo of a red circle and an orange square")
+    words: list[str | None] = [word if word not in ("red", "square") else None for word in prompt.text.split()]
+    told = [told_by(prompt, words, streams.generator(0, "test", k)).metadata["include"] for k in range(60)]
+    assert {first["class"] for first, _ in told} == {"circle"}
+    assert not any("color" in first for first, _ in told)
+    assert {second["class"] for _, second in told} == set(scenes.SHAPES) - {"circle"}
+    assert {second["color"] for _, second in told} == {"orange"}
+
+
+def test_dropped_number_and_relation_are_open() -> None:
+    counting = next(p for p in scenes.train_prompts() if p.text == "a photo of two squares")
+    told = [
+        told_by(counting, ["a", "photo", "of", None, "squares"], streams.generator(0, "test", k)) for k in range(30)
+    ]
+    assert {item.metadata["include"][0]["count"] for item in told} == set(scenes.NUMBERS)
+    position = next(p for p in scenes.train_prompts() if p.text == "a photo of a circle left of a square")
+    words = ["a", "photo", "of", "a", "circle", None, "of", "a", "square"]
+    assert not any(
+        "position" in clause for clause in told_by(position, words, streams.generator(0, "test")).metadata["include"]
+    )
+
+
+def test_a_whole_caption_binds_the_whole_picture() -> None:
+    for prompt in scenes.train_prompts()[::97]:
+        assert told_by(prompt, prompt.text.split(), streams.generator(0, "test")) == prompt
 
 
 @pytest.mark.parametrize("model", sorted(RECIPES))

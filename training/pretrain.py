@@ -3,9 +3,10 @@
 Captions come from the training grammar only, so no held-out combination is ever named, and no caption is ever wrong.
 Training stops early: the policy draws clean shapes, but often the wrong ones.
 
-For `scenes-8` words are dropped from the captions at random, so that the policy learns each word apart, and to draw
-something when it is told little. That leaves a policy that knows more than it does: guidance brings out what words mean
-to it, and so does reinforcement learning.
+Words are dropped from the captions at random, and what a dropped word said is then open in the picture too. So the policy
+learns each word apart, from pictures in which everything else may be anything, and it learns to draw something when it is
+told little. It ends up knowing more than it does: guidance brings out what words mean to it, and so does reinforcement
+learning.
 
 `gcpo-bench pretrain` reruns it; the recipes below made the weights in this package.
 """
@@ -14,7 +15,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gcpo_bench import runs, scenes, streams
-from gcpo_bench.datasets import prompts_by_task
+from gcpo_bench.datasets import Prompt, prompts_by_task
 from gcpo_bench.errors import ConfigError, did_you_mean
 
 from .checkpoints import save_weights
@@ -141,5 +142,29 @@ def training_rows(
         prompt = pool[int(rng.integers(len(pool)))]
         words = [None if words_rng.random() < recipe.word_dropout else word for word in prompt.text.split()]
         captions.append(None if rng.random() < recipe.caption_dropout else words)
-        images.append(scenes.render(scenes.sample_scene(prompt, world, rng), world))
+        told = told_by(prompt, words, words_rng)
+        images.append(scenes.render(scenes.sample_scene(told, world, rng), world))
     return captions, torch.from_numpy(policy.tokenizer.encode(np.stack(images)))
+
+
+def told_by(prompt: Prompt, words: Sequence[str | None], rng: np.random.Generator) -> Prompt:
+    """What a caption with gaps still says: shape, colour, number or relation of a dropped word is open.
+
+    Were the picture to follow the whole caption, "red" alone would never stand beside a red circle, because no whole
+    caption names one; the policy would learn to avoid just the combinations that it is tested on.
+    """
+    dropped = {word for word, kept in zip(prompt.text.split(), words, strict=True) if kept is None}
+    include = [dict(clause) for clause in prompt.metadata["include"]]
+    named = {clause["class"] for clause in include}
+    for clause in include:
+        if clause["class"] in dropped or scenes.plural(clause["class"]) in dropped:
+            free = [shape for shape in scenes.SHAPES if shape == clause["class"] or shape not in named]
+            clause["class"] = free[int(rng.integers(len(free)))]
+            named.add(clause["class"])
+        if clause.get("color") in dropped:
+            del clause["color"]
+        if "position" in clause and clause["position"][0].split()[0] in dropped:
+            del clause["position"]
+        if scenes.NUMBERS.get(clause["count"]) in dropped:
+            clause["count"] = list(scenes.NUMBERS)[int(rng.integers(len(scenes.NUMBERS)))]
+    return replace(prompt, metadata={**prompt.metadata, "include": include})
