@@ -43,15 +43,16 @@ def test_captions_are_of_the_training_grammar_and_a_tenth_is_dropped() -> None:
 
 def test_dropped_words_leave_the_others_in_their_places() -> None:
     policy = build("scenes-8")
+    known = [prompt.text.split() for prompt in scenes.train_prompts()]
     captions = training_rows(policy, Recipe(steps=1, word_dropout=0.5, caption_dropout=0.0), 0, 1)[0]
-    whole = training_rows(policy, Recipe(steps=1, caption_dropout=0.0, word_dropout=0.0), 0, 1)[0]
-    dropped = 0
-    for with_gaps, words in zip(captions, whole, strict=True):
-        assert with_gaps is not None
-        assert words is not None
-        assert all(word in (None, original) for word, original in zip(with_gaps, words, strict=True))
-        dropped += sum(word is None for word in with_gaps)
-    assert 0.3 < dropped / sum(len(words) for words in whole if words) < 0.7
+    for caption in captions:
+        assert caption is not None
+        assert any(
+            len(words) == len(caption) and all(c in (None, w) for c, w in zip(caption, words, strict=True))
+            for words in known
+        )
+    dropped = [word is None for caption in captions for word in caption or ()]
+    assert 0.3 < sum(dropped) / len(dropped) < 0.7
     ids = policy.prompt_ids([["a", None, "of"], "a photo of"])
     assert ids[0].tolist()[1] == 0
     assert ids[0].tolist()[::2] == ids[1].tolist()[::2]

@@ -3,10 +3,10 @@
 Captions come from the training grammar only, so no held-out combination is ever named, and no caption is ever wrong.
 Training stops early: the policy draws clean shapes, but often the wrong ones.
 
-Words are dropped from the captions at random, and what a dropped word said is then open in the picture too. So the policy
-learns each word apart, from pictures in which everything else may be anything, and it learns to draw something when it is
-told little. It ends up knowing more than it does: guidance brings out what words mean to it, and so does reinforcement
-learning.
+Words are dropped from the captions at random, and what a dropped word said is then open in the picture too. So the
+policy learns each word apart, from pictures in which everything else may be anything, and it learns to draw something
+when it is told little. It ends up knowing more than it does: guidance brings out what words mean to it, and so does
+reinforcement learning.
 
 `gcpo-bench pretrain` reruns it; the recipes below made the weights in this package.
 """
