@@ -42,8 +42,8 @@ class SamplingConfig(Config):
     top_k: int = Field(0, ge=0)
     """0 keeps the whole codebook."""
     top_p: Share = 1.0
-    batch_rows: int = Field(256, ge=1)
-    """Images sampled at once; it changes memory and speed, not the images."""
+    batch_rows: int = Field(24, ge=1)
+    """Images sampled at once, by one CPU thread; it changes memory and speed, not the images."""
 
 
 class RewardConfig(Config):
@@ -116,13 +116,15 @@ class OptimizerConfig(Config):
     """Optimiser passes over each rollout."""
     minibatches: int = Field(1, ge=1)
     """Optimiser steps a pass."""
-    micro_batch_rows: int = Field(64, ge=1)
-    """Rows a forward and backward pass holds at once; it changes memory, not the update."""
+    micro_batch_rows: int = Field(24, ge=1)
+    """Rows a forward and backward pass holds at once, a CPU thread; it changes memory and speed, not the update."""
 
 
 class EvaluationConfig(Config):
     benchmark: str = "scenes"
     images_per_prompt: int = Field(4, ge=1)
+    prompts_per_task: int | None = Field(None, ge=1)
+    """Only so many prompts of each task; None takes all."""
     guidance_scale: float = Field(1.0, ge=1)
     temperature: float = Field(1.0, gt=0)
     seed: int = Field(0, ge=0)
@@ -156,5 +158,5 @@ class RunConfig(Config):
     logging: LoggingConfig = LoggingConfig()
     num_steps: int = Field(60, ge=0)
     seed: int = Field(0, ge=0, lt=2**32)
-    num_threads: int = Field(1, ge=1)
-    """CPU threads. Part of the configuration because float sums depend on it."""
+    num_threads: int = Field(2, ge=1)
+    """CPU threads. They change speed, not results: how work is split, `batch_rows` and `micro_batch_rows` say."""

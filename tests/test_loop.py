@@ -189,6 +189,13 @@ def test_only_the_newest_checkpoints_stay(unbroken: runs.Run) -> None:
     assert sorted(path.name for path in (unbroken.path / "checkpoints").iterdir()) == ["step-000018", "step-000020"]
 
 
+def test_threads_change_nothing_at_all(tmp_path: Path) -> None:
+    split = ("sampling.batch_rows=5", "optimizer.micro_batch_rows=3")
+    alone = trained(tmp_path, "alone", config(*split, "num_threads=1", num_steps=3))
+    together = trained(tmp_path, "together", config(*split, "num_threads=3", num_steps=3))
+    assert outcome(alone) == outcome(together)
+
+
 def test_micro_batches_and_sampling_batches_change_nothing_but_rounding(tmp_path: Path) -> None:
     whole = trained(tmp_path, "whole", config(num_steps=2))
     split = trained(tmp_path, "split", config("optimizer.micro_batch_rows=1", "sampling.batch_rows=1", num_steps=2))
@@ -371,8 +378,8 @@ def test_training_can_start_from_another_run(unbroken: runs.Run, tmp_path: Path)
 
 def test_the_start_of_runs_with_equal_weights_is_one_run(unbroken: runs.Run) -> None:
     root = unbroken.path.parent
-    start = checkpoints.start_run(unbroken, root)
+    start = checkpoints.start_run(unbroken.config, root)
     assert start.config.num_steps == 0
-    assert checkpoints.start_run(unbroken, root).path == start.path
+    assert checkpoints.start_run(unbroken.config, root).path == start.path
     _, digest = checkpoints.packaged_weights("scenes-8")
     assert checkpoints.weights_digest(start) == digest

@@ -19,6 +19,7 @@ from safetensors.torch import save as dump_tensors
 from torch import nn
 
 from gcpo_bench import runs
+from gcpo_bench.ablations import start_config, start_name
 from gcpo_bench.config import RunConfig
 from gcpo_bench.errors import CorruptDataError, RunError
 from gcpo_bench.registry import POLICIES
@@ -165,16 +166,14 @@ def weights_digest(run: runs.Run) -> str:
     return str(_read_state(run.checkpoint_path(latest_step(run)))["checksums"][WEIGHTS])
 
 
-def start_run(run: runs.Run, root: Path) -> runs.Run:
-    """The weights `run` started from, as a run of 0 steps in `root`: what a report calls the start."""
-    _, digest = start_weights(run.config, root)
-    name = f"start-{run.config.policy.name}-{digest.removeprefix('xxh3:')[:8]}"[:64]
+def start_run(config: RunConfig, root: Path) -> runs.Run:
+    """The weights that `config` starts from, as a run of 0 steps in `root`: what a report calls the start."""
+    name = start_name(config, start_weights(config, root)[1])
     try:
         start = runs.open_run(name, root)
     except RunError:
-        config = run.config.model_copy(update={"method": "start", "num_steps": 0, "seed": 0})
-        start = runs.create(root, name, config)
+        start = runs.create(root, name, start_config(config))
     if not start.checkpoint_steps():
-        save(start, 0, start_policy(run.config, root), None, keep=1)  # type: ignore[arg-type]
+        save(start, 0, start_policy(config, root), None, keep=1)  # type: ignore[arg-type]
         start.set_status("finished", 0)
     return start

@@ -12,6 +12,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from .parallel import Workers, slices
 from .types import Policy, Samples
 
 
@@ -63,13 +64,20 @@ def sample(
 
 
 def sample_in_batches(
-    policy: Policy, texts_B: Sequence[str], uniforms_BT: Tensor, *, batch_rows: int, **options: object
+    policy: Policy,
+    texts_B: Sequence[str],
+    uniforms_BT: Tensor,
+    *,
+    batch_rows: int,
+    workers: Workers | None = None,
+    **options: object,
 ) -> Samples:
-    """`sample`, at most `batch_rows` images at once."""
-    parts = [
-        sample(policy, texts_B[i : i + batch_rows], uniforms_BT[i : i + batch_rows], **options)  # type: ignore[arg-type]
-        for i in range(0, len(texts_B), batch_rows)
-    ]
+    """`sample`, `batch_rows` images at once, one batch a thread of `workers`."""
+
+    def part(rows: slice) -> Samples:
+        return sample(policy, texts_B[rows], uniforms_BT[rows], **options)  # type: ignore[arg-type]
+
+    parts = (workers or Workers(1)).map(part, slices(len(texts_B), batch_rows))
     return Samples(
         tokens_BT=torch.cat([part.tokens_BT for part in parts]),
         logprobs_BT=torch.cat([part.logprobs_BT for part in parts]),

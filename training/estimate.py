@@ -5,8 +5,6 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 
-import torch
-
 from gcpo_bench.config import RunConfig
 
 from .learner import as_module, build_learner
@@ -23,7 +21,6 @@ class Estimate:
 
 def estimate(config: RunConfig) -> Estimate:
     """Measured on one real step here, nothing written; disk from the size of the weights."""
-    torch.set_num_threads(config.num_threads)
     learner = build_learner(config)
     started = time.perf_counter()
     metrics = train_step(learner, 1)

@@ -14,6 +14,7 @@ from gcpo_bench.errors import ConfigError
 from gcpo_bench.runs import Run
 
 from . import checkpoints
+from .parallel import Workers
 from .rewards import WeightedSum
 from .selectors import build_selectors
 from .types import Policy, Selector, Weighting
@@ -31,6 +32,7 @@ class Learner:
     reward: WeightedSum
     selectors: Sequence[tuple[str, Selector]]
     weighting: Weighting
+    workers: Workers
 
 
 def build_learner(config: RunConfig, run: Run | None = None) -> Learner:
@@ -50,6 +52,7 @@ def build_learner(config: RunConfig, run: Run | None = None) -> Learner:
         reward=WeightedSum(config.rewards),
         selectors=build_selectors(config.selection),
         weighting=build_weighting(config.weighting),
+        workers=Workers(config.num_threads),
     )
 
 

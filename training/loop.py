@@ -9,8 +9,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Mapping
 
-import torch
-
 from gcpo_bench import environment
 from gcpo_bench.config import RunConfig
 from gcpo_bench.errors import GcpoBenchError, Interrupted, Preempted
@@ -59,7 +57,6 @@ def train(
     with run.lock(), StopRequests() as stop:
         step = 0
         try:
-            torch.set_num_threads(config.num_threads)
             learner = build_learner(config, run)
             step = _restore(learner, run) if resume else 0
             run.add_environment(environment.record(sys.argv))

@@ -16,6 +16,7 @@ from .advantages import group_advantages
 from .decoding import sample_in_batches
 from .learner import Learner
 from .metrics import Stopwatch
+from .parallel import slices
 from .selectors import select
 from .signals import group_similarity
 from .types import Observation, Rollout, TokenSignals
@@ -77,6 +78,7 @@ def roll_out(learner: Learner, prompts: Sequence[Prompt], stream: str) -> Rollou
         [prompt.text for prompt in prompts for _ in range(config.group_size)],
         torch.from_numpy(uniforms_BT).to(learner.config.policy.device),
         batch_rows=config.batch_rows,
+        workers=learner.workers,
         guidance_scale=config.guidance_scale,
         temperature=config.temperature,
         top_k=config.top_k,
@@ -94,10 +96,12 @@ def roll_out(learner: Learner, prompts: Sequence[Prompt], stream: str) -> Rollou
 
 
 def reference_logprobs(learner: Learner, rollout: Rollout) -> Tensor:
-    """(B, T), a micro-batch at a time."""
-    parts = micro_batches(len(rollout.tokens_BT), learner.config.optimizer.micro_batch_rows)
+    """(B, T), a micro-batch a thread."""
     texts_B, tokens_BT = rollout.texts_B, rollout.tokens_BT
-    return torch.cat([learner.reference.logprobs(texts_B[rows], tokens_BT[rows]) for rows in parts])
+    parts = slices(len(tokens_BT), learner.config.optimizer.micro_batch_rows)
+    return torch.cat(
+        learner.workers.map(lambda rows: learner.reference.logprobs(texts_B[rows], tokens_BT[rows]), parts)
+    )
 
 
 def token_signals(learner: Learner, rollout: Rollout, stream: str) -> TokenSignals:
@@ -116,7 +120,3 @@ def token_signals(learner: Learner, rollout: Rollout, stream: str) -> TokenSigna
         logprobs_BT=rollout.logprobs_BT,
         noise_BT=torch.from_numpy(np.concatenate(noise_PGT)).to(rollout.tokens_BT.device),
     )
-
-
-def micro_batches(rows: int, size: int) -> list[slice]:
-    return [slice(first, min(first + size, rows)) for first in range(0, rows, size)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -16,7 +17,7 @@ from .advantages import zero_variance_groups
 from .learner import Learner, as_module
 from .losses import denominators, policy_loss
 from .metrics import Metrics
-from .observation import micro_batches
+from .parallel import slices
 from .types import Batch, Observation
 
 
@@ -63,33 +64,37 @@ def batch_of(config: RunConfig, seen: Observation, rows_B: Tensor, *, on_policy:
     )
 
 
+@dataclass(frozen=True, slots=True)
+class Share:
+    """What one micro-batch adds to an optimiser step."""
+
+    gradients: tuple[Tensor | None, ...]
+    """One a parameter; None where the loss does not depend on it."""
+    sums: Metrics
+    weights_on_selected: Tensor
+    gradient_abs: Tensor
+    """float64 (2,): absolute gradient on log-probabilities of selected and of unselected tokens."""
+
+
 def optimizer_step(learner: Learner, texts_B: list[str], tokens_BT: Tensor, batch: Batch, step: int) -> Metrics:
     """One gradient, gathered over micro-batches, clipped and applied."""
     config = learner.config
-    sums: dict[str, float] = defaultdict(float)
-    weights_on_selected, gradient_abs = [], torch.zeros(2, dtype=torch.float64)
-    learner.optimizer.zero_grad(set_to_none=True)
-    for rows in micro_batches(len(texts_B), config.optimizer.micro_batch_rows):
-        part = batch.rows(rows)
-        logprobs_BT = learner.policy.logprobs(texts_B[rows], tokens_BT[rows])
-        logprobs_BT.retain_grad()
-        output = policy_loss(logprobs_BT, part, learner.weighting, config.loss)
-        output.loss.backward()  # type: ignore[no-untyped-call]
-        assert logprobs_BT.grad is not None
-        for name, value in output.metrics.items():
-            sums[name] += float(value)
-        difference_BT = part.ref_logprobs_BT - logprobs_BT.detach()
-        sums["loss/kl_all"] += float((difference_BT.expm1() - difference_BT).sum()) / tokens_BT.numel()
-        weights_on_selected.append(output.weights_BT[part.selected_BT])
-        size_BT = logprobs_BT.grad.abs().double().cpu()
-        chosen_BT = part.selected_BT.cpu()
-        gradient_abs += torch.stack([size_BT[chosen_BT].sum(), size_BT[~chosen_BT].sum()])
-    health.check_finite({"the loss": sums["loss/total"]}, step)
     parameters = list(as_module(learner.policy).parameters())
+    shares = learner.workers.map(
+        lambda rows: micro_batch(learner, parameters, texts_B[rows], tokens_BT[rows], batch.rows(rows)),
+        slices(len(texts_B), config.optimizer.micro_batch_rows),
+    )
+    sums = {name: sum(share.sums[name] for share in shares) for name in shares[0].sums}
+    sums["loss/kl_all"] /= tokens_BT.numel()
+    health.check_finite({"the loss": sums["loss/total"]}, step)
+    for index, parameter in enumerate(parameters):
+        found = [gradient for share in shares if (gradient := share.gradients[index]) is not None]
+        parameter.grad = torch.stack(found).sum(dim=0) if len(found) > 1 else found[0] if found else None
     norm = float(nn.utils.clip_grad_norm_(parameters, config.optimizer.max_grad_norm))
     health.check_finite({"the gradient norm": norm}, step)
     learner.optimizer.step()
-    weights = torch.cat(weights_on_selected)
+    weights = torch.cat([share.weights_on_selected for share in shares])
+    gradient_abs = torch.stack([share.gradient_abs for share in shares]).sum(dim=0)
     return {
         **sums,
         "optimizer/gradient_norm": norm,
@@ -99,6 +104,27 @@ def optimizer_step(learner: Learner, texts_B: list[str], tokens_BT: Tensor, batc
         "weight/negative_share": float((weights < 0).float().mean()),
         "tokens/unselected_gradient_share": float(gradient_abs[1] / gradient_abs.sum().clamp(min=1e-300)),
     }
+
+
+def micro_batch(
+    learner: Learner, parameters: list[nn.Parameter], texts_B: list[str], tokens_BT: Tensor, part: Batch
+) -> Share:
+    """Touches nothing shared, so micro-batches can run side by side."""
+    logprobs_BT = learner.policy.logprobs(texts_B, tokens_BT)
+    output = policy_loss(logprobs_BT, part, learner.weighting, learner.config.loss)
+    on_logprobs_BT, *gradients = torch.autograd.grad(output.loss, [logprobs_BT, *parameters], allow_unused=True)
+    difference_BT = part.ref_logprobs_BT - logprobs_BT.detach()
+    size_BT = on_logprobs_BT.abs().double().cpu()
+    chosen_BT = part.selected_BT.cpu()
+    return Share(
+        gradients=tuple(gradients),
+        sums={
+            **{name: float(value) for name, value in output.metrics.items()},
+            "loss/kl_all": float((difference_BT.expm1() - difference_BT).sum()),
+        },
+        weights_on_selected=output.weights_BT[part.selected_BT],
+        gradient_abs=torch.stack([size_BT[chosen_BT].sum(), size_BT[~chosen_BT].sum()]),
+    )
 
 
 def minibatches(config: RunConfig, rows: int, step: int, epoch: int) -> list[Tensor]:

@@ -56,7 +56,14 @@ def evaluate_command(
 class _Settings:
     """How a run and its start are looked at: alike, or they could not be compared."""
 
-    def __init__(self, run: Run, benchmark: str | None, images: int | None, limit: int | None, rows: int) -> None:
+    def __init__(
+        self,
+        run: Run,
+        benchmark: str | None = None,
+        images: int | None = None,
+        limit: int | None = None,
+        rows: int = 256,
+    ) -> None:
         config = run.config
         self.benchmark = benchmark or config.evaluation.benchmark
         self.world = config.policy.name
@@ -66,7 +73,7 @@ class _Settings:
         self.temperature = config.evaluation.temperature
         self.seed = config.evaluation.seed
         self.images_per_prompt = images or config.evaluation.images_per_prompt
-        self.limit = limit
+        self.limit = limit or config.evaluation.prompts_per_task
 
 
 def _evaluated(settings: _Settings, run: Run, *, with_start: bool) -> dict[str, Any]:
@@ -76,10 +83,15 @@ def _evaluated(settings: _Settings, run: Run, *, with_start: bool) -> dict[str, 
     result: dict[str, Any] = {"run": run.name, "path": str(run.path), "benchmark": settings.benchmark}
     result["metrics"] = _evaluate(settings, run)
     if with_start:
-        start = start_run(run, run.path.parent)
+        start = start_run(run.config, run.path.parent)
         result["start"] = {"run": start.name, "metrics": _evaluate(settings, start)}
         result["difference"] = _finite(asdict(_difference(run, start, settings.benchmark)))
     return result
+
+
+def evaluate_run(run: Run) -> None:
+    """The run's own benchmark with the run's own settings; what is there already is not made again."""
+    _evaluate(_Settings(run), run)
 
 
 def _evaluate(settings: _Settings, run: Run) -> dict[str, Any]:
@@ -87,16 +99,19 @@ def _evaluate(settings: _Settings, run: Run) -> dict[str, Any]:
 
     from gcpo_bench.evaluators.runner import evaluate
     from gcpo_bench.training.checkpoints import load_policy, weights_digest
-    from gcpo_bench.training.decoding import sample
+    from gcpo_bench.training.decoding import sample_in_batches
+    from gcpo_bench.training.parallel import Workers
 
-    torch.set_num_threads(settings.num_threads)
+    workers = Workers(settings.num_threads)
     policy = load_policy(run)
 
     def draw(texts_B: Any, uniforms_BT: Any) -> Any:
-        samples = sample(
+        samples = sample_in_batches(
             policy,
             texts_B,
             torch.from_numpy(uniforms_BT).to(run.config.policy.device),
+            batch_rows=max(1, -(-len(texts_B) // settings.num_threads)),
+            workers=workers,
             guidance_scale=settings.guidance_scale,
             temperature=settings.temperature,
         )

@@ -26,8 +26,9 @@ if TYPE_CHECKING:
     from gcpo_bench.config import RunConfig
     from gcpo_bench.runs import Run
 
-MAY_CHANGE = ("num_steps", "logging.")
-"""What a resumed run may do differently: last longer and log otherwise. Anything else would be another experiment."""
+MAY_CHANGE = ("num_steps", "num_threads", "logging.")
+"""What a resumed run may do differently: last longer, on other threads, log otherwise. Else it would be another
+experiment."""
 SUMMARY_STEPS = 5
 """Steps at each end that the printed rewards are means of; a single step is too noisy to compare."""
 

@@ -1,0 +1,108 @@
+"""`gcpo-bench work`: one worker of a grid. `ablate` starts them; on a cluster a scheduler does."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from .options import RunsDirOption
+from .output import note
+
+if TYPE_CHECKING:
+    from gcpo_bench.ablations import Cell
+    from gcpo_bench.ledger import Claim, Ledger
+    from gcpo_bench.runs import Run
+
+POLL_S = 1.0
+"""Between looks at cells that other workers hold, and may yet give back."""
+
+
+def work_command(
+    ids: Annotated[
+        Path | None, typer.Option(help="File with the cells to work on, one id a line; default: all.")
+    ] = None,
+    worker: Annotated[str, typer.Option(help="Name of this worker in the ledger.")] = "worker",
+    parent: Annotated[int, typer.Option(help="Stop when this process is gone; 0 for none.")] = 0,
+    runs_dir: RunsDirOption = Path("runs"),
+) -> None:
+    """Work on planned cells until none is left."""
+    from gcpo_bench.ledger import Ledger
+
+    ledger = Ledger(runs_dir)
+    wanted = ids.read_text(encoding="ascii").split() if ids else ledger.ids()
+    work(ledger, wanted, worker, parent=parent)
+
+
+def work(ledger: Ledger, ids: Sequence[str], worker: str, *, parent: int = 0) -> None:
+    """Claim and run cells until all of `ids` are done or finally failed.
+
+    Raises Preempted or Interrupted where a signal arrived: the cell's state is saved and the cell given back.
+    """
+    while True:
+        claim = ledger.claim(ids, worker)
+        if claim is None:
+            if not ledger.unfinished(ids):
+                return
+            time.sleep(POLL_S)
+            continue
+        with claim.heartbeat(parent=parent):
+            _attempt(claim, ledger.runs_dir)
+
+
+def _attempt(claim: Claim, runs_dir: Path) -> None:
+    from gcpo_bench.errors import GcpoBenchError, Interrupted, Preempted
+
+    started = time.perf_counter()
+    note(f"{claim.cell.name}: attempt {claim.attempt}")
+    try:
+        run_cell(claim.cell, runs_dir)
+    except (Interrupted, Preempted, KeyboardInterrupt):
+        claim.release("stopped by a signal")
+        raise
+    except GcpoBenchError as error:
+        note(f"{claim.cell.name}: {error}")
+        claim.failed(str(error), error.hint)
+    except Exception as error:  # a defect in one cell must not take the other cells with it
+        note(f"{claim.cell.name}: internal error: {error}")
+        claim.failed(f"internal error: {type(error).__name__}: {error}", "run the cell alone with --debug")
+    else:
+        claim.done(time.perf_counter() - started)
+
+
+def run_cell(cell: Cell, runs_dir: Path) -> None:
+    """Train from where the run stands, if at all, and evaluate; nothing that is there is made again."""
+    from .evaluate import evaluate_run
+
+    evaluate_run(_start(cell, runs_dir) if cell.config.num_steps == 0 else _trained(cell, runs_dir))
+
+
+def _start(cell: Cell, runs_dir: Path) -> Run:
+    from gcpo_bench.training.checkpoints import start_run
+
+    return start_run(cell.config, runs_dir)
+
+
+def _trained(cell: Cell, runs_dir: Path) -> Run:
+    from gcpo_bench import runs
+    from gcpo_bench.errors import RunError
+    from gcpo_bench.resolve import config_diff
+    from gcpo_bench.training.loop import train
+
+    if not (runs_dir / cell.name).exists():
+        run = runs.create(runs_dir, cell.name, cell.config)
+    else:
+        run = runs.open_run(cell.name, runs_dir)
+    differing = [key for key, *_ in config_diff(run.config, cell.config) if not key.startswith("logging.")]
+    if differing:
+        raise RunError(
+            f"{run.path} was made with other settings: {', '.join(differing)}",
+            hint="its config.yaml was edited; delete the folder, and the same command makes it again",
+        )
+    status = run.status()
+    if status.state != "finished" or status.step < cell.config.num_steps:
+        train(run.config, run, resume=True)
+    return run

@@ -1,0 +1,46 @@
+"""Parts of a batch on several CPU threads, with results that do not depend on how many threads there are.
+
+How a batch is split is configuration; each part is computed by one thread with single-threaded kernels, and the caller
+puts the results together in order. Kernels that split their own sums over threads would round differently.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import TypeVar
+
+import torch
+
+Part = TypeVar("Part")
+Result = TypeVar("Result")
+
+
+class Workers:
+    """`map` over threads; torch releases the interpreter's lock inside its kernels."""
+
+    def __init__(self, num_threads: int) -> None:
+        torch.set_num_threads(1)
+        self._pool = ThreadPoolExecutor(num_threads, initializer=_single_threaded) if num_threads > 1 else None
+
+    def map(self, function: Callable[[Part], Result], parts: Iterable[Part]) -> list[Result]:
+        """Results in the order of `parts`. Whether gradients are recorded is as in the calling thread."""
+        items = list(parts)
+        if self._pool is None or len(items) < 2:
+            return [function(item) for item in items]
+        return list(self._pool.map(partial(_call, torch.is_grad_enabled(), function), items))
+
+
+def _single_threaded() -> None:
+    torch.set_num_threads(1)
+
+
+def _call(with_gradients: bool, function: Callable[[Part], Result], part: Part) -> Result:
+    with torch.set_grad_enabled(with_gradients):  # each thread has a switch of its own
+        return function(part)
+
+
+def slices(rows: int, size: int) -> list[slice]:
+    """Consecutive parts of at most `size` rows."""
+    return [slice(first, min(first + size, rows)) for first in range(0, rows, size)]
