@@ -190,11 +190,13 @@ def has_ratio(method: str) -> bool:
 
 def with_ratios(methods: Iterable[str], ratios: Sequence[float]) -> list[VariantSpec]:
     """Every method at every ratio; a method that has none stands once. Without ratios each keeps its own."""
-    return [
-        VariantSpec(method=method, ratio=ratio)
-        for method in methods
-        for ratio in (ratios if ratios and has_ratio(method) else [None])
-    ]
+    return [variant for method in methods for variant in at_ratios(VariantSpec(method=method), ratios)]
+
+
+def at_ratios(variant: VariantSpec, ratios: Sequence[float]) -> list[VariantSpec]:
+    if not ratios or not has_ratio(variant.method):
+        return [variant]
+    return [variant.model_copy(update={"ratio": ratio}) for ratio in ratios]
 
 
 def component_variants(components: Sequence[str], ratios: Sequence[float]) -> list[VariantSpec]:
@@ -222,9 +224,7 @@ def _unions(method: str, selectors: Sequence[str], ratios: Sequence[float]) -> l
     kept = [item for item in items if item["name"] in selectors]
     if len(kept) == len(items):
         return with_ratios([method], ratios)
-    override = "selection.selectors=" + json.dumps(kept)
-    shares: Sequence[float | None] = ratios or [None]
-    return [VariantSpec(method=method, ratio=ratio, overrides=(override,)) for ratio in shares]
+    return at_ratios(VariantSpec(method=method, overrides=("selection.selectors=" + json.dumps(kept),)), ratios)
 
 
 def list_plans() -> list[tuple[str, str]]:

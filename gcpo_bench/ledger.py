@@ -6,12 +6,12 @@
     cell.json            what to run; written once
     claim-0001.json      the first attempt's owner; its modification time is the heartbeat
     failed-0001.json     that attempt ended with this error
-    released-0001.json   that attempt was given back (preempted), or its owner was found dead
+    released-0001.json   that attempt is over: finished, or given back after a signal
     done.json            finished; never replaced
 
 Every file is made with `link`, which exactly one process can win, also on a network file system. The highest claim owns
-the cell. The next claim may be made only when that one is over: failed, released, or its owner gone. Nothing is ever
-renamed or removed, so no process can take away a claim that it did not see.
+the cell. The next claim may be made only when that one is over: failed, released, or its owner gone. Claims are never
+renamed or removed, so no process can take away one that it did not see.
 """
 
 from __future__ import annotations
@@ -117,6 +117,17 @@ class Ledger:
         for cell_id in failed:
             _create(self._folder(cell_id) / f"retry-{self._count(cell_id, 'failed'):04d}.json", {})
         return failed
+
+    def reopen_lost(self, ids: Collection[str]) -> list[str]:
+        """Open finished cells whose run is no longer there, such as after a folder was deleted; which ones."""
+        lost = [
+            state.cell.id
+            for state in self.states(ids)
+            if state.state == "done" and not (self.runs_dir / state.cell.name / "config.yaml").exists()
+        ]
+        for cell_id in lost:
+            (self._folder(cell_id) / "done.json").unlink(missing_ok=True)
+        return lost
 
     # ------------------------------------------------------------ looking
 
@@ -229,9 +240,9 @@ class Claim:
 
     def done(self, seconds: float) -> None:
         if self.holds():
-            _create(
-                self.ledger._folder(self.cell.id) / "done.json", {"attempt": self.attempt, "seconds": round(seconds, 3)}
-            )
+            record = {"attempt": self.attempt, "seconds": round(seconds, 3)}
+            _create(self.ledger._folder(self.cell.id) / "done.json", record)
+        self.release("finished")
 
     def failed(self, error: str, hint: str = "") -> None:
         _create(self._file("failed"), {"error": error, "hint": hint})

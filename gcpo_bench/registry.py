@@ -130,6 +130,13 @@ BENCHMARKS = Registry(
     },
 )
 
+EXECUTORS = Registry(
+    "executor",
+    {
+        "local": Entry("gcpo_bench.executors.local:run", "processes of this machine"),
+    },
+)
+
 SECTIONS = Registry(
     "report section",
     {

@@ -12,14 +12,16 @@ from hypothesis import strategies as st
 from gcpo_bench import scenes
 from gcpo_bench.datasets import Prompt
 from gcpo_bench.errors import ConfigError
-from gcpo_bench.scenes import COLORS, HELD_OUT_COLORED, HELD_OUT_PAIRS, SHAPES, TASKS, WORLDS
+from gcpo_bench.scenes import COLORS, HELD_OUT_COLORED, HELD_OUT_ORDERS, SHAPES, TASKS, WORLDS
 
 worlds = st.sampled_from(sorted(WORLDS))
 prompts = st.sampled_from(scenes.train_prompts() + scenes.held_out_prompts())
 
 
-def classes(prompt: Prompt) -> list[str]:
-    return [clause["class"] for clause in prompt.metadata["include"]]
+def order(prompt: Prompt) -> tuple[str, ...]:
+    """Shapes as the caption names them."""
+    singular = {word: shape for shape in SHAPES for word in (shape, scenes.plural(shape))}
+    return tuple(singular[word] for word in prompt.text.split() if word in singular)
 
 
 def test_each_task_has_48_held_out_prompts_and_no_text_or_id_twice() -> None:
@@ -31,7 +33,7 @@ def test_each_task_has_48_held_out_prompts_and_no_text_or_id_twice() -> None:
 
 def test_no_training_caption_names_a_held_out_combination() -> None:
     for prompt in scenes.train_prompts():
-        assert frozenset(classes(prompt)) not in HELD_OUT_PAIRS
+        assert order(prompt) not in HELD_OUT_ORDERS
         for clause in prompt.metadata["include"]:
             assert (clause.get("color"), clause["class"]) not in HELD_OUT_COLORED
             if prompt.tag == "counting":
@@ -44,7 +46,7 @@ def test_every_held_out_prompt_but_the_single_objects_holds_a_held_out_combinati
         counts = [(c["class"], c["count"]) for c in prompt.metadata["include"]]
         assert (
             prompt.tag == "single_object"
-            or frozenset(classes(prompt)) in HELD_OUT_PAIRS
+            or order(prompt) in HELD_OUT_ORDERS
             or named & HELD_OUT_COLORED
             or (prompt.tag == "counting" and counts[0][1] == scenes.held_out_count(counts[0][0]))
         )
@@ -53,7 +55,13 @@ def test_every_held_out_prompt_but_the_single_objects_holds_a_held_out_combinati
 def test_held_out_combinations_are_spread_evenly() -> None:
     assert set(Counter(shape for _, shape in HELD_OUT_COLORED).values()) == {1}
     assert set(Counter(color for color, _ in HELD_OUT_COLORED).values()) == {1}
-    assert set(Counter(shape for pair in HELD_OUT_PAIRS for shape in pair).values()) == {1}
+    for place in (0, 1):
+        assert sorted(pair[place] for pair in HELD_OUT_ORDERS) == sorted(SHAPES)
+
+
+def test_the_other_order_of_a_held_out_pair_occurs_in_training() -> None:
+    known = {order(prompt) for prompt in scenes.train_prompts()}
+    assert {(second, first) for first, second in HELD_OUT_ORDERS} <= known
 
 
 def test_held_out_prompts_use_no_word_that_training_does_not() -> None:

@@ -36,6 +36,9 @@ from .policies.scenes import ScenesPolicy, build
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recipe:
     steps: int
+    """Of the whole schedule."""
+    stop_after: int | None = None
+    """Steps that are made of it. Stopping before the rates have fallen leaves a policy that is unsure of what it knows."""
     batch_rows: int = 32
     learning_rate: float = 8e-3
     """AdamW: embeddings, head and vectors."""
@@ -77,7 +80,7 @@ def pretrain(
     recipe = RECIPES[model]
     optimizers = _optimizers(policy, recipe)
     started = time.perf_counter()
-    steps = recipe.steps if max_steps is None else min(max_steps, recipe.steps)
+    steps = min(step for step in (recipe.steps, recipe.stop_after, max_steps) if step is not None)
     for step in range(1, steps + 1):
         scale = min(1.0, (recipe.steps - step + 1) / (recipe.cooldown * recipe.steps))
         for optimizer in optimizers:

@@ -14,7 +14,7 @@ import typer
 from gcpo_bench import __version__
 from gcpo_bench.errors import GcpoBenchError
 
-from . import doctor, evaluate, ls, pretrain, report, sample, show, train
+from . import ablate, doctor, evaluate, ls, pretrain, report, sample, show, train, work
 
 UsageError: type[Exception] = typer.BadParameter.__mro__[1]  # Typer bundles its own click: this finds either
 INTERNAL_ERROR = 70
@@ -51,6 +51,7 @@ def main(
 
 for module, example in (
     (train, "gcpo-bench train --method grpo --seed 1 --name my-grpo"),
+    (ablate, "gcpo-bench ablate --ratio 0.1 --seeds 0..2"),
     (evaluate, "gcpo-bench evaluate my-grpo my-gcpo"),
     (report, "gcpo-bench report my-grpo my-gcpo --out report"),
     (sample, 'gcpo-bench sample my-gcpo "a photo of a red circle" --out circle.png'),
@@ -61,6 +62,7 @@ for module, example in (
 ):
     name = module.__name__.rpartition(".")[2]
     app.command(name, epilog=f"Example: {example}")(getattr(module, f"{name}_command"))
+app.command("work", hidden=True)(work.work_command)
 
 
 def run(argv: Sequence[str] | None = None) -> NoReturn:

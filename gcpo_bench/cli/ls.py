@@ -20,7 +20,9 @@ class Kind(StrEnum):
     selectors = "selectors"
     weightings = "weightings"
     benchmarks = "benchmarks"
+    plans = "plans"
     runs = "runs"
+    cells = "cells"
 
 
 def ls_command(
@@ -29,13 +31,14 @@ def ls_command(
     as_json: JsonOption = False,
 ) -> None:
     """List what there is: presets, methods, models, runs, ..."""
-    rows = _runs(runs_dir) if kind is Kind.runs else _registered(kind)
+    listed = {Kind.runs: _runs, Kind.cells: _cells}
+    rows = listed[kind](runs_dir) if kind in listed else _registered(kind)
     if as_json:
         print_json(rows)
     elif rows:
         print_table(list(rows[0]), [[_cell(value) for value in row.values()] for row in rows])
     else:
-        print(f"no runs in {runs_dir}")
+        print(f"no {kind} in {runs_dir}")
 
 
 def _cell(value: Any) -> str:
@@ -53,6 +56,10 @@ def _registered(kind: Kind) -> list[dict[str, Any]]:
         from gcpo_bench.methods import METHODS
 
         return [{"name": name, "summary": method.summary} for name, method in METHODS.items()]
+    if kind is Kind.plans:
+        from gcpo_bench.ablations import list_plans
+
+        return [{"name": name, "summary": text} for name, text in list_plans()]
     from gcpo_bench import registry
 
     registries = {
@@ -63,6 +70,25 @@ def _registered(kind: Kind) -> list[dict[str, Any]]:
         Kind.benchmarks: registry.BENCHMARKS,
     }
     return [{"name": name, "summary": entry.summary} for name, entry in registries[kind].entries.items()]
+
+
+def _cells(root: Path) -> list[dict[str, Any]]:
+    from gcpo_bench.ledger import FOLDER, Ledger
+
+    if not (root / FOLDER).is_dir():
+        return []
+    return [
+        {
+            "run": state.cell.name,
+            "state": state.state,
+            "attempts": state.attempts,
+            "failures": state.failures,
+            "seconds": state.seconds,
+            "error": state.error or None,
+            "id": state.cell.id,
+        }
+        for state in Ledger(root).states()
+    ]
 
 
 def _runs(root: Path) -> list[dict[str, Any]]:

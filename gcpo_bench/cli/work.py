@@ -96,7 +96,9 @@ def _trained(cell: Cell, runs_dir: Path) -> Run:
         run = runs.create(runs_dir, cell.name, cell.config)
     else:
         run = runs.open_run(cell.name, runs_dir)
-    differing = [key for key, *_ in config_diff(run.config, cell.config) if not key.startswith("logging.")]
+    differing = [
+        key for key, *_ in config_diff(run.config, cell.config) if not key.startswith(("logging.", "num_threads"))
+    ]
     if differing:
         raise RunError(
             f"{run.path} was made with other settings: {', '.join(differing)}",

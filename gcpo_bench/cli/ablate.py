@@ -1,0 +1,304 @@
+"""`gcpo-bench ablate`: a grid of runs, from a plan to a report."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from .options import ModelOption, OverrideOption, PresetOption, RunsDirOption, StepsOption
+from .output import duration, note, print_json, print_table, size
+
+if TYPE_CHECKING:
+    from gcpo_bench.ablations import Cell, Plan
+    from gcpo_bench.config import RunConfig
+    from gcpo_bench.ledger import CellState, Ledger
+
+PLAIN_EVERY_S = 30.0
+"""Between lines where no person watches a terminal."""
+
+
+def complete_plans(incomplete: str) -> list[tuple[str, str]]:
+    from gcpo_bench.ablations import list_plans
+
+    return [(name, text) for name, text in list_plans() if name.startswith(incomplete)]
+
+
+def ablate_command(
+    plan: Annotated[
+        str | None, typer.Option(help="Shipped plan or path of a .yaml file.", autocompletion=complete_plans)
+    ] = None,
+    ratio: Annotated[str | None, typer.Option(help="Shares of tokens per set: 0.1, or 0.05,0.1,0.15.")] = None,
+    methods: Annotated[str | None, typer.Option(help="Methods instead of the published study: grpo,gcpo,...")] = None,
+    components: Annotated[str | None, typer.Option(help="Of init,struct,sim,daw: each alone and together.")] = None,
+    seeds: Annotated[str | None, typer.Option(help="Training seeds: 0..4 or 0,2,5 (0..2).")] = None,
+    preset: PresetOption = None,
+    model: ModelOption = None,
+    num_steps: StepsOption = None,
+    override: OverrideOption = None,
+    executor: Annotated[str, typer.Option(help="Where workers run: local, slurm, ray.")] = "local",
+    max_parallel: Annotated[int | None, typer.Option(min=1, help="Workers at once; default: usable cores.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would run, how long; write nothing.")] = False,
+    follow: Annotated[bool, typer.Option("--follow", help="Only watch what others work on.")] = False,
+    retry: Annotated[bool, typer.Option("--retry", help="Try finally failed cells again.")] = False,
+    no_report: Annotated[bool, typer.Option("--no-report", help="Write no report at the end.")] = False,
+    out: Annotated[Path, typer.Option(help="Folder of the report.")] = Path("report"),
+    runs_dir: RunsDirOption = Path("runs"),
+    as_json: Annotated[bool, typer.Option("--json", help="With --dry-run: print JSON.")] = False,
+) -> None:
+    """Train and evaluate every variant over several seeds; the same command continues an interrupted grid."""
+    from gcpo_bench.environment import usable_cores
+
+    wanted = _plan(plan, ratio, methods, components, seeds, preset, model, num_steps, override or [])
+    parallel = max_parallel or usable_cores()
+    cells = _expand(wanted, runs_dir, num_threads=max(1, usable_cores() // parallel))
+    if dry_run:
+        _print_design(wanted, cells, parallel, runs_dir, as_json=as_json)
+        return
+    _run(cells, executor, parallel, runs_dir, follow=follow, retry=retry)
+    if not no_report:
+        _report(cells, runs_dir, out)
+    _raise_for_failed(cells, runs_dir)
+
+
+# ---------------------------------------------------------------- plan
+
+
+def _plan(
+    name: str | None,
+    ratio: str | None,
+    methods: str | None,
+    components: str | None,
+    seeds: str | None,
+    preset: str | None,
+    model: str | None,
+    num_steps: int | None,
+    override: list[str],
+) -> Plan:
+    """The plan of a file or of the options; options beside a file change it for all of its variants."""
+    from gcpo_bench import ablations
+    from gcpo_bench.errors import ConfigError
+
+    ratios = ablations.parse_ratios(ratio) if ratio else ()
+    if name and (methods or components):
+        raise ConfigError(
+            "--plan cannot be combined with --methods or --components", hint="name the variants in the plan's file"
+        )
+    if name:
+        found = ablations.load_plan(name)
+        variants = [
+            variant if variant.ratio is not None else changed
+            for variant in found.variants
+            for changed in ablations.at_ratios(variant, ratios)
+        ]
+    else:
+        found = ablations.Plan(variants=(ablations.VariantSpec(method="grpo"),))
+        variants = _variants(methods, components, ratios)
+    changes: dict[str, Any] = {"preset": preset, "model": model, "num_steps": num_steps}
+    changes = {key: value for key, value in changes.items() if value is not None}
+    if seeds:
+        changes["seeds"] = ablations.parse_seeds(seeds)
+    changes |= {"variants": tuple(variants), "overrides": (*found.overrides, *override)}
+    return found.model_copy(update=changes)
+
+
+def _variants(methods: str | None, components: str | None, ratios: Sequence[float]) -> list[Any]:
+    from gcpo_bench import ablations
+
+    if methods:
+        named = ablations.with_ratios(ablations.parse_methods(methods), ratios)
+    elif components:
+        named = ablations.with_ratios(["grpo"], ratios)
+    else:
+        named = ablations.with_ratios(["grpo", *ablations.STUDY, *ablations.CONTROLS], ratios)
+    if components:
+        parts = [part.strip() for part in components.split(",") if part.strip()]
+        named += [variant for variant in ablations.component_variants(parts, ratios) if variant not in named]
+    return named
+
+
+def _expand(plan: Plan, runs_dir: Path, *, num_threads: int) -> list[Cell]:
+    """Threads change no result and are no part of a cell's address, so they are set last."""
+    from gcpo_bench.ablations import code_digest, expand
+    from gcpo_bench.training.checkpoints import start_weights
+
+    @cache
+    def digest(policy: Any) -> str:
+        from gcpo_bench.config import RunConfig
+
+        return start_weights(RunConfig(policy=policy), runs_dir)[1]
+
+    cells = expand(plan, lambda config: digest(config.policy), code_digest())
+    return [replace(cell, config=cell.config.model_copy(update={"num_threads": num_threads})) for cell in cells]
+
+
+# ---------------------------------------------------------------- dry run
+
+
+def _print_design(plan: Plan, cells: Sequence[Cell], parallel: int, runs_dir: Path, *, as_json: bool) -> None:
+    from gcpo_bench.training.estimate import estimate
+
+    trained = [cell for cell in cells if cell.config.num_steps]
+    open_cells = [cell for cell in trained if not _is_done(cell, runs_dir)]
+    cost = estimate(trained[0].config.model_copy(update={"num_threads": 1}))
+    seconds = sum(cell.config.num_steps for cell in open_cells) * cost.seconds_per_step
+    bytes_on_disk = cost.bytes_on_disk * len(open_cells)
+    record = {
+        "plan": plan.name,
+        "cells": [{"id": cell.id, "run": cell.name, "done": _is_done(cell, runs_dir)} for cell in cells],
+        "seconds_per_step": cost.seconds_per_step,
+        "core_hours": seconds / 3600,
+        "wall_seconds": seconds / parallel,
+        "bytes": bytes_on_disk,
+    }
+    if as_json:
+        print_json(record)
+        return
+    print_table(
+        ("run", "method", "model", "seed>", "steps>", "state"),
+        [
+            (c.name, c.config.method, c.config.policy.name, c.config.seed, c.config.num_steps, _dry_state(c, runs_dir))
+            for c in cells
+        ],
+        title=f"{len(cells)} cells",
+    )
+    note(
+        f"training: {seconds / 3600:.1f} core-hours for {len(open_cells)} runs, one step measured here "
+        f"({cost.seconds_per_step:.2f} s); about {duration(seconds / parallel)} with {parallel} at once, evaluation on "
+        f"top; {size(bytes_on_disk)} on disk"
+    )
+    note("nothing was written")
+
+
+def _dry_state(cell: Cell, runs_dir: Path) -> str:
+    return "done" if _is_done(cell, runs_dir) else "to run"
+
+
+def _is_done(cell: Cell, runs_dir: Path) -> bool:
+    return (runs_dir / ".ledger" / "cells" / cell.id / "done.json").exists()
+
+
+# ---------------------------------------------------------------- running
+
+
+def _run(cells: Sequence[Cell], executor: str, parallel: int, runs_dir: Path, *, follow: bool, retry: bool) -> None:
+    from gcpo_bench.ledger import Ledger
+    from gcpo_bench.registry import EXECUTORS
+
+    start = EXECUTORS.load(executor)
+    ledger = Ledger(runs_dir)
+    ledger.plan(cells)
+    ids = [cell.id for cell in cells]
+    if again := ledger.reopen_lost(ids):
+        note(f"{len(again)} finished cells have lost their run and are run again")
+    if retry and (again := ledger.retry(ids)):
+        note(f"trying {len(again)} failed cells again")
+    with _display(ledger, ids) as tick:
+        if follow:
+            while ledger.unfinished(ids):
+                tick()
+                time.sleep(1.0)
+            tick()
+        else:
+            start(runs_dir, ids, max_parallel=parallel, on_tick=tick)
+
+
+def _report(cells: Sequence[Cell], runs_dir: Path, out: Path) -> None:
+    from gcpo_bench.reports.page import write_report
+
+    paths = [runs_dir / cell.name for cell in cells if (runs_dir / cell.name / "config.yaml").exists()]
+    for path in write_report(paths, out):
+        print(path)
+
+
+def _raise_for_failed(cells: Sequence[Cell], runs_dir: Path) -> None:
+    from gcpo_bench.errors import TrainingError
+    from gcpo_bench.ledger import Ledger
+
+    failed = [state for state in Ledger(runs_dir).states([cell.id for cell in cells]) if state.state == "failed"]
+    if failed:
+        raise TrainingError(
+            f"{len(failed)} of {len(cells)} cells failed; {failed[0].cell.name}: {failed[0].error}",
+            hint="the rest is done and in the report; mend the cause, then run the same command with --retry",
+        )
+
+
+# ---------------------------------------------------------------- watching
+
+
+@contextmanager
+def _display(ledger: Ledger, ids: Sequence[str]) -> Iterator[Any]:
+    """A live table on a terminal, else a line now and then; yields what to call about once a second."""
+    import sys
+
+    started = time.perf_counter()
+    if not sys.stderr.isatty():
+        last = [0.0, -1.0]
+
+        def line() -> None:
+            states = ledger.states(ids)
+            done = sum(state.state in ("done", "failed") for state in states)
+            if done != last[1] or time.perf_counter() - last[0] > PLAIN_EVERY_S:
+                last[:] = [time.perf_counter(), done]
+                note(_summary(states, time.perf_counter() - started))
+
+        yield line
+        return
+    from rich.console import Console, Group
+    from rich.live import Live
+    from rich.text import Text
+
+    with Live(console=Console(stderr=True), auto_refresh=False, transient=False) as live:
+
+        def draw() -> None:
+            states = ledger.states(ids)
+            summary = _summary(states, time.perf_counter() - started)
+            live.update(Group(_table(ledger, states), Text(summary)), refresh=True)
+
+        yield draw
+
+
+def _summary(states: Sequence[CellState], elapsed_s: float) -> str:
+    count = Counter(state.state for state in states)
+    parts = [f"{count['done']}/{len(states)} done", f"{count['claimed']} running"]
+    parts += [f"{count['failed']} failed"] if count["failed"] else []
+    times = [state.seconds for state in states if state.seconds and state.cell.config.num_steps]
+    if times and count["claimed"]:
+        left = (count["planned"] + count["claimed"] / 2) * sum(times) / len(times) / count["claimed"]
+        parts.append(f"about {duration(left)} left")
+    return f"{', '.join(parts)} ({duration(elapsed_s)})"
+
+
+def _table(ledger: Ledger, states: Sequence[CellState]) -> Any:
+    """What runs and what failed; what is done or waits is in the summary."""
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for column in ("run", "state", "step", "reward", "error"):
+        table.add_column(column)
+    for state in states:
+        if state.state in ("claimed", "failed"):
+            step, reward = _progress(ledger.runs_dir / state.cell.name, state.cell.config)
+            table.add_row(*map(Text, (state.cell.name, state.state, step, reward, state.error[:80])))
+    return table
+
+
+def _progress(path: Path, config: RunConfig) -> tuple[str, str]:
+    """Step and reward of a run that another process writes; nothing where that cannot be read just now."""
+    from gcpo_bench.errors import GcpoBenchError
+    from gcpo_bench.files import read_jsonl
+
+    try:
+        last = read_jsonl(path / "metrics.jsonl")[-1]
+        return f"{last['step']}/{config.num_steps}", f"{last['reward/mean']:.3f}"
+    except (GcpoBenchError, IndexError, KeyError):
+        return f"0/{config.num_steps}", ""
