@@ -269,9 +269,10 @@ def parse_seeds(text: str) -> tuple[int, ...]:
         match = re.fullmatch(r"\s*(\d{1,9})(?:\s*\.\.\s*(\d{1,9}))?\s*", part)
         if match is None or (match[2] and int(match[2]) < int(match[1])):
             raise ConfigError(f"--seeds {text!r} is no list of seeds", hint="write it as 0..4 or 0,2,5")
-        seeds += range(int(match[1]), int(match[2] or match[1]) + 1)
-        if len(seeds) > MAX_CELLS:
+        found = range(int(match[1]), int(match[2] or match[1]) + 1)
+        if len(seeds) + len(found) > MAX_CELLS:
             raise ConfigError(f"--seeds {text!r} are more than {MAX_CELLS:,}", hint="write it as 0..4 or 0,2,5")
+        seeds += found
     if len(set(seeds)) < len(seeds):
         raise ConfigError(f"--seeds {text!r} names a seed twice", hint="write it as 0..4 or 0,2,5")
     return tuple(seeds)
