@@ -134,6 +134,8 @@ EXECUTORS = Registry(
     "executor",
     {
         "local": Entry("gcpo_bench.executors.local:run", "processes of this machine"),
+        "slurm": Entry("gcpo_bench.executors.slurm:run", "Slurm jobs through submitit, queued again when preempted"),
+        "ray": Entry("gcpo_bench.executors.ray:run", "Ray Core tasks"),
     },
 )
 

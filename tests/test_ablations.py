@@ -19,7 +19,7 @@ METHOD = st.sampled_from(sorted(METHODS))
 
 def cells_of(*methods: str, seeds: tuple[int, ...] = (0,), ratio: float | None = None, **fields: object) -> list[Cell]:
     variants = ablations.with_ratios(methods, () if ratio is None else (ratio,))
-    return expand(Plan(variants=tuple(variants), seeds=seeds, **fields), lambda config: "xxh3:weights", "code")  # type: ignore[arg-type]
+    return expand(Plan(variants=tuple(variants), seeds=seeds, **fields), lambda config: "xxh3:weights", "code")
 
 
 def ids(cells: list[Cell]) -> set[str]:

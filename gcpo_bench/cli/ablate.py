@@ -44,6 +44,9 @@ def ablate_command(
     num_steps: StepsOption = None,
     override: OverrideOption = None,
     executor: Annotated[str, typer.Option(help="Where workers run: local, slurm, ray.")] = "local",
+    executor_option: Annotated[
+        list[str] | None, typer.Option(metavar="KEY=VALUE", help="As slurm_partition=gpu or num_gpus=1; repeatable.")
+    ] = None,
     max_parallel: Annotated[int | None, typer.Option(min=1, help="Workers at once; default: usable cores.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would run, how long; write nothing.")] = False,
     follow: Annotated[bool, typer.Option("--follow", help="Only watch what others work on.")] = False,
@@ -62,7 +65,8 @@ def ablate_command(
     if dry_run:
         _print_design(wanted, cells, parallel, runs_dir, as_json=as_json)
         return
-    _run(cells, executor, parallel, runs_dir, follow=follow, retry=retry)
+    options = _options(executor_option or [])
+    _run(cells, executor, parallel, runs_dir, options, follow=follow, retry=retry)
     if not no_report:
         _report(cells, runs_dir, out)
     _raise_for_failed(cells, runs_dir)
@@ -188,7 +192,27 @@ def _is_done(cell: Cell, runs_dir: Path) -> bool:
 # ---------------------------------------------------------------- running
 
 
-def _run(cells: Sequence[Cell], executor: str, parallel: int, runs_dir: Path, *, follow: bool, retry: bool) -> None:
+def _options(texts: Sequence[str]) -> dict[str, str]:
+    from gcpo_bench.errors import ConfigError
+
+    pairs = [text.partition("=") for text in texts]
+    if wrong := [
+        text for text, (key, equals, value) in zip(texts, pairs, strict=True) if not (key and equals and value)
+    ]:
+        raise ConfigError(f"--executor-option {wrong[0]!r} is not key=value", hint="write it as slurm_partition=gpu")
+    return {key: value for key, _, value in pairs}
+
+
+def _run(
+    cells: Sequence[Cell],
+    executor: str,
+    parallel: int,
+    runs_dir: Path,
+    options: dict[str, str],
+    *,
+    follow: bool,
+    retry: bool,
+) -> None:
     from gcpo_bench.ledger import Ledger
     from gcpo_bench.registry import EXECUTORS
 
@@ -207,7 +231,7 @@ def _run(cells: Sequence[Cell], executor: str, parallel: int, runs_dir: Path, *,
                 time.sleep(1.0)
             tick()
         else:
-            start(runs_dir, ids, max_parallel=parallel, on_tick=tick)
+            start(runs_dir, ids, max_parallel=parallel, options=options, on_tick=tick)
 
 
 def _report(cells: Sequence[Cell], runs_dir: Path, out: Path) -> None:
