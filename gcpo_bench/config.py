@@ -157,7 +157,7 @@ class RunConfig(Config):
     optimizer: OptimizerConfig = OptimizerConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     logging: LoggingConfig = LoggingConfig()
-    num_steps: int = Field(60, ge=0)
+    num_steps: int = Field(90, ge=0)
     seed: int = Field(0, ge=0, lt=2**32)
     num_threads: int = Field(2, ge=1)
     """CPU threads. They change speed, not results: how work is split, `batch_rows` and `micro_batch_rows` say."""

@@ -38,7 +38,7 @@ class Recipe:
     steps: int
     """Of the whole schedule."""
     stop_after: int | None = None
-    """Steps that are made of it. Stopping before the rates have fallen leaves a policy that is unsure of what it knows."""
+    """Steps that are made of it. Stopping while the rates are high leaves a policy that is unsure of what it knows."""
     batch_rows: int = 32
     learning_rate: float = 8e-3
     """AdamW: embeddings, head and vectors."""
@@ -52,7 +52,10 @@ class Recipe:
     """Share of the words of the other captions that are replaced by padding."""
 
 
-RECIPES = {"scenes-12": Recipe(steps=2200, word_dropout=0.0), "scenes-8": Recipe(steps=1500)}
+RECIPES = {
+    "scenes-12": Recipe(steps=3000, stop_after=2400),
+    "scenes-8": Recipe(steps=1500, stop_after=1200),
+}
 
 
 def pretrain(
