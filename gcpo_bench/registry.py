@@ -143,9 +143,13 @@ SECTIONS = Registry(
     "report section",
     {
         "verdict": Entry("gcpo_bench.reports.sections:verdict", "each comparison in plain words"),
+        "claims": Entry("gcpo_bench.reports.study:claims", "each claim of the paper, decided or not"),
+        "paper": Entry("gcpo_bench.reports.study:paper_table", "the paper's tables, published beside measured"),
+        "components": Entry("gcpo_bench.reports.study:components", "ladder, ratio curve, points against seconds"),
         "scores": Entry("gcpo_bench.reports.sections:scores", "overall and per task, with intervals"),
         "curves": Entry("gcpo_bench.reports.sections:curves", "reward and divergence over training"),
         "token-maps": Entry("gcpo_bench.reports.sections:token_maps", "what each criterion chose, over the image"),
+        "perturbation": Entry("gcpo_bench.reports.perturbation:perturbation", "noise in a range of tokens"),
         "gallery": Entry("gcpo_bench.reports.sections:gallery", "images before and after, with boxes and reasons"),
         "cost": Entry("gcpo_bench.reports.sections:cost", "seconds per phase"),
         "reproduce": Entry("gcpo_bench.reports.sections:reproduce", "command and environment of each run"),

@@ -10,6 +10,7 @@
   tokens/step-000010.npz     token maps of the tracked prompts
   images/<prompt-set>/
   evaluations/<benchmark>/   samples.jsonl, scores.json
+  analyses/<name>.json, .npz     what `gcpo-bench analyze` found
 """
 
 from __future__ import annotations
@@ -186,11 +187,7 @@ class Run:
         return sorted(int(match[1]) for match in matches if match)
 
     def save_token_maps(self, step: int, arrays: Mapping[str, np.ndarray]) -> None:
-        import numpy as np
-
-        buffer = io.BytesIO()
-        np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type]
-        write_bytes(self.path / "tokens" / f"step-{step:06d}.npz", buffer.getvalue())
+        write_bytes(self.path / "tokens" / f"step-{step:06d}.npz", _archive(arrays))
 
     def token_maps(self) -> list[tuple[int, dict[str, np.ndarray]]]:
         """(step, arrays) in order of step."""
@@ -205,6 +202,23 @@ class Run:
     def evaluation_dir(self, benchmark: str) -> Path:
         """Where a benchmark's samples.jsonl and scores.json go; made by whoever writes there first."""
         return self.path / "evaluations" / benchmark
+
+    def save_analysis(self, name: str, record: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> Path:
+        """Write `analyses/<name>.npz`, then `.json`; returns the latter's path."""
+        write_bytes(self.path / "analyses" / f"{name}.npz", _archive(arrays))
+        path = self.path / "analyses" / f"{name}.json"
+        write_json(path, dict(record))
+        return path
+
+    def analyses(self) -> dict[str, tuple[dict[str, Any], dict[str, np.ndarray]]]:
+        """name -> (record, arrays)."""
+        found = {}
+        for path in sorted((self.path / "analyses").glob("*.json")):
+            record = read_json(path)
+            if not isinstance(record, dict):
+                raise CorruptDataError(f"{path} is damaged: not an analysis", hint="analyze the run again")
+            found[path.stem] = (record, _load_arrays(path.with_suffix(".npz"), "analyze the run again"))
+        return found
 
     def write_text_atomic(self, relative: str, text: str) -> None:
         write_text(self.path / relative, text)
@@ -228,16 +242,22 @@ BAD_ARCHIVE = (zipfile.BadZipFile, zlib.error, ValueError, EOFError, KeyError, A
 """What numpy raises on a file that is no .npz, or on one that was cut off, altered or pickled."""
 
 
-def _load_arrays(path: Path) -> dict[str, np.ndarray]:
+def _archive(arrays: Mapping[str, np.ndarray]) -> bytes:
+    import numpy as np
+
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type]
+    return buffer.getvalue()
+
+
+def _load_arrays(path: Path, mend: str = "delete it; the report then leaves that step out") -> dict[str, np.ndarray]:
     import numpy as np
 
     try:
         with reading(path), np.load(path, allow_pickle=False) as archive:
             return {name: archive[name] for name in archive.files}
     except BAD_ARCHIVE as error:
-        raise CorruptDataError(
-            f"{path} is damaged: {error}", hint="delete it; the report then leaves that step out"
-        ) from error
+        raise CorruptDataError(f"{path} is damaged: {error}", hint=mend) from error
 
 
 def check_name(name: str) -> None:

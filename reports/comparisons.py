@@ -14,8 +14,10 @@ from .statistics import (
     Interval,
     PromptScores,
     data_factor,
+    equivalence_p,
     holm,
     minimum_detectable_effect,
+    never_certain,
     paired_difference,
     score_interval,
     sign_flip_test,
@@ -23,8 +25,10 @@ from .statistics import (
     wilson,
 )
 
-Verdict = Literal["better", "worse", "cannot tell"]
+Verdict = Literal["better", "worse", "equivalent", "cannot tell"]
 LEVEL = 0.05
+MARGIN = 0.02
+"""Differences below two points count as none, where it can be shown that they are."""
 WORTH_KNOWING = 0.01
 """A difference of one point: below it, "what would it take" is answered for one point."""
 SIGN_FLIP_SEED = 0
@@ -58,7 +62,7 @@ class Comparison:
         """Decided by the interval; the adjusted p can only take a claim back."""
         clear = self.interval.low > 0 or self.interval.high < 0
         if not clear or not self.p_holm < LEVEL:
-            return "cannot tell"
+            return "equivalent" if equivalence_p(self.interval, MARGIN) < LEVEL else "cannot tell"
         return "better" if (self.interval.value > 0) != (self.metric in LOWER_IS_BETTER) else "worse"
 
     @property
@@ -128,6 +132,9 @@ def compare(
     for variant, scores in ((a, a_scores), (b, b_scores)):
         if not scores:
             return refuse(f"{variant.label} has no {metric!r} on {benchmark}")
+    weights = [variant.settings.get("policy.start_weights") for variant in (a, b)]
+    if against == "baseline" and all(weights) and weights[0] != weights[1]:
+        return refuse("they were trained from different weights")
     if difference := _identity_difference(a, b, benchmark):
         return refuse(f"they were not evaluated alike: {difference}")
     if against == "start":
@@ -161,10 +168,10 @@ def _difference(
 ) -> tuple[Interval, float]:
     if len(pairs) == 1:
         first, second = ({prompt: scores[prompt] for prompt in prompts} for scores in pairs[0])
-        return paired_difference(first, second), sign_flip_test(first, second, seed=SIGN_FLIP_SEED)
+        return never_certain(paired_difference(first, second)), sign_flip_test(first, second, seed=SIGN_FLIP_SEED)
     a_SP, b_SP = (np.array([[pair[side][prompt][1] for prompt in prompts] for pair in pairs]) for side in (0, 1))
     interval = two_way_difference(a_SP, b_SP, tags)
-    return interval, 1.0 if math.isnan(interval.p_value) else interval.p_value
+    return never_certain(interval), 1.0 if math.isnan(interval.p_value) else interval.p_value
 
 
 def _common(tables: list[PromptScores]) -> tuple[list[str], list[str]]:

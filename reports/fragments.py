@@ -35,6 +35,8 @@ class Fragment:
     """For report.json."""
     csv: Mapping[str, str] = field(default_factory=dict)
     """name -> content of `report-<name>.csv`; "" is `report.csv` itself."""
+    latex: str = ""
+    """Whole tables, for `report.tex`."""
     page_data: Mapping[str, Any] = field(default_factory=dict)
     """What the section's script reads: element id -> JSON."""
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -88,6 +89,14 @@ class TokenMaps:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Analysis:
+    """What `gcpo-bench analyze` found."""
+
+    record: Mapping[str, Any]
+    arrays: Mapping[str, np.ndarray]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class LoadedRun:
     name: str
     path: Path
@@ -100,10 +109,16 @@ class LoadedRun:
     environments: tuple[Mapping[str, Any], ...]
     evaluations: Mapping[str, Evaluation]
     token_maps: tuple[TokenMaps, ...]
+    analyses: Mapping[str, Analysis]
 
     @property
     def is_start(self) -> bool:
         return self.config.num_steps == 0
+
+    @property
+    def start_weights(self) -> str:
+        """Checksum of the weights that training began from; empty where it was not recorded."""
+        return str(self.environments[0].get("start_weights") or "") if self.environments else ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -236,6 +251,7 @@ def load_run(path: Path) -> tuple[LoadedRun, list[str]]:
         environments=tuple(run.environments()),
         evaluations=evaluations,
         token_maps=tuple(_token_maps(run, step, arrays) for step, arrays in run.token_maps()),
+        analyses={name: Analysis(record=record, arrays=arrays) for name, (record, arrays) in run.analyses().items()},
     )
     return loaded, notes
 
@@ -365,6 +381,8 @@ def group(runs: Sequence[LoadedRun]) -> tuple[tuple[Variant, ...], list[str]]:
     for run in runs:
         flat = flatten(run.config.model_dump(mode="json"))
         flat = {key: value for key, value in flat.items() if key.split(".")[0] not in NOT_SETTINGS}
+        if run.start_weights:
+            flat["policy.start_weights"] = run.start_weights
         if run.is_start:  # nothing was trained: the weights are all that tells one start from another
             flat = {key: value for key, value in flat.items() if key.startswith("policy.")}
         key = json.dumps({**flat, "is_start": run.is_start}, sort_keys=True)
@@ -411,9 +429,26 @@ def _labels(runs: Mapping[str, LoadedRun], settings: Mapping[str, Mapping[str, A
             for setting in set().union(*namesakes)
             if len({json.dumps(flat.get(setting), sort_keys=True) for flat in namesakes}) > 1
         )
-        details = ", ".join(f"{setting}={settings[key].get(setting, 'none')}" for setting in differing)
+        details = ", ".join(_details(settings[key], differing))
         labels[key] = f"{name} ({details})" if details else name
     return labels
+
+
+RATIO = re.compile(r"selection\.selectors\.(\d+)\.ratio")
+
+
+def _details(settings: Mapping[str, Any], differing: Sequence[str]) -> list[str]:
+    """What tells a variant from its namesakes; shares of tokens as "10 % a set" where all sets take the same."""
+    ratios = {key: settings.get(key) for key in sorted(settings) if RATIO.fullmatch(key)}
+    rest = [key for key in differing if key not in ratios]
+    told = [f"{key}={settings.get(key, 'none')}" for key in rest]
+    if len(rest) == len(differing):
+        return told
+    if len(set(ratios.values())) == 1:
+        share = next(iter(ratios.values()))
+        return [f"{100 * share:g} % a set" if share is not None else "no ratio", *told]
+    names = {key: settings.get(key.removesuffix("ratio") + "name") for key in ratios}
+    return [*(f"{names[key]} {100 * share:g} %" for key, share in ratios.items() if share is not None), *told]
 
 
 def _relative(message: str, path: Path) -> str:

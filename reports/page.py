@@ -19,7 +19,8 @@ from .fragments import Fragment, asset, templates
 from .load import ReportData, load
 from .tables import jsonable, markdown_text, plain
 
-FORMATS = ("html", "md", "csv", "json")
+FORMATS = ("html", "md", "tex", "csv", "json")
+LATEX_HEAD = "% tables of gcpo-bench; the document needs \\usepackage{booktabs,amssymb,textcomp}\n"
 
 
 def write_report(run_paths: Sequence[Path], out: Path, formats: Sequence[str] = FORMATS) -> list[Path]:
@@ -53,6 +54,9 @@ def build(data: ReportData, formats: Sequence[str] = FORMATS) -> dict[str, str]:
         files["report.html"] = html_page(data, fragments)
     if "md" in formats:
         files["report.md"] = markdown_page(data, fragments)
+    if "tex" in formats:
+        tables = [fragment.latex for fragment in fragments.values() if fragment.latex]
+        files["report.tex"] = LATEX_HEAD + "\n".join(tables)
     if "csv" in formats:
         for fragment in fragments.values():
             for name, content in fragment.csv.items():

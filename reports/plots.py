@@ -79,6 +79,74 @@ def line_chart(series: Sequence[Series], *, name: str, x_label: str, description
         return _svg(figure, name, description)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Point:
+    """A value with its interval; `x` is a place on the axis, or a row where the axis names things."""
+
+    label: str
+    y: float
+    low: float
+    high: float
+    x: float = 0.0
+    style: int = 0
+
+
+def ladder(points: Sequence[Point], *, name: str, x_label: str, description: str, line_at: float | None = None) -> str:
+    """A row a variant: value and interval on one axis, first row on top; a dashed line marks the baseline."""
+    with mpl.rc_context({**RC, "svg.hashsalt": name}):
+        figure = Figure(figsize=(6.4, 0.8 + 0.33 * len(points)), layout="constrained")
+        axes = figure.subplots()
+        if line_at is not None:
+            axes.axvline(line_at, color=INK, alpha=0.5, linewidth=1, linestyle=(0, (3, 3)))
+        for row, point in enumerate(points):
+            color = color_of(point.style)
+            axes.plot([point.low, point.high], [row, row], color=color, linewidth=3, alpha=0.45, solid_capstyle="butt")
+            axes.plot(point.y, row, color=color, marker="o", markersize=6)
+        axes.set_yticks(range(len(points)), [point.label for point in points])
+        axes.set_ylim(len(points) - 0.5, -0.5)
+        axes.set_xlabel(x_label)
+        _plain_axes(axes)
+        axes.grid(visible=False, axis="y")
+        return _svg(figure, name, description)
+
+
+def points_chart(
+    lines: Mapping[str, Sequence[Point]],
+    *,
+    name: str,
+    x_label: str,
+    y_label: str,
+    description: str,
+    joined: bool = True,
+) -> str:
+    """Values with intervals over a numeric axis; a line of points each entry, joined or not."""
+    with mpl.rc_context({**RC, "svg.hashsalt": name}):
+        figure = Figure(figsize=(5.6, 3.2), layout="constrained")
+        axes = figure.subplots()
+        for points in lines.values():
+            color, dashes = color_of(points[0].style), dashes_of(points[0].style)
+            x, y = [p.x for p in points], [p.y for p in points]
+            for point in points:
+                axes.plot([point.x, point.x], [point.low, point.high], color=color, linewidth=2.5, alpha=0.45)
+            axes.plot(
+                x, y, color=color, marker="o", markersize=5, linestyle=dashes if joined else "none", linewidth=1.4
+            )
+        if not joined:
+            for points in lines.values():
+                axes.annotate(
+                    points[0].label,
+                    (points[0].x, points[0].y),
+                    xytext=(6, 4),
+                    textcoords="offset points",
+                    fontsize=8.5,
+                    color=INK,
+                )
+        axes.set_xlabel(x_label)
+        axes.set_ylabel(y_label)
+        _plain_axes(axes)
+        return _svg(figure, name, description)
+
+
 def phase_bars(rows: Mapping[str, Mapping[str, float]], *, name: str, description: str) -> str:
     """Stacked horizontal bars: seconds of a step by phase, one bar a variant."""
     phases = list(next(iter(rows.values())))
@@ -102,6 +170,7 @@ def _plain_axes(axes: mpl.axes.Axes) -> None:
     axes.set_axisbelow(True)
     axes.tick_params(colors=INK, length=0)
     axes.xaxis.label.set_color(INK)
+    axes.yaxis.label.set_color(INK)
     for side in ("left", "bottom"):
         axes.spines[side].set_color(INK)
         axes.spines[side].set_alpha(0.35)

@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 
 from . import plots
-from .comparisons import Comparison, NotCompared, compare_all, variant_score
+from .comparisons import MARGIN, Comparison, NotCompared, compare_all, variant_score
 from .fragments import Fragment, render
 from .gallery import gallery as gallery
 from .load import HEADLINE, LOWER_IS_BETTER, ReportData, Variant, flatten
@@ -80,6 +80,9 @@ def sentence(c: Comparison, family: int) -> str:
         return f"Cannot tell {who} from {whom}: {c.interval.n} prompts show no spread to judge {difference} by."
     if c.identical:
         return f"{subject} and {whom} score the same on every prompt ({basis})."
+    if c.verdict == "equivalent":
+        both = f"{subject} and {whom} are equivalent within {points(MARGIN)} points"
+        return f"{both}: {difference} ({basis})."
     if c.verdict != "cannot tell":
         size = points(abs(c.interval.value))
         return (

@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -115,9 +116,18 @@ def paired_difference(a: PromptScores, b: PromptScores, *, confidence: float = 0
 
 
 def paired_bootstrap(
-    a: PromptScores, b: PromptScores, *, seed: int, resamples: int = 10_000, confidence: float = 0.95
+    a: PromptScores,
+    b: PromptScores,
+    *,
+    seed: int,
+    kind: Literal["percentile", "bca"] = "percentile",
+    resamples: int = 10_000,
+    confidence: float = 0.95,
 ) -> Interval:
-    """a - b with a percentile interval: prompts drawn with replacement inside each task, multinomial weights."""
+    """a - b with a bootstrap interval: prompts drawn with replacement inside each task, multinomial weights.
+
+    `bca` corrects the quantiles for bias and skewness (Efron 1987); acceleration from the influence of each prompt.
+    """
     strata = _by_task(_differences(a, b))
     generator = np.random.default_rng(seed)
     draws = np.zeros(resamples)
@@ -125,16 +135,33 @@ def paired_bootstrap(
         counts = generator.multinomial(len(values), np.full(len(values), 1 / len(values)), size=resamples)
         draws += counts @ values / len(values)
     draws /= len(strata)
-    low, high = np.quantile(draws, [(1 - confidence) / 2, (1 + confidence) / 2])
+    value = float(np.mean([values.mean() for values in strata.values()]))
+    levels = np.array([(1 - confidence) / 2, (1 + confidence) / 2])
+    if kind == "bca":
+        levels = _bca_levels(levels, strata, draws, value)
+    low, high = np.quantile(draws, levels)
     return Interval(
-        value=float(np.mean([values.mean() for values in strata.values()])),
+        value=value,
         low=float(low),
         high=float(high),
         n=sum(len(values) for values in strata.values()),
         seeds=1,
-        method=f"stratified paired bootstrap, percentile, {resamples} resamples",
+        method=f"stratified paired bootstrap, {kind}, {resamples} resamples",
         stderr=float(draws.std(ddof=1)),
     )
+
+
+def _bca_levels(levels: Floats, strata: Mapping[str, Floats], draws: Floats, value: float) -> Floats:
+    """Quantiles that replace `levels`; ties with the estimate count half."""
+    share = (np.mean(draws < value) + np.mean(draws <= value)) / 2
+    if share in (0.0, 1.0) or draws.min() == draws.max():
+        return levels
+    influence = np.concatenate([(values - values.mean()) / (len(values) * len(strata)) for values in strata.values()])
+    spread = float(np.square(influence).sum())
+    acceleration = 0.0 if spread == 0 else float((influence**3).sum()) / (6 * spread**1.5)
+    shift = stats.norm.ppf(share)
+    z = shift + stats.norm.ppf(levels)
+    return np.asarray(stats.norm.cdf(shift + z / (1 - acceleration * z)), dtype=np.float64)
 
 
 def sign_flip_test(a: PromptScores, b: PromptScores, *, seed: int, resamples: int = 10_000) -> float:
@@ -212,6 +239,100 @@ def _interaction(differences_SP: Floats) -> float:
         + differences_SP.mean()
     )
     return float(np.square(residuals_SP).sum() / ((seeds - 1) * (prompts - 1)) / (seeds * prompts))
+
+
+# --- decisions ------------------------------------------------------------------------------------------------------
+
+
+def at_least(interval: Interval, bound: float) -> float:
+    """One-sided p of "the true value is below `bound`" for a t interval: small says that it is at least `bound`."""
+    if math.isnan(interval.stderr) or math.isnan(interval.df):
+        return math.nan
+    if interval.stderr == 0:
+        return 0.0 if interval.low >= bound else 1.0
+    return float(stats.t.sf((interval.value - bound) / interval.stderr, interval.df))
+
+
+def equivalence_p(interval: Interval, margin: float) -> float:
+    """Two one-sided tests (Schuirmann 1987): the larger p of "it is `margin` or more from 0"."""
+    return max(at_least(interval, -margin), at_least(mirrored(interval), -margin))
+
+
+def mirrored(interval: Interval) -> Interval:
+    """Of b - a, where the given one is of a - b."""
+    return replace(interval, value=-interval.value, low=-interval.high, high=-interval.low)
+
+
+def never_certain(interval: Interval, *, confidence: float = 0.95) -> Interval:
+    """A difference of 0 on each of n prompts still leaves room for a change on up to 1 - 0.05^(1/n) of all prompts."""
+    if math.isnan(interval.stderr):  # a single prompt a task shows no spread at all
+        return replace(interval, low=-1.0, high=1.0)
+    if interval.stderr > 0:
+        return interval
+    room = 1 - (1 - confidence) ** (1 / interval.n)
+    return replace(interval, low=interval.value - room, high=interval.value + room)
+
+
+def non_inferiority(interval: Interval, margin: float) -> Literal["pass", "regression", "inconclusive"]:
+    """Is a loss of `margin` or more ruled out, proven, or neither, at the interval's level?"""
+    if math.isnan(interval.value):
+        raise ValueError("the difference is NaN")
+    if interval.low > -margin:
+        return "pass"
+    return "regression" if interval.high < -margin else "inconclusive"
+
+
+# --- robust summaries over runs -------------------------------------------------------------------------------------
+
+
+def interquartile_mean(scores_ST: Floats, *, seed: int, resamples: int = 10_000, confidence: float = 0.95) -> Interval:
+    """Mean of the middle half of all S seeds x T tasks, interval by redrawing seeds inside each task.
+
+    As Agarwal et al. (2021) define it. With fewer than about 5 seeds the interval is too narrow; it is for pictures.
+    """
+    scores_ST = np.asarray(scores_ST, dtype=np.float64)
+    seeds, tasks = scores_ST.shape
+    generator = np.random.default_rng(seed)
+    rows_RST = generator.integers(0, seeds, size=(resamples, seeds, tasks))
+    draws = stats.trim_mean(scores_ST[rows_RST, np.arange(tasks)].reshape(resamples, -1), 0.25, axis=1)
+    low, high = np.quantile(draws, [(1 - confidence) / 2, (1 + confidence) / 2])
+    return Interval(
+        value=float(stats.trim_mean(scores_ST.ravel(), 0.25)),
+        low=float(low),
+        high=float(high),
+        n=tasks,
+        seeds=seeds,
+        method=f"interquartile mean, stratified bootstrap, {resamples} resamples",
+        stderr=float(draws.std(ddof=1)),
+    )
+
+
+def probability_of_improvement(
+    a_ST: Floats, b_ST: Floats, *, seed: int, resamples: int = 2_000, confidence: float = 0.95
+) -> Interval:
+    """How likely a run of `a` beats a run of `b` on a task drawn at random (ties count half); 0.5 is no difference.
+
+    Mean over tasks of the Mann-Whitney share, as Agarwal et al. (2021) define it; interval by redrawing seeds of both.
+    """
+    a_ST, b_ST = np.asarray(a_ST, dtype=np.float64), np.asarray(b_ST, dtype=np.float64)
+    wins_TAB = np.array(
+        [(np.sign(a[:, None] - b[None, :]) + 1) / 2 for a, b in zip(a_ST.T, b_ST.T, strict=True)], dtype=np.float64
+    )
+    generator = np.random.default_rng(seed)
+    tasks, a_seeds, b_seeds = wins_TAB.shape
+    a_RTA = generator.multinomial(a_seeds, np.full(a_seeds, 1 / a_seeds), size=(resamples, tasks)) / a_seeds
+    b_RTB = generator.multinomial(b_seeds, np.full(b_seeds, 1 / b_seeds), size=(resamples, tasks)) / b_seeds
+    draws = np.einsum("rta,tab,rtb->r", a_RTA, wins_TAB, b_RTB) / tasks
+    low, high = np.quantile(draws, [(1 - confidence) / 2, (1 + confidence) / 2])
+    return Interval(
+        value=float(wins_TAB.mean(axis=(1, 2)).mean()),
+        low=float(low),
+        high=float(high),
+        n=tasks,
+        seeds=min(a_seeds, b_seeds),
+        method=f"probability of improvement, stratified bootstrap, {resamples} resamples",
+        stderr=float(draws.std(ddof=1)),
+    )
 
 
 # --- families and shares --------------------------------------------------------------------------------------------

@@ -71,6 +71,54 @@ def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]], *, nume
     return "\n".join(f"| {' | '.join(cells)} |" for cells in (header, rule, *rows)) + "\n"
 
 
+LATEX = {
+    "\\": r"\textbackslash{}",
+    "{": r"\{",
+    "}": r"\}",
+    "$": r"\$",
+    "&": r"\&",
+    "#": r"\#",
+    "_": r"\_",
+    "%": r"\%",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "|": r"\textbar{}",
+    '"': r"\textquotedbl{}",
+    "\u2212": "$-$",
+    "\u2013": "--",
+    "\u2713": r"\checkmark",
+    "\u2020": r"\dag{}",
+    "\u2026": r"\ldots{}",
+    "\u221e": r"$\infty$",
+}
+
+
+def latex_text(text: str, limit: int = PROMPT_LIMIT) -> str:
+    """Text that LaTeX prints as it is: no command, no maths, no comment."""
+    return "".join(LATEX.get(character, character) for character in plain(text, limit))
+
+
+def latex_table(header: Sequence[str], rows: Sequence[Sequence[str]], *, align: str, caption: str, label: str) -> str:
+    """A floating table with booktabs rules; cells are escaped here."""
+    lines = [
+        r"\begin{table}[t]",
+        r"\centering",
+        rf"\caption{{{latex_text(caption)}}}",
+        rf"\label{{tab:{label}}}",
+        rf"\begin{{tabular}}{{{align}}}",
+        r"\toprule",
+        " & ".join(map(latex_text, header)) + r" \\",
+        r"\midrule",
+        *(" & ".join(map(latex_text, row)) + r" \\" for row in rows),
+        r"\bottomrule",
+        r"\end{tabular}",
+        r"\end{table}",
+    ]
+    return "\n".join(lines) + "\n"
+
+
 def csv_table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     """RFC 4180; text that a spreadsheet would take for a formula gets an apostrophe in front."""
     buffer = io.StringIO()

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from gcpo_bench import ablations, executors
+from gcpo_bench import ablations
 from gcpo_bench.ablations import Plan, VariantSpec
 from gcpo_bench.errors import ConfigError, PrerequisiteError, TrainingError
 from gcpo_bench.ledger import Ledger
@@ -56,7 +56,7 @@ def test_slurm_jobs_that_are_preempted_are_queued_again_and_change_nothing(
 ) -> None:
     pytest.importorskip("submitit")
     runs_dir, ids = planned(tmp_path)
-    interrupted = []
+    interrupted: list[int] = []
 
     def preempt_once() -> None:
         if not interrupted and any(state.state == "claimed" for state in Ledger(runs_dir).states()):
@@ -113,7 +113,7 @@ def test_an_unknown_option_is_named(tmp_path: Path, name: str, options: dict[str
 
 
 def test_workers_that_keep_dying_stop_the_grid_with_the_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(executors.sys, "executable", "/bin/false")
+    monkeypatch.setattr(sys, "executable", "/bin/false")
     with pytest.raises(TrainingError, match="5 workers in a row died") as caught:
         run("local", tmp_path)
     assert "local-" in caught.value.hint

@@ -71,7 +71,8 @@ class Page(HTMLParser):
 
 def test_all_formats_are_written(study: list[Path], tmp_path: Path) -> None:
     written = write_report(study, tmp_path / "out")
-    names = {"report.html", "report.md", "report.json", "report.csv", "report-comparisons.csv", "report-curves.csv"}
+    names = {"report.html", "report.md", "report.tex", "report.json", "report.csv"}
+    names |= {f"report-{table}.csv" for table in ("comparisons", "claims", "curves")}
     assert {path.name for path in written} == names
     assert all(path.stat().st_size > 100 for path in written)
 
@@ -386,7 +387,7 @@ def test_no_run_at_all_is_one_clear_error() -> None:
 def test_an_unknown_format_is_refused(study: list[Path], tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="unknown report format 'pdf'") as error:
         write_report(study, tmp_path, formats=["pdf"])
-    assert error.value.hint == "known: html, md, csv, json"
+    assert error.value.hint == "known: html, md, tex, csv, json"
 
 
 def test_a_file_in_the_place_of_the_report_is_kept(study: list[Path], tmp_path: Path) -> None:

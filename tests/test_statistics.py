@@ -16,10 +16,15 @@ from statsmodels.stats.proportion import proportion_confint
 from gcpo_bench.reports.statistics import (
     Interval,
     data_factor,
+    equivalence_p,
     holm,
+    interquartile_mean,
     minimum_detectable_effect,
+    never_certain,
+    non_inferiority,
     paired_bootstrap,
     paired_difference,
+    probability_of_improvement,
     score_interval,
     sign_flip_test,
     two_way_difference,
@@ -224,3 +229,67 @@ def test_no_prompt_at_all_is_an_error() -> None:
 def test_a_two_way_interval_asks_for_two_seeds() -> None:
     with pytest.raises(ValueError, match="at least 2 seeds"):
         two_way_difference(np.zeros((1, 4)), np.zeros((1, 4)), ["t"] * 4)
+
+
+# --- bootstrap, robust summaries, decisions -------------------------------------------------------------------------
+
+
+def test_bca_agrees_with_scipy_where_percentiles_are_off() -> None:
+    values = np.random.default_rng(6).exponential(1.0, 25)  # skewed, so that the correction is large
+    one = table({"t": values.tolist()}), table({"t": [0.0] * 25})
+    ours = paired_bootstrap(*one, seed=0, kind="bca", resamples=40_000)
+    theirs = stats.bootstrap(
+        (values,), np.mean, method="BCa", n_resamples=40_000, rng=np.random.default_rng(0)
+    ).confidence_interval
+    assert (ours.low, ours.high) == pytest.approx((theirs.low, theirs.high), abs=0.015)
+    percentile = paired_bootstrap(*one, seed=0, resamples=40_000)
+    assert abs(percentile.high - theirs.high) > 0.03
+
+
+def test_bca_of_equal_differences_is_a_point() -> None:
+    interval = paired_bootstrap(table({"t": [1.0] * 9}), table({"t": [0.5] * 9}), seed=0, kind="bca", resamples=100)
+    assert (interval.low, interval.high) == (0.5, 0.5)
+
+
+def test_the_interquartile_mean_is_the_mean_of_the_middle_half() -> None:
+    scores = np.arange(16.0).reshape(4, 4)
+    interval = interquartile_mean(scores, seed=0, resamples=500)
+    assert interval.value == np.mean(np.arange(4, 12))
+    assert interval.low < interval.value < interval.high
+    outlier = scores.copy()
+    outlier[3, 3] = 1000.0
+    assert interquartile_mean(outlier, seed=0, resamples=500).value == interval.value
+
+
+def test_the_probability_of_improvement_is_the_mann_whitney_share() -> None:
+    generator = np.random.default_rng(7)
+    a, b = generator.normal(0.5, 1, (5, 3)), generator.normal(0, 1, (4, 3))
+    expected = np.mean([stats.mannwhitneyu(a[:, t], b[:, t]).statistic / 20 for t in range(3)])
+    interval = probability_of_improvement(a, b, seed=0)
+    assert interval.value == pytest.approx(expected)
+    assert 0 <= interval.low <= interval.value <= interval.high <= 1
+    assert probability_of_improvement(a, a, seed=0).value == 0.5
+
+
+def test_two_one_sided_tests_agree_with_scipys_t_test() -> None:
+    values = np.random.default_rng(8).normal(0.02, 0.2, 60)
+    interval = paired_difference(table({"t": values.tolist()}), table({"t": [0.0] * 60}))
+    margin = 0.1
+    above = stats.ttest_1samp(values, -margin, alternative="greater").pvalue
+    below = stats.ttest_1samp(values, margin, alternative="less").pvalue
+    assert equivalence_p(interval, margin) == pytest.approx(max(above, below))
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "outcome"), [(-0.01, 0.03, "pass"), (-0.09, -0.03, "regression"), (-0.05, 0.01, "inconclusive")]
+)
+def test_non_inferiority_is_decided_by_the_ends_of_the_interval(low: float, high: float, outcome: str) -> None:
+    interval = Interval(value=(low + high) / 2, low=low, high=high, n=9, seeds=1, method="")
+    assert non_inferiority(interval, 0.02) == outcome
+
+
+def test_no_difference_on_few_prompts_is_not_certainty() -> None:
+    few = Interval(value=0.0, low=0.0, high=0.0, n=3, seeds=1, method="", stderr=0.0, df=2.0)
+    room = never_certain(few).high
+    assert (1 - room) ** 3 == pytest.approx(0.05)  # so many changed prompts would be missed one time in twenty
+    assert never_certain(few).low == -room

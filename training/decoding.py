@@ -27,6 +27,7 @@ def sample(
     top_k: int = 0,
     top_p: float = 1.0,
     entropy_source: Literal["sampling", "conditional"] = "sampling",
+    forced_BT: Tensor | None = None,
 ) -> Samples:
     """One image a row.
 
@@ -38,6 +39,7 @@ def sample(
         top_k: tokens kept, 0 for all. top_p: probability mass kept.
         entropy_source: `sampling`, the guided distribution at this temperature before top-k and top-p cut it;
             `conditional`, the conditional distribution at temperature 1.
+        forced_BT: int64 tokens that are put in place of drawn ones; -1 where the policy draws.
     """
     guided = guidance_scale != 1.0
     rows = len(texts_B)
@@ -53,6 +55,8 @@ def sample(
         same = not guided and temperature == 1.0
         sampling_BV = conditional_BV if same else torch.log_softmax(mixed_BV / temperature, dim=-1)
         tokens = draw(truncate(sampling_BV, top_k, top_p), uniforms_BT[:, t])
+        if forced_BT is not None:
+            tokens = torch.where(forced_BT[:, t] >= 0, forced_BT[:, t], tokens)
         tokens_T.append(tokens)
         logprobs_T.append(conditional_BV.gather(1, tokens[:, None])[:, 0])
         entropy_T.append(entropy(sampling_BV if entropy_source == "sampling" else conditional_BV))

@@ -59,7 +59,8 @@ def train(
         try:
             learner = build_learner(config, run)
             step = _restore(learner, run) if resume else 0
-            run.add_environment(environment.record(sys.argv))
+            start = checkpoints.start_weights(config, run.path.parent)[1]
+            run.add_environment({**environment.record(sys.argv), "start_weights": start})
             run.set_status("running", step)
             if step == 0:
                 _keep(learner, run, 0, stopping=False)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from .options import ModelOption, OverrideOption, PresetOption, RunsDirOption, StepsOption
-from .output import duration, note, print_json, print_table, size
+from .output import duration, note
 
 if TYPE_CHECKING:
     from gcpo_bench.ablations import Cell, Plan
@@ -48,7 +48,12 @@ def ablate_command(
         list[str] | None, typer.Option(metavar="KEY=VALUE", help="As slurm_partition=gpu or num_gpus=1; repeatable.")
     ] = None,
     max_parallel: Annotated[int | None, typer.Option(min=1, help="Workers at once; default: usable cores.")] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would run, how long; write nothing.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what would run, how long, what it can detect; write nothing.")
+    ] = False,
+    detect: Annotated[
+        str | None, typer.Option(metavar="POINTS", help="As many seeds as it takes to find this difference: 1pt.")
+    ] = None,
     follow: Annotated[bool, typer.Option("--follow", help="Only watch what others work on.")] = False,
     retry: Annotated[bool, typer.Option("--retry", help="Try finally failed cells again.")] = False,
     no_report: Annotated[bool, typer.Option("--no-report", help="Write no report at the end.")] = False,
@@ -58,12 +63,21 @@ def ablate_command(
 ) -> None:
     """Train and evaluate every variant over several seeds; the same command continues an interrupted grid."""
     from gcpo_bench.environment import usable_cores
+    from gcpo_bench.errors import ConfigError
+
+    from .design import enough_seeds, parse_points, print_design
 
     wanted = _plan(plan, ratio, methods, components, seeds, preset, model, num_steps, override or [])
     parallel = max_parallel or usable_cores()
-    cells = _expand(wanted, runs_dir, num_threads=max(1, usable_cores() // parallel))
+    threads = max(1, usable_cores() // parallel)
+    cells = _expand(wanted, runs_dir, num_threads=threads)
+    if detect:
+        if seeds:
+            raise ConfigError("--detect chooses the seeds", hint="leave --seeds out, or look with --dry-run only")
+        wanted = enough_seeds(wanted, cells, parse_points(detect), runs_dir)
+        cells = _expand(wanted, runs_dir, num_threads=threads)
     if dry_run:
-        _print_design(wanted, cells, parallel, runs_dir, as_json=as_json)
+        print_design(wanted, cells, parallel, runs_dir, as_json=as_json)
         return
     options = _options(executor_option or [])
     _run(cells, executor, parallel, runs_dir, options, follow=follow, retry=retry)
@@ -141,52 +155,6 @@ def _expand(plan: Plan, runs_dir: Path, *, num_threads: int) -> list[Cell]:
 
     cells = expand(plan, lambda config: digest(config.policy), code_digest())
     return [replace(cell, config=cell.config.model_copy(update={"num_threads": num_threads})) for cell in cells]
-
-
-# ---------------------------------------------------------------- dry run
-
-
-def _print_design(plan: Plan, cells: Sequence[Cell], parallel: int, runs_dir: Path, *, as_json: bool) -> None:
-    from gcpo_bench.training.estimate import estimate
-
-    trained = [cell for cell in cells if cell.config.num_steps]
-    open_cells = [cell for cell in trained if not _is_done(cell, runs_dir)]
-    cost = estimate(trained[0].config.model_copy(update={"num_threads": 1}))
-    seconds = sum(cell.config.num_steps for cell in open_cells) * cost.seconds_per_step
-    bytes_on_disk = cost.bytes_on_disk * len(open_cells)
-    record = {
-        "plan": plan.name,
-        "cells": [{"id": cell.id, "run": cell.name, "done": _is_done(cell, runs_dir)} for cell in cells],
-        "seconds_per_step": cost.seconds_per_step,
-        "core_hours": seconds / 3600,
-        "wall_seconds": seconds / parallel,
-        "bytes": bytes_on_disk,
-    }
-    if as_json:
-        print_json(record)
-        return
-    print_table(
-        ("run", "method", "model", "seed>", "steps>", "state"),
-        [
-            (c.name, c.config.method, c.config.policy.name, c.config.seed, c.config.num_steps, _dry_state(c, runs_dir))
-            for c in cells
-        ],
-        title=f"{len(cells)} cells",
-    )
-    note(
-        f"training: {seconds / 3600:.1f} core-hours for {len(open_cells)} runs, one step measured here "
-        f"({cost.seconds_per_step:.2f} s); about {duration(seconds / parallel)} with {parallel} at once, evaluation on "
-        f"top; {size(bytes_on_disk)} on disk"
-    )
-    note("nothing was written")
-
-
-def _dry_state(cell: Cell, runs_dir: Path) -> str:
-    return "done" if _is_done(cell, runs_dir) else "to run"
-
-
-def _is_done(cell: Cell, runs_dir: Path) -> bool:
-    return (runs_dir / ".ledger" / "cells" / cell.id / "done.json").exists()
 
 
 # ---------------------------------------------------------------- running

@@ -14,7 +14,7 @@ import typer
 from gcpo_bench import __version__
 from gcpo_bench.errors import GcpoBenchError
 
-from . import ablate, doctor, evaluate, ls, pretrain, report, sample, show, train, work
+from . import ablate, analyze, doctor, evaluate, gate, ls, pretrain, report, sample, show, train, work
 
 UsageError: type[Exception] = typer.BadParameter.__mro__[1]  # Typer bundles its own click: this finds either
 INTERNAL_ERROR = 70
@@ -54,6 +54,7 @@ for module, example in (
     (ablate, "gcpo-bench ablate --ratio 0.1 --seeds 0..2"),
     (evaluate, "gcpo-bench evaluate my-grpo my-gcpo"),
     (report, "gcpo-bench report my-grpo my-gcpo --out report"),
+    (gate, "gcpo-bench gate --baseline baselines/main.json --margin scenes=1.5pt"),
     (sample, 'gcpo-bench sample my-gcpo "a photo of a red circle" --out circle.png'),
     (ls, "gcpo-bench ls methods"),
     (show, "gcpo-bench show scenes-gcpo -o loss.beta=0.1"),
@@ -62,6 +63,8 @@ for module, example in (
 ):
     name = module.__name__.rpartition(".")[2]
     app.command(name, epilog=f"Example: {example}")(getattr(module, f"{name}_command"))
+app.add_typer(analyze.app, name="analyze")
+app.add_typer(gate.baseline_app, name="baseline")
 app.command("work", hidden=True)(work.work_command)
 
 

@@ -10,7 +10,7 @@ import typer
 from .options import RunsDirOption, complete_runs
 from .output import note
 
-FORMATS = ("html", "md", "csv", "json")
+FORMATS = ("html", "md", "tex", "csv", "json")
 
 
 def report_command(
@@ -20,13 +20,15 @@ def report_command(
     ] = None,
     runs_dir: RunsDirOption = Path("runs"),
     out: Annotated[Path, typer.Option(help="Folder of the report.")] = Path("report"),
-    formats: Annotated[str, typer.Option("--format", help="Comma-separated: html, md, csv, json.")] = ",".join(FORMATS),
+    formats: Annotated[str, typer.Option("--format", help="Comma-separated: html, md, tex, csv, json.")] = ",".join(
+        FORMATS
+    ),
 ) -> None:
-    """Write report.html, .md, .csv and .json on one run or many."""
+    """Write report.html, .md, .tex, .csv and .json on one run or many."""
     from gcpo_bench.runs import open_run
 
     wanted = _formats(formats)
-    paths = [open_run(run, runs_dir).path for run in runs] if runs else _evaluated(runs_dir)
+    paths = [open_run(run, runs_dir).path for run in runs] if runs else evaluated_runs(runs_dir)
     from gcpo_bench.reports.page import write_report
 
     written = write_report(paths, out, wanted)
@@ -47,7 +49,8 @@ def _formats(text: str) -> list[str]:
     return names
 
 
-def _evaluated(root: Path) -> list[Path]:
+def evaluated_runs(root: Path) -> list[Path]:
+    """Raises RunError where there is none."""
     from gcpo_bench.errors import RunError
     from gcpo_bench.runs import list_runs
 

@@ -1,0 +1,139 @@
+"""What a grid would cost and what it could find, before it is run (`ablate --dry-run`, `--detect`)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from .output import duration, note, print_json, print_table, size
+
+if TYPE_CHECKING:
+    from gcpo_bench.ablations import Cell, Plan
+    from gcpo_bench.reports.design import Design, Spread
+
+IMAGES = (4, 8, 16)
+"""Images a prompt that a plan for `--detect` is worked out for."""
+
+
+def parse_points(text: str) -> float:
+    """`1pt`, `1.5 pt` or `1.5` -> 0.015. Raises ConfigError for what is no number of points above 0."""
+    import math
+
+    from gcpo_bench.errors import ConfigError
+
+    try:
+        value = float(text.strip().removesuffix("pt")) / 100
+    except ValueError:
+        value = math.nan
+    if not 0 < value <= 1:
+        raise ConfigError(f"{text!r} is no number of points", hint="write it as 1pt or 2.5pt: points of a hundred")
+    return value
+
+
+def print_design(plan: Plan, cells: Sequence[Cell], parallel: int, runs_dir: Path, *, as_json: bool) -> None:
+    """Cells, time, bytes, and the difference that would be found four times out of five."""
+    from gcpo_bench.training.estimate import estimate
+
+    trained = [cell for cell in cells if cell.config.num_steps]
+    open_cells = [cell for cell in trained if not is_done(cell, runs_dir)]
+    cost = estimate(trained[0].config.model_copy(update={"num_threads": 1}))
+    seconds = sum(cell.config.num_steps for cell in open_cells) * cost.seconds_per_step
+    bytes_on_disk = cost.bytes_on_disk * len(open_cells)
+    spread, source = spread_for(cells, runs_dir)
+    design = design_of(plan, trained[0])
+    detectable = design.detectable(spread)
+    if as_json:
+        print_json(
+            {
+                "plan": plan.name,
+                "cells": [{"id": cell.id, "run": cell.name, "done": is_done(cell, runs_dir)} for cell in cells],
+                "seconds_per_step": cost.seconds_per_step,
+                "core_hours": seconds / 3600,
+                "wall_seconds": seconds / parallel,
+                "bytes": bytes_on_disk,
+                "detectable": detectable,
+                "spread": {"seed": spread.seed, "prompt": spread.prompt, "image": spread.image, "from": source},
+            }
+        )
+        return
+    print_table(
+        ("run", "method", "model", "seed>", "steps>", "state"),
+        [
+            (
+                cell.name,
+                cell.config.method,
+                cell.config.policy.name,
+                cell.config.seed,
+                cell.config.num_steps,
+                "done" if is_done(cell, runs_dir) else "to run",
+            )
+            for cell in cells
+        ],
+        title=f"{len(cells)} cells",
+    )
+    note(
+        f"training: {seconds / 3600:.1f} core-hours for {len(open_cells)} runs, one step measured here "
+        f"({cost.seconds_per_step:.2f} s); about {duration(seconds / parallel)} with {parallel} at once, evaluation on "
+        f"top; {size(bytes_on_disk)} on disk"
+    )
+    seeds = "1 seed" if design.seeds == 1 else f"{design.seeds} seeds"
+    about = "two methods" if design.seeds > 1 else "two checkpoints (one seed says nothing about methods)"
+    note(
+        f"detectable: a true difference of {100 * detectable:.1f} points between {about}, four times out of five "
+        f"({seeds}, {design.prompts} prompts, {design.images} images of each; spread {source})"
+    )
+    note("nothing was written")
+
+
+def enough_seeds(plan: Plan, cells: Sequence[Cell], effect: float, runs_dir: Path) -> Plan:
+    """The plan with as many seeds as find `effect`. Raises ConfigError, with what would, if no number does."""
+    from gcpo_bench.errors import ConfigError
+    from gcpo_bench.reports.design import seeds_to_detect
+
+    spread, source = spread_for(cells, runs_dir)
+    design = design_of(plan, next(cell for cell in cells if cell.config.num_steps))
+    wanted = {images: seeds_to_detect(effect, design.prompts, images, spread) for images in (design.images, *IMAGES)}
+    options = ", ".join(f"{n} seeds with {images} images a prompt" for images, n in sorted(wanted.items()) if n)
+    seeds = wanted[design.images]
+    if seeds is None:
+        limit = 100 * design.floor(spread)
+        raise ConfigError(
+            f"{100 * effect:g} points cannot be found with {design.prompts} prompts of {design.images} images and 50 "
+            f"seeds (spread {source})",
+            hint=f"possible: {options}"
+            if options
+            else f"prompts alone leave {limit:.1f} points; ask for more than that",
+        )
+    note(f"to find {100 * effect:g} points: {options}; spread {source}")
+    return plan.model_copy(update={"seeds": tuple(range(seeds))})
+
+
+def design_of(plan: Plan, cell: Cell) -> Design:
+    from gcpo_bench.evaluators.runner import first_per_task
+    from gcpo_bench.registry import BENCHMARKS
+    from gcpo_bench.reports.design import Design
+
+    evaluation = cell.config.evaluation
+    prompts = BENCHMARKS.load(evaluation.benchmark)(world=cell.config.policy.name).prompts()
+    return Design(
+        seeds=len(plan.seeds),
+        prompts=len(first_per_task(prompts, evaluation.prompts_per_task)),
+        images=evaluation.images_per_prompt,
+    )
+
+
+def spread_for(cells: Sequence[Cell], runs_dir: Path) -> tuple[Spread, str]:
+    """As measured on cells of this grid that are done, else as it was measured on the embedded world."""
+    from gcpo_bench.reports.design import EMBEDDED_WORLD, measured_spread
+    from gcpo_bench.reports.load import load
+
+    paths = [runs_dir / cell.name for cell in cells if is_done(cell, runs_dir)]
+    found = measured_spread(load(paths)) if len(paths) >= 4 else None
+    if found is not None:
+        return found, f"measured on {len(paths)} finished cells of this grid"
+    return EMBEDDED_WORLD, "assumed, as measured on the embedded world's methods study"
+
+
+def is_done(cell: Cell, runs_dir: Path) -> bool:
+    return (runs_dir / ".ledger" / "cells" / cell.id / "done.json").exists()

@@ -1,0 +1,175 @@
+"""`gcpo-bench gate` and `gcpo-bench baseline`: hold runs against a committed baseline, for CI."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from .options import RunsDirOption, complete_runs
+from .output import note, print_json, print_table
+
+if TYPE_CHECKING:
+    from gcpo_bench.reports.baseline import Entry
+    from gcpo_bench.reports.gate import Check
+
+EXIT_CODES = {"pass": 0, "regression": 1, "not comparable": 2, "inconclusive": 3}
+POLICIES = ("fail", "pass")
+
+RunsArgument = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[RUN]...", help="Runs; default: all evaluated ones.", autocompletion=complete_runs),
+]
+BaselineOption = Annotated[Path, typer.Option(help="The baseline file.")]
+
+baseline_app = typer.Typer(help="The file a gate compares with.", no_args_is_help=True, rich_markup_mode=None)
+
+
+def gate_command(
+    runs: RunsArgument = None,
+    baseline: BaselineOption = Path("baselines/main.json"),
+    margin: Annotated[
+        list[str] | None,
+        typer.Option(metavar="BENCHMARK=POINTS", help="Tolerated loss: scenes=1.5pt; repeatable (2pt)."),
+    ] = None,
+    perf: Annotated[
+        str | None, typer.Option(metavar="PERCENT", help="Also check speed ratios: tolerated slowdown, 10%.")
+    ] = None,
+    inconclusive: Annotated[
+        str, typer.Option(help="What an undecided check does: fail (exit code 3) or pass.")
+    ] = "fail",
+    junit: Annotated[Path | None, typer.Option(help="Write JUnit XML here.")] = None,
+    summary: Annotated[Path | None, typer.Option(help="Append Markdown here ($GITHUB_STEP_SUMMARY).")] = None,
+    runs_dir: RunsDirOption = Path("runs"),
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> int:
+    """Exit 0 if a loss is ruled out, 1 if it is proven, 3 if neither, 2 if runs and baseline cannot be compared."""
+    from gcpo_bench.errors import ConfigError, did_you_mean
+    from gcpo_bench.files import write_text
+    from gcpo_bench.reports import baseline as baselines
+    from gcpo_bench.reports import gate_formats
+    from gcpo_bench.reports.gate import gate, overall
+
+    if inconclusive not in POLICIES:
+        raise ConfigError(f"unknown --inconclusive {inconclusive!r}", hint=did_you_mean(inconclusive, POLICIES))
+    tolerated = _margins(margin or [])
+    slowdown = _percent(perf) if perf else None
+    old = baselines.read(baseline)
+    if unknown := sorted(tolerated.keys() - {entry.benchmark for entry in old}):
+        raise ConfigError(
+            f"--margin names {unknown[0]!r}, the baseline has none of it",
+            hint=did_you_mean(unknown[0], {entry.benchmark for entry in old}),
+        )
+    new, texts = _entries(runs, runs_dir)
+    checks = gate(old, new, margins=tolerated, performance=slowdown)
+    verdict = overall(checks)
+    if junit:
+        write_text(junit, gate_formats.junit(checks))
+    _append_summary(gate_formats.markdown(checks, texts), summary)
+    if os.environ.get("GITHUB_ACTIONS") == "true":
+        for line in gate_formats.workflow_commands(checks):
+            print(line)
+    if as_json:
+        print_json({"verdict": verdict, "checks": [_record(check) for check in checks]})
+    else:
+        print_table(("check", "verdict", "found"), [(c.name, c.state, gate_formats.words(c)) for c in checks])
+        note(f"gate: {verdict}")
+    if verdict == "inconclusive" and inconclusive == "pass":
+        return 0
+    return EXIT_CODES[verdict]
+
+
+@baseline_app.callback()
+def baseline_main() -> None:
+    """Make the file that a gate compares with."""
+
+
+@baseline_app.command("update", epilog="Example: gcpo-bench baseline update grpo gcpo --out baselines/main.json")
+def baseline_update(
+    runs: RunsArgument = None,
+    out: BaselineOption = Path("baselines/main.json"),
+    runs_dir: RunsDirOption = Path("runs"),
+) -> None:
+    """Write the scores and speed ratios of runs to a small file that can be committed."""
+    from gcpo_bench import __version__
+    from gcpo_bench.errors import RunError
+    from gcpo_bench.reports import baseline as baselines
+
+    found, _ = _entries(runs, runs_dir)
+    if not found:
+        raise RunError("none of these runs was trained and evaluated", hint="gcpo-bench train, then evaluate")
+    baselines.write(out, found, __version__)
+    print(out)
+    for entry in found:
+        prompts = len(set.union(*(set(scores) for scores in entry.scores.values())))
+        note(f"{entry.name}: {prompts} prompts, seeds {', '.join(map(str, sorted(entry.scores)))}")
+
+
+def _entries(runs: list[str] | None, runs_dir: Path) -> tuple[list[Entry], dict[str, str]]:
+    """The variants among the runs, and the text of every prompt."""
+    from gcpo_bench.reports.baseline import entries
+    from gcpo_bench.reports.load import load
+    from gcpo_bench.runs import open_run
+
+    from .report import evaluated_runs
+
+    paths = [open_run(run, runs_dir).path for run in runs] if runs else evaluated_runs(runs_dir)
+    data = load(paths)
+    for line in data.notes:
+        note(line)
+    texts = {p: t for run in data.runs for e in run.evaluations.values() for p, t in e.prompt_texts().items()}
+    return entries(data), texts
+
+
+def _margins(texts: Sequence[str]) -> dict[str, float]:
+    from gcpo_bench.errors import ConfigError
+
+    from .design import parse_points
+
+    found = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not (name and equals):
+            raise ConfigError(f"--margin {text!r} is not BENCHMARK=POINTS", hint="write it as scenes=1.5pt")
+        found[name] = parse_points(value)
+    return found
+
+
+def _percent(text: str) -> float:
+    from gcpo_bench.errors import ConfigError
+
+    try:
+        value = float(text.strip().removesuffix("%")) / 100
+    except ValueError:
+        value = 0.0
+    if not 0 < value < 10:
+        raise ConfigError(f"--perf {text!r} is no percentage above 0", hint="write it as 10%")
+    return value
+
+
+def _append_summary(text: str, path: Path | None) -> None:
+    from gcpo_bench.files import writing
+
+    target = path or (Path(os.environ["GITHUB_STEP_SUMMARY"]) if os.environ.get("GITHUB_STEP_SUMMARY") else None)
+    if target is None:
+        return
+    with writing(target), target.open("a", encoding="utf-8") as file:
+        file.write(text)
+
+
+def _record(check: Check) -> dict[str, Any]:
+    interval = check.interval
+    return {
+        "check": check.name,
+        "verdict": check.state,
+        "margin": check.margin,
+        "unit": check.unit,
+        "difference": interval.value if interval else None,
+        "low": interval.low if interval else None,
+        "high": interval.high if interval else None,
+        "reason": check.reason,
+        "worst": [{"prompt": prompt, "difference": difference} for prompt, difference in check.worst],
+    }

@@ -1,0 +1,191 @@
+"""What a planned comparison could find, before it is run: from the spread of runs that exist to prompts and seeds.
+
+A difference of two variants varies by training seed, by prompt, by both together, and by image. The first three and
+the last are estimated from differences that were measured (`estimate_spread`), and added up again for another number
+of seeds, prompts and images (`Spread.stderr`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import optimize, stats
+
+from .load import HEADLINE, ReportData
+from .statistics import POWER_FACTOR, Floats
+
+MAX_SEEDS = 50
+POWER = 0.8
+SIMULATED = 20_000
+"""Draws of what the data might show."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Spread:
+    """Standard deviations of a difference between two variants, as shares of 1."""
+
+    seed: float
+    """Between training seeds, of the difference of the whole score."""
+    prompt: float
+    """Between prompts of a task."""
+    image: float
+    """Of one image's difference, for a given seed and prompt, what seeds and prompts do together included."""
+    pilot_seeds: int = 0
+    """Seeds it was estimated from; 0 if it is an assumption."""
+
+
+EMBEDDED_WORLD = Spread(seed=0.02, prompt=0.1, image=0.5)
+"""PLACEHOLDER"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Design:
+    seeds: int
+    prompts: int
+    """Of all tasks."""
+    images: int
+    """Of a prompt."""
+
+    def stderr(self, spread: Spread) -> float:
+        """Standard error of the difference: seeds, prompts and images averaged.
+
+        With one seed the statement is about two checkpoints, and how far another seed would be is no part of it.
+        """
+        seeds = spread.seed**2 / self.seeds if self.seeds > 1 else 0.0
+        return math.sqrt(spread.prompt**2 / self.prompts + seeds + self._image(spread))
+
+    def _image(self, spread: Spread) -> float:
+        return spread.image**2 / (self.seeds * self.prompts * self.images)
+
+    def power(self, spread: Spread, effect: float) -> float:
+        """Chance that a true difference `effect` is found, at two-sided 5 %."""
+        return float(np.mean(np.abs(effect + self._errors(spread)) > self._half_widths(spread)))
+
+    def detectable(self, spread: Spread) -> float:
+        """The true difference that is found four times out of five, at two-sided 5 %."""
+        errors, half_widths = self._errors(spread), self._half_widths(spread)
+        stderr = self.stderr(spread)
+        if stderr == 0:
+            return 0.0
+
+        def excess(effect: float) -> float:
+            return float(np.mean(np.abs(effect + errors) > half_widths)) - POWER
+
+        return float(optimize.brentq(excess, 0.0, 100 * stderr, xtol=1e-6))
+
+    def floor(self, spread: Spread) -> float:
+        """What no number of seeds gets below: the prompts' share of `detectable`."""
+        return POWER_FACTOR * spread.prompt / math.sqrt(self.prompts)
+
+    def _errors(self, spread: Spread) -> Floats:
+        """What a difference might be off by."""
+        return np.random.default_rng(0).normal(0.0, self.stderr(spread), SIMULATED)
+
+    def _half_widths(self, spread: Spread) -> Floats:
+        """What the half width of the interval might be, for the variances that such data might show.
+
+        Drawn, because with few seeds the estimated variance and its degrees of freedom vary too much for the mean of
+        both to stand for them: at 3 seeds the plain noncentral t is off by 5 points of power.
+        """
+        generator = np.random.default_rng(1)
+        image = self._image(spread)
+
+        def estimated(variance: float, df: int) -> Floats:
+            return np.asarray(variance * generator.chisquare(df, SIMULATED) / df)
+
+        v_prompt = estimated(spread.prompt**2 / self.prompts + image, self.prompts - 1)
+        if self.seeds == 1:
+            return np.asarray(stats.t.ppf(0.975, self.prompts - 1) * np.sqrt(v_prompt))
+        v_seed = estimated(spread.seed**2 / self.seeds + image, self.seeds - 1)
+        variance = v_prompt + np.maximum(v_seed - image, 0.0)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            df = variance**2 / (v_seed**2 / (self.seeds - 1) + v_prompt**2 / (self.prompts - 1))
+        df = np.fmax(df, self.seeds - 1.0)
+        return np.asarray(stats.t.ppf(0.975, df) * np.sqrt(variance))
+
+
+def estimate_spread(differences_SP: Floats, tags: Sequence[str], images: int) -> Spread:
+    """Variance components of measured differences, by moments; a negative estimate counts as 0.
+
+    Args:
+        differences_SP: a - b, mean over a prompt's images, for S >= 2 seeds and P prompts of `tags`.
+        images: averaged in each entry.
+    Raises:
+        ValueError: fewer than 2 seeds, or no task with 2 prompts.
+    """
+    differences_SP = np.asarray(differences_SP, dtype=np.float64)
+    seeds, prompts = differences_SP.shape
+    columns = [np.flatnonzero([tag == task for tag in tags]) for task in sorted(set(tags))]
+    columns = [index for index in columns if len(index) > 1]
+    if seeds < 2 or not columns:
+        raise ValueError(f"{seeds} seeds and {prompts} prompts are too few to see a spread")
+    residual = between_prompts = degrees = 0.0
+    per_seed_S = np.zeros(seeds)
+    for index in columns:
+        block_SP = differences_SP[:, index]
+        row_S, column_P = block_SP.mean(axis=1), block_SP.mean(axis=0)
+        rest_SP = block_SP - row_S[:, None] - column_P[None, :] + block_SP.mean()
+        residual += float(np.square(rest_SP).sum())
+        between_prompts += float(np.square(column_P - column_P.mean()).sum()) * (seeds - 1)
+        degrees += (seeds - 1) * (len(index) - 1)
+        per_seed_S += row_S / len(columns)
+    residual_variance = residual / degrees
+    prompt_variance = between_prompts / degrees - residual_variance / seeds
+    # a mean of task means: sum over tasks of 1 / (T^2 n_t), which is 1 / P where the tasks are equally large
+    share = sum(1 / len(index) for index in columns) / len(columns) ** 2
+    seed_variance = float(per_seed_S.var(ddof=1)) - residual_variance * share
+    return Spread(
+        seed=math.sqrt(max(seed_variance, 0.0)),
+        prompt=math.sqrt(max(prompt_variance, 0.0)),
+        image=math.sqrt(residual_variance * images),
+        pilot_seeds=seeds,
+    )
+
+
+def pooled(spreads: Sequence[Spread]) -> Spread:
+    """Root mean squares of several estimates."""
+
+    def mean_square(values: Sequence[float]) -> float:
+        return math.sqrt(sum(value**2 for value in values) / len(values))
+
+    return Spread(
+        seed=mean_square([s.seed for s in spreads]),
+        prompt=mean_square([s.prompt for s in spreads]),
+        image=mean_square([s.image for s in spreads]),
+        pilot_seeds=min(s.pilot_seeds for s in spreads),
+    )
+
+
+def seeds_to_detect(effect: float, prompts: int, images: int, spread: Spread) -> int | None:
+    """The fewest seeds (from 2 on) with which `effect` is found four times out of five; None if 50 are not enough."""
+    for seeds in range(2, MAX_SEEDS + 1):
+        if Design(seeds=seeds, prompts=prompts, images=images).detectable(spread) <= effect:
+            return seeds
+    return None
+
+
+def measured_spread(data: ReportData) -> Spread | None:
+    """Of all pairs of a variant with its baseline that share 2 seeds and more; None where there is no such pair."""
+    found = []
+    for benchmark in data.benchmarks:
+        for variant in data.trained:
+            baseline = data.baseline_of(variant)
+            if baseline is None:
+                continue
+            a, b = (side.scores(benchmark, HEADLINE) for side in (variant, baseline))
+            seeds = sorted(a.keys() & b.keys())
+            if len(seeds) < 2:
+                continue
+            prompts = sorted(set.intersection(*(set(scores[seed]) for scores in (a, b) for seed in seeds)))
+            differences_SP = [[a[seed][p][1] - b[seed][p][1] for p in prompts] for seed in seeds]
+            tags = [a[seeds[0]][prompt][0] for prompt in prompts]
+            evaluation = variant.evaluations(benchmark)[0]
+            images = max(1, round(len(evaluation.frame) / max(evaluation.frame["prompt_id"].nunique(), 1)))
+            try:
+                found.append(estimate_spread(np.array(differences_SP), tags, images))
+            except ValueError:
+                continue
+    return pooled(found) if found else None

@@ -1,0 +1,194 @@
+"""Is this version worse than the baseline by more than we tolerate? Proven, ruled out, or neither.
+
+Scores: non-inferiority of the paired difference, prompt by prompt and seed by seed. *pass* if the lower end of the 95 %
+interval is above minus the margin; *regression* if it is proven to be below (over all checks together, Holm); else
+*inconclusive*. Speed: the same for the logarithm of time ratios that were measured inside one run.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+from scipy import stats
+
+from .baseline import Entry
+from .statistics import (
+    Interval,
+    at_least,
+    holm,
+    mirrored,
+    never_certain,
+    non_inferiority,
+    paired_difference,
+    two_way_difference,
+)
+
+State = Literal["pass", "regression", "inconclusive", "not comparable"]
+LEVEL = 0.05
+DEFAULT_MARGIN = 0.02
+IGNORED_SETTINGS = ("policy.device", "sampling.batch_rows", "optimizer.micro_batch_rows")
+"""Settings that change speed and memory, not what is trained."""
+WORST_FIRST: dict[State, int] = {"regression": 0, "not comparable": 1, "inconclusive": 2, "pass": 3}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Check:
+    name: str
+    """What was compared: model, method and benchmark, or a speed ratio of them."""
+    state: State
+    unit: Literal["points", "%"]
+    margin: float
+    """As a share of 1."""
+    interval: Interval | None = None
+    """New minus old for scores; relative slowdown, negated, for speed: below 0 is worse in both."""
+    reason: str = ""
+    worst: tuple[tuple[str, float], ...] = ()
+    """Prompts that lost most, with the loss."""
+
+
+def gate(
+    baseline: Sequence[Entry],
+    current: Sequence[Entry],
+    *,
+    margins: Mapping[str, float],
+    performance: float | None = None,
+) -> list[Check]:
+    """Every entry of the baseline against the run of the same model, method and settings; the worst first.
+
+    Args:
+        margins: benchmark -> tolerated loss as a share; DEFAULT_MARGIN where it is not named.
+        performance: tolerated slowdown of the speed ratios as a share; None leaves speed out.
+    """
+    checks = []
+    for old in baseline:
+        new, reason = _counterpart(old, current)
+        margin = margins.get(old.benchmark, DEFAULT_MARGIN)
+        if new is None:
+            checks.append(Check(name=old.name, state="not comparable", unit="points", margin=margin, reason=reason))
+            continue
+        checks.append(_scores(old, new, margin))
+        if performance is not None:
+            checks += [_speed(old, new, name, performance) for name in old.speed]
+    return sorted(_over_all(checks), key=lambda check: (WORST_FIRST[check.state], _size(check)))
+
+
+def overall(checks: Sequence[Check]) -> State:
+    """The worst of them; nothing compared is not comparable."""
+    return min((check.state for check in checks), key=WORST_FIRST.__getitem__, default="not comparable")
+
+
+def _size(check: Check) -> float:
+    return check.interval.value if check.interval else -math.inf
+
+
+def _counterpart(old: Entry, current: Sequence[Entry]) -> tuple[Entry | None, str]:
+    """The run that repeats what the baseline holds, or why there is none."""
+    same = [
+        new for new in current if (new.policy, new.method, new.benchmark) == (old.policy, old.method, old.benchmark)
+    ]
+    if not same:
+        return None, "there is no such run; train and evaluate it, or name the runs on the command line"
+    reasons = []
+    for new in same:
+        differing = [*_differing(old.settings, new.settings), *_differing(old.identity, new.identity)]
+        if not differing and not old.scores.keys() & new.scores.keys():
+            differing = [f"training seeds {sorted(old.scores)} / {sorted(new.scores)}"]
+        if not differing:
+            return new, ""
+        reasons.append(", ".join(differing))
+    return None, f"baseline / run differ: {min(reasons, key=len)}"
+
+
+def _differing(old: Mapping[str, object], new: Mapping[str, object]) -> list[str]:
+    keys = sorted((old.keys() | new.keys()) - set(IGNORED_SETTINGS))
+    return [f"{key} {old.get(key)} / {new.get(key)}" for key in keys if old.get(key) != new.get(key)]
+
+
+def _scores(old: Entry, new: Entry, margin: float) -> Check:
+    seeds = sorted(old.scores.keys() & new.scores.keys())
+    tables = [table for seed in seeds for table in (new.scores[seed], old.scores[seed])]
+    prompts = sorted(set.intersection(*(set(table) for table in tables)))
+    if not prompts:
+        return Check(
+            name=old.name, state="not comparable", unit="points", margin=margin, reason="no prompt was scored in both"
+        )
+    everything = set.union(*(set(table) for table in tables))
+    if len(seeds) == 1:
+        a, b = ({prompt: side.scores[seeds[0]][prompt] for prompt in prompts} for side in (new, old))
+        interval = paired_difference(a, b)
+    else:
+        a_SP, b_SP = (
+            np.array([[side.scores[seed][prompt][1] for prompt in prompts] for seed in seeds]) for side in (new, old)
+        )
+        interval = two_way_difference(a_SP, b_SP, [old.scores[seeds[0]][prompt][0] for prompt in prompts])
+    interval = never_certain(interval)
+    losses = {
+        prompt: float(np.mean([new.scores[seed][prompt][1] - old.scores[seed][prompt][1] for seed in seeds]))
+        for prompt in prompts
+    }
+    worst = tuple(sorted(((p, d) for p, d in losses.items() if d < 0), key=lambda item: (item[1], item[0]))[:10])
+    left_out = len(everything) - len(prompts)
+    return Check(
+        name=old.name,
+        state=non_inferiority(interval, margin),
+        unit="points",
+        margin=margin,
+        interval=interval,
+        worst=worst,
+        reason=f"{left_out} prompts were not scored in all runs and are left out" if left_out else "",
+    )
+
+
+def _speed(old: Entry, new: Entry, name: str, margin: float) -> Check:
+    """Welch's t interval for the difference of log ratios over blocks of steps."""
+    label = f"{old.policy} {old.label}: {name}"
+    a, b = np.array(new.speed.get(name, ())), np.array(old.speed[name])
+    if len(a) < 2 or len(b) < 2:
+        return Check(
+            name=label,
+            state="not comparable",
+            unit="%",
+            margin=margin,
+            reason="too few steps were timed in one of them",
+        )
+    va, vb = a.var(ddof=1) / len(a), b.var(ddof=1) / len(b)
+    stderr = math.sqrt(va + vb)
+    value = -float(a.mean() - b.mean())
+    df = math.inf if stderr == 0 else (va + vb) ** 2 / (va**2 / (len(a) - 1) + vb**2 / (len(b) - 1))
+    half = 0.0 if stderr == 0 else float(stats.t.ppf(0.975, df)) * stderr
+    interval = Interval(
+        value=value,
+        low=value - half,
+        high=value + half,
+        n=len(a) + len(b),
+        seeds=1,
+        method="Welch t of log ratios",
+        stderr=stderr,
+        df=df,
+    )
+    return Check(
+        name=label, state=non_inferiority(interval, math.log1p(margin)), unit="%", margin=margin, interval=interval
+    )
+
+
+def _over_all(checks: Sequence[Check]) -> list[Check]:
+    """A regression must be proven with all checks together in view: Holm over the doubled one-sided p."""
+    judged = [index for index, check in enumerate(checks) if check.interval is not None]
+    adjusted = holm([min(1.0, 2 * _p_no_regression(checks[index])) for index in judged])
+    result = list(checks)
+    for index, p in zip(judged, adjusted, strict=True):
+        if checks[index].state == "regression" and not p < LEVEL:
+            result[index] = replace(checks[index], state="inconclusive")
+    return result
+
+
+def _p_no_regression(check: Check) -> float:
+    """One-sided p of "the loss is within the margin"."""
+    assert check.interval is not None
+    bound = -(math.log1p(check.margin) if check.unit == "%" else check.margin)
+    p = at_least(mirrored(check.interval), -bound)
+    return 0.0 if math.isnan(p) and check.interval.high < bound else 1.0 if math.isnan(p) else p

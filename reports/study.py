@@ -1,0 +1,359 @@
+"""Sections on the study's questions: the claims, paper beside measured, which part carries it, what it costs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from . import paper, plots
+from .claims import Finding, even_ratio, judge_all
+from .comparisons import variant_score
+from .fragments import Fragment, render
+from .load import HEADLINE, ReportData, Variant
+from .statistics import Interval
+from .tables import csv_table, interval_text, markdown_table, markdown_text, number, points
+
+# --- claims ---------------------------------------------------------------------------------------------------------
+
+
+def claims(data: ReportData) -> Fragment:
+    """Each claim of the paper: supported, contradicted, not decided or not tested by these runs."""
+    findings = [finding for benchmark in data.benchmarks[:1] for finding in judge_all(data, benchmark)]
+    where = ", ".join(sorted({variant.policy for variant in data.trained})) or "no model"
+    records = [_claim_record(finding) for finding in findings]
+    header = ["claim", "status", "setting", "found"]
+    return Fragment(
+        title="Claims",
+        html=render("claims", "study.html", findings=findings, where=where),
+        markdown=markdown_table(
+            ["claim", "status", "what was found"],
+            [
+                [
+                    markdown_text(f"{finding.text} {f'({finding.setting})' if finding.setting else ''}".strip(), 1000),
+                    f"**{finding.status}**",
+                    markdown_text(finding.words, 1000),
+                ]
+                for finding in findings
+            ],
+            numeric_from=9,
+        )
+        if findings
+        else "No run has been evaluated.\n",
+        data={"claims": records},
+        csv={"claims": csv_table(header, [[record[key] for key in header] for record in records])},
+    )
+
+
+def _claim_record(finding: Finding) -> dict[str, Any]:
+    return {
+        "claim": finding.claim,
+        "text": finding.text,
+        "status": finding.status,
+        "setting": finding.setting,
+        "found": finding.words,
+        "p_for": finding.p_for,
+        "p_against": finding.p_against,
+        "differences": [
+            {
+                "text": outcome.text,
+                "difference": outcome.interval.value,
+                "low": outcome.interval.low,
+                "high": outcome.interval.high,
+                "prompts": outcome.interval.n,
+                "seeds": outcome.interval.seeds,
+            }
+            for outcome in finding.outcomes
+            if outcome.interval is not None
+        ],
+    }
+
+
+# --- paper beside measured ------------------------------------------------------------------------------------------
+
+
+def paper_table(data: ReportData) -> Fragment:
+    """The paper's two tables in its layout, and what was measured here in the same columns."""
+    main = _main_rows(data)
+    rungs = _ladder_rows(data)
+    circular = _circular(data)
+    remarks = [
+        "Published numbers come from a summary of the paper; a dash is a number that is not known to us.",
+        *(["† the reward of training was also the evaluator."] if circular else []),
+    ]
+    main_header = ["model", "method", *paper.MAIN_COLUMNS]
+    ladder_header = ["init", "struct", "sim", "DAW", *paper.LADDER_COLUMNS, "measured here"]
+    return Fragment(
+        title="Paper and measured",
+        html=render(
+            "paper",
+            "study.html",
+            main_header=main_header,
+            main=main,
+            ladder_header=ladder_header,
+            ladder=rungs,
+            remarks=remarks,
+        ),
+        markdown="\n".join(
+            [
+                markdown_table(main_header, [[markdown_text(cell) for cell in row["cells"]] for row in main]),
+                markdown_table(ladder_header, [[markdown_text(cell) for cell in row] for row in rungs], numeric_from=4),
+                *remarks,
+            ]
+        )
+        + "\n",
+        data={"main": [row["cells"] for row in main], "ladder": rungs, "remarks": remarks},
+        latex=latex_tables(main, rungs),
+    )
+
+
+def _main_rows(data: ReportData) -> list[dict[str, Any]]:
+    rows = [{"measured": False, "cells": [row.model, row.method, *map(_published, row.values)]} for row in paper.MAIN]
+    mark = "†" if _circular(data) else ""
+    for benchmark in data.benchmarks:
+        for variant in _of_the_study(data, ("start", "grpo", "gcpo")):
+            tasks = [None if column == "overall" else column for column in paper.MAIN_COLUMNS]
+            cells = [variant_score(variant, benchmark, HEADLINE, task) for task in tasks]
+            rows.append(
+                {
+                    "measured": True,
+                    "cells": [
+                        f"{variant.policy}, {benchmark}",
+                        variant.label + (mark if not variant.is_start else ""),
+                        *("–" if cell is None else interval_text(cell) for cell in cells),
+                    ],
+                }
+            )
+    return rows
+
+
+def _ladder_rows(data: ReportData) -> list[list[str]]:
+    benchmark = next(iter(data.benchmarks), "")
+    rows = []
+    for row in paper.LADDER:
+        marks = ["✓" if name in paper.COMPONENTS[row.method] else "" for name in ("init", "struct", "sim", "DAW")]
+        mine = next(iter(_of_the_study(data, (row.method,))), None)
+        score = variant_score(mine, benchmark, HEADLINE) if mine and benchmark else None
+        rows.append([*marks, *map(_published, row.values), "–" if score is None else interval_text(score)])
+    return rows
+
+
+def _published(value: float | None) -> str:
+    return "–" if value is None else f"{value:g}"
+
+
+def _of_the_study(data: ReportData, methods: Sequence[str]) -> list[Variant]:
+    """Variants by method, in that order; of one method at several ratios the published one."""
+    found = []
+    for method in methods:
+        named = [variant for variant in data.variants if variant.method == method]
+        usual = [variant for variant in named if even_ratio(variant) in (0.1, None)]
+        found += usual or named
+    return found
+
+
+def _circular(data: ReportData) -> bool:
+    """Whether what judged the images also rewarded them."""
+    rewards = {reward.name for run in data.runs if not run.is_start for reward in run.config.rewards}
+    return bool(rewards & {"geneval", "geneval-dense", "scene-strict"}) and "scenes" in data.benchmarks
+
+
+def latex_tables(main: Sequence[dict[str, Any]], rungs: Sequence[Sequence[str]]) -> str:
+    """Both tables for a paper that loads booktabs and amssymb."""
+    from .tables import latex_table
+
+    main_rows = [row["cells"] for row in main]
+    return (
+        latex_table(
+            ["Model", "Method", "Overall", "Counting", "Color", "Position"],
+            main_rows,
+            align="llrrrr",
+            caption="GenEval, published and measured.",
+            label="main",
+        )
+        + "\n"
+        + latex_table(
+            ["Init", "HG", "LS", "DAW", *paper.LADDER_COLUMNS, "Measured"],
+            rungs,
+            align="cccc" + "r" * (len(paper.LADDER_COLUMNS) + 1),
+            caption="Components, published and measured.",
+            label="ladder",
+        )
+    )
+
+
+# --- which part carries it, at which ratio, at what cost ------------------------------------------------------------
+
+
+def components(data: ReportData) -> Fragment:
+    """Ladder of variants, ratio curve, points against seconds: three pictures of one table."""
+    rows = [row for benchmark in data.benchmarks[:1] for row in _rows(data, benchmark)]
+    charts: list[dict[str, Any]] = []
+    if len(rows) > 1:
+        baseline = next((row for row in rows if row["method"] == "grpo"), None)
+        charts.append(
+            {
+                "title": "Score of every variant",
+                "note": "Points with 95 % interval over seeds and prompts; the dashed line is GRPO.",
+                "svg": plots.ladder(
+                    [_point(row, style=0 if row["method"] == "grpo" else 1) for row in rows],
+                    name="ladder",
+                    x_label="overall score, points",
+                    description="; ".join(f"{row['variant']} {points(row['score'].value)}" for row in rows),
+                    line_at=100 * baseline["score"].value if baseline else None,
+                ),
+            }
+        )
+        charts += _ratio_chart(rows)
+        charts += _cost_chart(rows)
+    front = {row["variant"] for row in pareto(rows)}
+    table = [
+        {
+            "label": row["variant"],
+            "cells": [
+                interval_text(row["score"]),
+                f"{number(100 * row['share'], 1)} %" if not math.isnan(row["share"]) else "–",
+                number(row["seconds"], 0),
+                number(100 * row["unselected_gradient"], 1) + " %"
+                if not math.isnan(row["unselected_gradient"])
+                else "–",
+                "yes" if row["variant"] in front else "",
+            ],
+        }
+        for row in rows
+    ]
+    header = ["variant", "overall", "tokens trained on", "training, s", "gradient on other tokens", "Pareto"]
+    return Fragment(
+        title="What carries it",
+        html=render("components", "study.html", charts=charts, header=header, rows=table),
+        markdown=markdown_table(header, [[markdown_text(row["label"]), *row["cells"]] for row in table])
+        if table
+        else "No trained run has been evaluated.\n",
+        data={
+            "variants": [
+                {
+                    **{
+                        key: row[key]
+                        for key in ("variant", "method", "ratio", "share", "seconds", "unselected_gradient")
+                    },
+                    "overall": row["score"].value,
+                    "low": row["score"].low,
+                    "high": row["score"].high,
+                    "pareto": row["variant"] in front,
+                }
+                for row in rows
+            ]
+        },
+    )
+
+
+def _rows(data: ReportData, benchmark: str) -> list[dict[str, Any]]:
+    rows = []
+    for variant in data.trained:
+        score = variant_score(variant, benchmark, HEADLINE)
+        if score is None:
+            continue
+        rows.append(
+            {
+                "variant": variant.label,
+                "method": variant.method,
+                "ratio": even_ratio(variant),
+                "score": score,
+                "share": _mean(variant, "tokens/selected_fraction"),
+                "unselected_gradient": _mean(variant, "tokens/unselected_gradient_share"),
+                "seconds": float(np.mean([_seconds(run) for run in variant.runs])),
+            }
+        )
+    return rows
+
+
+def _mean(variant: Variant, key: str) -> float:
+    values = [float(run.metrics[key].mean()) for run in variant.runs if key in run.metrics]
+    return float(np.mean(values)) if values else math.nan
+
+
+def _seconds(run: Any) -> float:
+    return float(run.metrics["time/step_s"].sum()) if "time/step_s" in run.metrics else math.nan
+
+
+def _point(row: dict[str, Any], *, x: float = 0.0, style: int = 0) -> plots.Point:
+    score: Interval = row["score"]
+    return plots.Point(
+        label=_short(row["variant"]), x=x, y=100 * score.value, low=100 * score.low, high=100 * score.high, style=style
+    )
+
+
+def _short(label: str, limit: int = 44) -> str:
+    return label if len(label) <= limit else f"{label[: limit - 1]}…"
+
+
+def _ratio_chart(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Score over the ratio, where a method was run at several."""
+    lines: dict[str, list[plots.Point]] = {}
+    for row in sorted((row for row in rows if row["ratio"] is not None), key=lambda row: row["ratio"]):
+        lines.setdefault(row["method"], []).append(_point(row, x=100 * row["ratio"]))
+    lines = {
+        method: [plots.Point(label=method, x=p.x, y=p.y, low=p.low, high=p.high, style=style) for p in found]
+        for style, (method, found) in enumerate((m, f) for m, f in lines.items() if len({p.x for p in f}) > 1)
+    }
+    if not lines:
+        return []
+    words = "; ".join(
+        f"{method}: " + ", ".join(f"{p.x:g} % {p.y:.1f}" for p in found) for method, found in lines.items()
+    )
+    return [
+        {
+            "title": "Score over the ratio",
+            "note": f"Share of the tokens that each set takes. Lines: {', '.join(lines)}.",
+            "svg": plots.points_chart(
+                lines, name="ratio", x_label="ratio per set, %", y_label="overall score, points", description=words
+            ),
+            "legend": [
+                {"label": method, "color": plots.color_of(i), "dashes": plots.dashes_of(i)}
+                for i, method in enumerate(lines)
+            ],
+        }
+    ]
+
+
+def _cost_chart(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    known = [row for row in rows if math.isfinite(row["seconds"]) and row["seconds"] > 0]
+    if len(known) < 2:
+        return []
+    front = {row["variant"] for row in pareto(known)}
+    lines = {
+        row["variant"]: [_point(row, x=row["seconds"], style=1 if row["variant"] in front else 6)] for row in known
+    }
+    return [
+        {
+            "title": "Points against seconds",
+            "note": "Training time of a run, mean over seeds. Orange: no other variant scores more in less time. "
+            "Seconds of runs that shared a machine carry its noise.",
+            "svg": plots.points_chart(
+                lines,
+                name="pareto",
+                x_label="seconds of training",
+                y_label="overall score, points",
+                description="; ".join(
+                    f"{_short(row['variant'])} {row['seconds']:.0f} s {points(row['score'].value)}" for row in known
+                ),
+                joined=False,
+            ),
+        }
+    ]
+
+
+def pareto(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Rows that no other row beats in both score and seconds."""
+    return [
+        row
+        for row in rows
+        if not any(
+            other["score"].value >= row["score"].value
+            and other["seconds"] <= row["seconds"]
+            and (other["score"].value > row["score"].value or other["seconds"] < row["seconds"])
+            for other in rows
+        )
+    ]

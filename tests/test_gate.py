@@ -1,0 +1,255 @@
+"""The gate on itself: identical runs pass, a proven loss fails, too little data is inconclusive; in every format."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+
+from gcpo_bench.errors import ConfigError, CorruptDataError
+from gcpo_bench.reports import baseline as baselines
+from gcpo_bench.reports.baseline import Entry, entries
+from gcpo_bench.reports.gate import Check, State, gate, overall
+from gcpo_bench.reports.gate_formats import SUMMARY_BYTES, junit, markdown, words, workflow_commands
+from gcpo_bench.reports.load import load
+from gcpo_bench.reports.statistics import Interval
+
+from .conftest import Cli
+from .run_factory import HOSTILE, TASKS, make_run
+
+BIG = {"prompts_per_task": 48, "images_per_prompt": 1, "maps": False, "steps": 40}
+
+
+def study(root: Path, skill: float, seeds: int = 2, **more: object) -> list[Entry]:
+    options = {**BIG, **more}
+    paths = [make_run(root, f"gcpo-{seed}", seed=seed, skill=skill, **options).path for seed in range(seeds)]  # type: ignore[arg-type]
+    return entries(load(paths))
+
+
+def test_an_identical_run_passes(tmp_path: Path) -> None:
+    old = study(tmp_path / "a", 0.7)
+    new = study(tmp_path / "b", 0.7)
+    checks = gate(old, new, margins={"scenes": 0.015}, performance=0.1)
+    assert [check.state for check in checks] == ["pass", "pass", "pass"]
+    assert overall(checks) == "pass"
+
+
+def test_a_large_loss_is_a_proven_regression_with_the_prompts_that_lost_most(tmp_path: Path) -> None:
+    checks = gate(study(tmp_path / "a", 0.8), study(tmp_path / "b", 0.4), margins={})
+    assert overall(checks) == "regression"
+    losses = [difference for _, difference in checks[0].worst]
+    assert losses == sorted(losses)
+    assert losses[0] < 0
+
+
+def test_a_gain_is_no_regression(tmp_path: Path) -> None:
+    assert overall(gate(study(tmp_path / "a", 0.4), study(tmp_path / "b", 0.8), margins={})) == "pass"
+
+
+def test_three_prompts_are_inconclusive_even_if_nothing_changed(tmp_path: Path) -> None:
+    old = study(tmp_path / "a", 0.7, prompts_per_task=1)
+    thinned = [
+        replace(entry, scores={seed: dict(list(table.items())[:3]) for seed, table in entry.scores.items()})
+        for entry in old
+    ]
+    (check,) = gate(thinned, thinned, margins={"scenes": 0.015})
+    assert check.state == "inconclusive"
+    assert check.interval is not None
+    assert check.interval.n == 3
+
+
+def test_other_prompts_settings_versions_or_start_weights_are_not_comparable(tmp_path: Path) -> None:
+    old = study(tmp_path / "a", 0.7, seeds=2)
+    for key, value in (("prompts_digest", "other"), ("version", "9"), ("guidance_scale", 2.0)):
+        changed = [replace(entry, identity={**entry.identity, key: value}) for entry in old]
+        (check,) = gate(old, changed, margins={})
+        assert check.state == "not comparable"
+        assert key in check.reason
+    changed = [replace(entry, settings={**entry.settings, "policy.start_weights": "xxh3:1"}) for entry in old]
+    assert "policy.start_weights" in gate(old, changed, margins={})[0].reason
+    assert "no such run" in gate(old, [], margins={})[0].reason
+    assert overall([]) == "not comparable"
+
+
+def test_a_slower_phase_is_found_and_a_faster_machine_is_not(tmp_path: Path) -> None:
+    old = study(tmp_path / "a", 0.7)
+
+    def scaled(update: float, machine: float, root: Path) -> list[Entry]:
+        paths = []
+        for source in sorted((tmp_path / "a").glob("gcpo-*")):
+            target = root / source.name
+            shutil.copytree(source, target)
+            lines = [json.loads(line) for line in (target / "metrics.jsonl").read_text().splitlines()]
+            for line in lines:
+                extra = line["time/update_s"] * (update - 1)
+                line["time/update_s"] += extra
+                line["time/step_s"] += extra
+                for key in [key for key in line if key.startswith("time/")]:
+                    line[key] *= machine
+            (target / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+            paths.append(target)
+        return entries(load(paths))
+
+    slower = {c.name: c.state for c in gate(old, scaled(1.5, 1.0, tmp_path / "s"), margins={}, performance=0.1)}
+    assert slower["scenes-12 gcpo: update / rollout"] == "regression"
+    machine = gate(old, scaled(1.0, 3.0, tmp_path / "m"), margins={}, performance=0.1)
+    assert overall(machine) == "pass"
+
+
+def version(generator: np.random.Generator, chance_SP: np.ndarray) -> Entry:
+    """Four images a prompt, right with `chance_SP`."""
+    hits_SP = generator.binomial(4, chance_SP.clip(0, 1)) / 4
+    scores = {
+        seed: {f"p{i:03d}": (TASKS[i % 6], float(value)) for i, value in enumerate(row)}
+        for seed, row in enumerate(hits_SP)
+    }
+    return Entry(label="x", policy="p", method="m", benchmark="b", settings={}, identity={}, scores=scores, speed={})
+
+
+def test_a_false_alarm_is_rarer_than_one_in_twenty_and_a_false_pass_too() -> None:
+    """At no change, and at a loss of exactly the margin: 300 simulated releases of 3 seeds x 96 prompts."""
+    generator = np.random.default_rng(1)
+    alarms = passes = 0
+    trials, margin = 300, 0.03
+    for _ in range(trials):
+        difficulty = generator.beta(2, 2, 96)
+        seed_noise = generator.normal(0, 0.02, (2, 3))
+
+        old = version(generator, difficulty + seed_noise[0][:, None])
+        (same,) = gate([old], [version(generator, difficulty + seed_noise[1][:, None])], margins={"b": margin})
+        lower = difficulty - margin + seed_noise[1][:, None]
+        (worse,) = gate([old], [version(generator, lower)], margins={"b": margin})
+        alarms += same.state == "regression"
+        passes += worse.state == "pass"
+    # nominal 2.5 % each; 24 of 300 is the 99.9 % point of a rate of 5 %
+    assert alarms <= 15
+    assert passes <= 24
+
+
+# --- the baseline file ----------------------------------------------------------------------------------------------
+
+
+def test_the_baseline_survives_writing_and_reading(tmp_path: Path) -> None:
+    old = study(tmp_path / "runs", 0.7, prompts_per_task=3)
+    path = tmp_path / "b.json"
+    baselines.write(path, old, "1.0")
+    read = baselines.read(path)
+    assert [e.scores for e in read] == [e.scores for e in old]
+    assert [e.speed for e in read] == [e.speed for e in old]
+    assert [(e.settings, e.identity) for e in read] == [(e.settings, e.identity) for e in old]
+    again = tmp_path / "c.json"
+    baselines.write(again, read, "1.0")
+    assert again.read_bytes() == path.read_bytes()
+    assert str(tmp_path) not in path.read_text()
+
+
+def test_a_baseline_that_is_missing_newer_or_edited_says_so(tmp_path: Path) -> None:
+    path = tmp_path / "b.json"
+    with pytest.raises(ConfigError, match="there is no baseline"):
+        baselines.read(path)
+    baselines.write(path, study(tmp_path / "runs", 0.7, prompts_per_task=2), "1.0")
+    text = path.read_text()
+    path.write_text(text.replace('"seeds": [\n    0', '"seeds": [\n    7'))
+    with pytest.raises(CorruptDataError, match="was changed after it was written"):
+        baselines.read(path)
+    path.write_text(text.replace('"format": 1', '"format": 2'))
+    with pytest.raises(ConfigError, match="has format 2"):
+        baselines.read(path)
+    for damage in ("", "{", "[]", '{"format": "x"}', '{"format": 1}'):
+        path.write_text(damage)
+        with pytest.raises(CorruptDataError):
+            baselines.read(path)
+
+
+# --- formats --------------------------------------------------------------------------------------------------------
+
+
+def hostile_check(text: str, state: State = "regression") -> Check:
+    interval = Interval(value=-0.1, low=-0.2, high=-0.05, n=10, seeds=2, method="t", stderr=0.01, df=9.0)
+    return Check(
+        name=text,
+        state=state,
+        unit="points",
+        margin=0.02,
+        interval=interval,
+        worst=((text, -0.5),),
+        reason=text,
+    )
+
+
+@pytest.mark.parametrize("text", [*HOSTILE, "::error::x\n::set-output name=a::b", "a%0A::error::b"])
+def test_no_text_leaves_its_place_in_any_format(text: str) -> None:
+    checks = [hostile_check(text), hostile_check(text, "inconclusive"), hostile_check(text, "not comparable")]
+    root = ElementTree.fromstring(junit(checks))
+    assert (root.get("failures"), root.get("skipped"), root.get("errors")) == ("1", "1", "1")
+    for line in workflow_commands(checks):
+        assert line.count("\n") == 0
+        command, _, message = line[2:].partition("::")
+        assert command.split(" ")[0] in ("error", "warning")
+        assert "\x1b" not in message
+    table = [line for line in markdown(checks).splitlines() if line.startswith("|")]
+    assert all("<script" not in line and "<img" not in line for line in table)
+
+
+def test_a_summary_is_cut_at_a_line_below_the_limit() -> None:
+    text = markdown([hostile_check("x" * 150) for _ in range(5000)])
+    assert len(text.encode()) <= SUMMARY_BYTES
+    assert text.endswith("(cut here: the rest is in the JUnit file)\n")
+
+
+def test_the_words_give_difference_interval_and_verdict() -> None:
+    assert (
+        words(hostile_check(""))
+        == "−10.0 [−20.0, −5.0] points, 10 prompts, 2 seeds: a loss of more than 2 points is proven"
+    )
+
+
+# --- the command ----------------------------------------------------------------------------------------------------
+
+
+def test_the_command_passes_fails_and_says_inconclusive_by_its_exit_code(
+    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, skill in (("good", 0.8), ("bad", 0.4)):
+        for seed in range(2):
+            make_run(tmp_path / name, f"gcpo-{seed}", seed=seed, skill=skill, **BIG)  # type: ignore[arg-type]
+    file, report = str(tmp_path / "b.json"), tmp_path / "junit.xml"
+    assert cli("baseline", "update", "--runs-dir", str(tmp_path / "good"), "--out", file).code == 0
+    same = cli("gate", "--baseline", file, "--runs-dir", str(tmp_path / "good"), "--junit", str(report))
+    assert (same.code, "gate: pass" in same.err) == (0, True)
+    monkeypatch.setenv("GITHUB_ACTIONS", "true")
+    monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(tmp_path / "summary.md"))
+    worse = cli("gate", "--baseline", file, "--runs-dir", str(tmp_path / "bad"), "--margin", "scenes=1.5pt")
+    assert worse.code == 1
+    assert worse.out.startswith("::error title=gate%3A scenes-12 gcpo on scenes::")
+    assert "**regression**" in (tmp_path / "summary.md").read_text()
+    monkeypatch.delenv("GITHUB_ACTIONS")
+    record = json.loads(cli("gate", "--baseline", file, "--runs-dir", str(tmp_path / "bad"), "--json").out)
+    assert record["verdict"] == "regression"
+    narrow = ("gate", "--baseline", file, "--runs-dir", str(tmp_path / "good"), "--margin", "scenes=0.1pt")
+    assert cli(*narrow).code == 3
+    assert cli(*narrow, "--inconclusive", "pass").code == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--margin", "nope=1pt"], "--margin names 'nope'"),
+        (["--margin", "scenes"], "is not BENCHMARK=POINTS"),
+        (["--margin", "scenes=-1"], "is no number of points"),
+        (["--perf", "fast"], "is no percentage"),
+        (["--inconclusive", "maybe"], "unknown --inconclusive"),
+    ],
+)
+def test_bad_options_are_one_line(cli: Cli, tmp_path: Path, arguments: list[str], message: str) -> None:
+    make_run(tmp_path / "runs", "gcpo-0", maps=False, steps=4)
+    file = str(tmp_path / "b.json")
+    cli("baseline", "update", "--runs-dir", str(tmp_path / "runs"), "--out", file)
+    result = cli("gate", "--baseline", file, "--runs-dir", str(tmp_path / "runs"), *arguments)
+    assert result.code == 2
+    assert message in result.err
