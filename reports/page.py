@@ -92,7 +92,7 @@ def markdown_page(data: ReportData, fragments: dict[str, Fragment]) -> str:
 
 
 def html_page(data: ReportData, fragments: dict[str, Fragment]) -> str:
-    style, script = asset("report.css"), asset("report.js")
+    style, script = asset("report.css"), asset("token_maps.js") + asset("explore.js")
     policy = (
         f"default-src 'none'; img-src data:; style-src '{_digest(style)}'; script-src '{_digest(script)}'; "
         "base-uri 'none'; form-action 'none'"

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import html
 import io
+import json
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -25,6 +27,8 @@ DASHES = ("-", "--", ":", "-.")
 CRITERIA = {"initial": "#e69f00", "structural": "#56b4e9", "diverse": "#cc79a7"}
 """The three published criteria; the same colours in every figure."""
 OTHER_CRITERIA = ("#009e73", "#d55e00", "#f0e442", "#0072b2")
+READ_AT = 100
+"""Places on a curve whose values can be read off."""
 INK = "#010203"
 """Stands for "the page's text colour" until the SVG is finished."""
 RC: dict[Any, Any] = {
@@ -68,15 +72,44 @@ def line_chart(series: Sequence[Series], *, name: str, x_label: str, description
     with mpl.rc_context({**RC, "svg.hashsalt": name}):
         figure = Figure(figsize=(5.0, 2.7), layout="constrained")
         axes = figure.subplots()
-        for line in series:
+        for index, line in enumerate(series):
             color = color_of(line.style)
             if line.low is not None and line.high is not None:
-                axes.fill_between(line.x, line.low, line.high, color=color, alpha=0.18, linewidth=0)
+                band = axes.fill_between(line.x, line.low, line.high, color=color, alpha=0.18, linewidth=0)
+                band.set_gid(f"band-series-{index}")
             marker = "o" if len(line.x) == 1 else None
-            axes.plot(line.x, line.y, color=color, linestyle=dashes_of(line.style), linewidth=1.6, marker=marker)
+            (drawn,) = axes.plot(
+                line.x, line.y, color=color, linestyle=dashes_of(line.style), linewidth=1.6, marker=marker
+            )
+            drawn.set_gid(f"line-series-{index}")
         axes.set_xlabel(x_label)
         _plain_axes(axes)
-        return _svg(figure, name, description)
+        svg = _svg(figure, name, description)
+        plot = html.escape(json.dumps(_values(figure, axes, series), separators=(",", ":")))
+        return svg.replace(' role="img"', f' data-plot="{plot}" role="img"', 1)
+
+
+def _values(figure: Figure, axes: mpl.axes.Axes, series: Sequence[Series]) -> dict[str, Any]:
+    """What the page tells under the pointer: at most READ_AT places, and where the axes lie in the drawing."""
+    steps = sorted({x for line in series for x in line.x})
+    steps = steps[:: math.ceil(len(steps) / READ_AT)]
+    width, height = (72 * inches for inches in figure.get_size_inches())
+    box = axes.get_position()
+    found = []
+    for line in series:
+        known = dict(zip(line.x, line.y, strict=True))
+        values = [known.get(step, math.nan) for step in steps]
+        found.append(
+            {"label": line.label, "y": [float(f"{value:.4g}") if math.isfinite(value) else None for value in values]}
+        )
+    return {
+        "x": steps,
+        "series": found,
+        "range": list(axes.get_xlim()),
+        "box": [
+            round(edge, 2) for edge in (box.x0 * width, (1 - box.y1) * height, box.x1 * width, (1 - box.y0) * height)
+        ],
+    }
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -36,7 +36,7 @@ FLAT = 0.01
 
 
 def token_maps(data: ReportData) -> Fragment:
-    """The data that report.js draws, and a still picture of the last step for readers without scripts."""
+    """The data that token_maps.js draws, and a still picture of the last step for readers without scripts."""
     chosen = _runs_to_show(data)
     if not chosen:
         text = "No run has token maps; train with logging.token_maps_every above 0."

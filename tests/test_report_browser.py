@@ -254,3 +254,71 @@ def test_without_scripts_the_last_step_is_shown_as_a_picture(browser: Browser, r
     shown = browser.run("const image = document.querySelector('.stills img'); return [image.naturalWidth, image.alt]")
     assert shown[0] > 1000
     assert "From left: image, chosen tokens, entropy, entropy gradient, similarity, weight, divergence." in shown[1]
+
+
+def test_a_column_is_sorted_by_its_head(page: Browser) -> None:
+    values = """
+        const rows = [...document.querySelectorAll('table.scores tbody tr')];
+        return rows.map(row => parseFloat(row.cells[1].textContent));
+    """
+    overall = "table.scores thead th:nth-child(2) button"
+    page.press(overall, "\ue007")  # Enter: the keyboard sorts as well as the mouse
+    falling = page.run(values)
+    assert falling == sorted(falling, reverse=True)
+    assert (
+        page.run("return document.querySelector('table.scores th:nth-child(2)').getAttribute('aria-sort')")
+        == "descending"
+    )
+    page.click(overall)
+    assert page.run(values) == sorted(falling)
+
+
+def test_a_variant_and_a_task_can_be_left_out(page: Browser) -> None:
+    shown = """
+        const visible = item => item.getClientRects().length > 0;
+        document.querySelectorAll('details').forEach(item => { item.open = true });
+        const rows = [...document.querySelectorAll('table.scores tbody tr')].filter(visible);
+        const pairs = [...document.querySelectorAll('.pair')].filter(visible);
+        const lines = [...document.querySelectorAll('#curves [id*="line-series-"]')];
+        const drawn = lines.filter(line => line.style.display !== 'none');
+        return {rows: rows.map(row => row.dataset.variant), tasks: [...new Set(pairs.map(pair => pair.dataset.task))],
+                lines: drawn.length / lines.length, albums: new Set(pairs.map(pair => pair.closest('.album'))).size};
+    """
+    before = page.run(shown)
+    assert before["rows"] == ["start", "grpo", "gcpo"]
+    assert (before["lines"], len(before["tasks"]) > 1) == (1, True)
+    page.click("#filters input[value=grpo]")
+    after = page.run(shown)
+    assert after["rows"] == ["start", "gcpo"]
+    assert after["lines"] == 0.5
+    task = after["tasks"][0]
+    page.press("#filter-task", task)
+    assert page.run(shown)["tasks"] == [task]
+    assert page.text("#filters summary") == f"Shown: 2 of 3 variants, {task}"
+    page.click("#filters fieldset button")  # "All"
+    assert page.run(shown)["rows"] == ["start", "grpo", "gcpo"]
+
+
+def test_a_curve_tells_its_values_to_the_keyboard_and_the_pointer(page: Browser) -> None:
+    plot = page.run("return JSON.parse(document.querySelector('#curves svg.chart').dataset.plot)")
+    chart = "#curves svg.chart"
+    page.press(chart, "\ue010")  # End
+    last = page.text(".tip")
+    assert last.startswith("step 30")
+    assert last.count("gcpo ") == 1
+    value = float(last.split("gcpo ")[1].replace("\u2212", "-"))
+    series = next(line for line in plot["series"] if line["label"] == "gcpo")
+    assert value == pytest.approx(series["y"][-1])
+    page.press(chart, LEFT)
+    assert page.text(".tip").startswith("step 29")
+    page.press(chart, "\ue00c")  # Escape
+    assert page.run("return document.querySelector('.tip').hidden") is True
+    page.run(
+        """
+        const svg = document.querySelector('#curves svg.chart'), frame = svg.getBoundingClientRect();
+        const plot = JSON.parse(svg.dataset.plot), scale = frame.width / svg.viewBox.baseVal.width;
+        const x = plot.box[0] + (15 - plot.range[0]) / (plot.range[1] - plot.range[0]) * (plot.box[2] - plot.box[0]);
+        svg.dispatchEvent(new PointerEvent('pointermove', {clientX: frame.left + x * scale, clientY: frame.top + 20}));
+        """
+    )
+    assert page.text(".tip").startswith("step 15")

@@ -153,7 +153,7 @@ def test_95_percent_intervals_over_prompts_cover_95_percent() -> None:
 @pytest.mark.parametrize("seeds", [3, 5])
 @pytest.mark.parametrize(
     ("seed_sd", "prompt_sd", "noise_sd"),
-    [(0.01, 0.2, 0.3), (0.02, 0.2, 0.3), (0.02, 0.3, 0.1), (0.03, 0.2, 0.3)],
+    [(0.0, 0.1, 0.4), (0.01, 0.2, 0.3), (0.02, 0.2, 0.3), (0.02, 0.3, 0.1), (0.03, 0.2, 0.3)],
 )
 def test_two_way_intervals_cover_95_percent(seeds: int, seed_sd: float, prompt_sd: float, noise_sd: float) -> None:
     # noise_sd is what a seed does to a prompt together with the luck of its few images
@@ -167,7 +167,7 @@ def test_two_way_intervals_cover_95_percent(seeds: int, seed_sd: float, prompt_s
             + noise_sd * generator.standard_normal((seeds, 120))
         )
         found.append(two_way_difference(d_SP, np.zeros_like(d_SP), tags))
-    assert 0.93 <= coverage(found) <= 0.97 + 0.01  # the last point: 1200 draws and a rule that errs to the wide side
+    assert 0.93 <= coverage(found) <= 0.97
 
 
 def test_intervals_over_prompts_alone_would_miss_the_seeds() -> None:
