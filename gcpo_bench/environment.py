@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import subprocess
@@ -21,11 +22,15 @@ VARIABLES = ("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS")
 """The only environment variables that are recorded: both change numbers or speed, neither is a secret."""
 
 
+COMMAND = "GCPO_BENCH_COMMAND"
+"""Environment variable with the arguments of a grid's command, JSON; its workers inherit it."""
+
+
 def record(argv: Sequence[str] | None = None) -> dict[str, Any]:
-    """One entry of a run's environment.json; `argv` is this process's own by default."""
+    """One entry of a run's environment.json; `argv` is `command()` by default."""
     return {
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
-        "argv": list(sys.argv if argv is None else argv),
+        "argv": list(command() if argv is None else argv),
         "version": __version__,
         **_checkout(Path(__file__).resolve().parent.parent),
         "python": platform.python_version(),
@@ -37,6 +42,11 @@ def record(argv: Sequence[str] | None = None) -> dict[str, Any]:
         "cuda_devices": _cuda_devices(),
         "variables": {name: os.environ[name] for name in VARIABLES if name in os.environ},
     }
+
+
+def command() -> list[str]:
+    """What the user typed: this process's arguments, or for a worker of a grid those of the grid's command."""
+    return [str(word) for word in json.loads(os.environ[COMMAND])] if COMMAND in os.environ else sys.argv
 
 
 def package_version(name: str) -> str | None:

@@ -6,7 +6,6 @@ runs: GRPO is every token selected with weight 1, every variant is another list 
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Mapping
 
 from gcpo_bench import environment
@@ -60,7 +59,7 @@ def train(
             learner = build_learner(config, run)
             step = _restore(learner, run) if resume else 0
             start = checkpoints.start_weights(config, run.path.parent)[1]
-            run.add_environment({**environment.record(sys.argv), "start_weights": start})
+            run.add_environment({**environment.record(), "start_weights": start})
             run.set_status("running", step)
             if step == 0:
                 _keep(learner, run, 0, stopping=False)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import os
+import sys
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -181,10 +184,12 @@ def _run(
     follow: bool,
     retry: bool,
 ) -> None:
+    from gcpo_bench import environment
     from gcpo_bench.ledger import Ledger
     from gcpo_bench.registry import EXECUTORS
 
     start = EXECUTORS.load(executor)
+    os.environ[environment.COMMAND] = json.dumps(sys.argv)  # workers inherit it, so that runs record what was typed
     ledger = Ledger(runs_dir)
     ledger.plan(cells)
     ids = [cell.id for cell in cells]
@@ -228,8 +233,6 @@ def _raise_for_failed(cells: Sequence[Cell], runs_dir: Path) -> None:
 @contextmanager
 def _display(ledger: Ledger, ids: Sequence[str]) -> Iterator[Any]:
     """A live table on a terminal, else a line now and then; yields what to call about once a second."""
-    import sys
-
     started = time.perf_counter()
     if not sys.stderr.isatty():
         last = [0.0, -1.0]
