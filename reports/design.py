@@ -100,7 +100,7 @@ class Design:
         if self.seeds == 1:
             return np.asarray(stats.t.ppf(0.975, self.prompts - 1) * np.sqrt(v_prompt))
         v_seed = estimated(spread.seed**2 / self.seeds + image, self.seeds - 1)
-        variance = v_prompt + np.maximum(v_seed - image, -image / 2)
+        variance = np.maximum(v_prompt + np.maximum(v_seed - image, -image / 2), image / 2)
         with np.errstate(divide="ignore", invalid="ignore"):
             df = variance**2 / (v_seed**2 / (self.seeds - 1) + v_prompt**2 / (self.prompts - 1))
         df = np.fmax(df, self.seeds - 1.0)

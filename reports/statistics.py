@@ -193,9 +193,10 @@ def two_way_difference(a_SP: Floats, b_SP: Floats, tags: Sequence[str], *, confi
     The textbook sum s_seed^2/S + s_prompt^2/P counts what seeds and prompts do *together* twice (the interaction and
     the image noise are in both terms), and with a few noisy images a prompt that is most of the variance: its nominal
     95 % intervals covered 97-99 %. So the interaction, estimated from the residuals, is taken out once, but the sum
-    may lose no more than half of it, because noise in the estimate of few seeds must not make the interval short:
+    may lose no more than half of it, because noise in the estimate of few seeds must not make the interval short, and
+    half of it stays in any case (both terms can be 0 by chance where the interaction is not):
 
-        Var = v_prompt + max(v_seed - v_interaction, -v_interaction / 2)
+        Var = max(v_prompt + max(v_seed - v_interaction, -v_interaction / 2), v_interaction / 2)
 
     with Welch-Satterthwaite degrees of freedom of v_seed (S - 1) and v_prompt, at least S - 1. In simulation
     (benchmarks/coverage.py) this covers 93.5-96.5 % with 3 and 5 seeds, 90-96 % with two.
@@ -220,8 +221,9 @@ def two_way_difference(a_SP: Floats, b_SP: Floats, tags: Sequence[str], *, confi
     v_prompt, df_prompt = _stratified_variance(prompt_means)
     v_interaction = sum(_interaction(differences_SP[:, index]) for index in columns) / len(tasks) ** 2
 
-    variance = v_prompt + max(v_seed - v_interaction, -v_interaction / 2)
-    df = math.inf if variance == 0 else variance**2 / (v_seed**2 / (seeds - 1) + v_prompt**2 / df_prompt)
+    variance = max(v_prompt + max(v_seed - v_interaction, -v_interaction / 2), v_interaction / 2)
+    spread = v_seed**2 / (seeds - 1) + v_prompt**2 / df_prompt
+    df = variance**2 / spread if spread else (0.0 if variance else math.inf)
     return _t_interval(
         value, math.sqrt(variance), max(df, seeds - 1.0), prompts, seeds, confidence, "two-way t over seeds and prompts"
     )

@@ -226,6 +226,26 @@ def test_no_prompt_at_all_is_an_error() -> None:
         score_interval({})
 
 
+@settings(deadline=None)
+@given(
+    st.integers(2, 4).flatmap(
+        lambda seeds: st.lists(
+            st.lists(st.sampled_from([-1.0, 0.0, 1.0]), min_size=4, max_size=4), min_size=seeds, max_size=seeds
+        )
+    )
+)
+def test_a_two_way_interval_is_finite_whatever_the_scores(differences: list[list[float]]) -> None:
+    d_SP = np.array(differences)
+    interval = two_way_difference(d_SP, np.zeros_like(d_SP), ["a", "a", "b", "b"])
+    assert math.isfinite(interval.low) and interval.low <= interval.value <= interval.high < math.inf
+
+
+def test_means_that_agree_by_chance_do_not_make_a_two_way_interval_certain() -> None:
+    d_SP = np.array([[1.0, 0.0], [0.0, 1.0]])
+    interval = two_way_difference(d_SP, np.zeros_like(d_SP), ["t", "t"])
+    assert interval.stderr > 0.1
+
+
 def test_a_two_way_interval_asks_for_two_seeds() -> None:
     with pytest.raises(ValueError, match="at least 2 seeds"):
         two_way_difference(np.zeros((1, 4)), np.zeros((1, 4)), ["t"] * 4)
