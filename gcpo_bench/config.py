@@ -23,7 +23,7 @@ class PolicyConfig(Config):
     name: str = "scenes-12"
     """Registered model; `gcpo-bench ls models`."""
     weights: str = "packaged"
-    """`packaged`, a run name, or a checkpoint folder to start from."""
+    """To start from: `packaged`, a run name, a checkpoint folder, or a folder that `gcpo-bench pretrain` wrote."""
     device: str = "cpu"
 
 

@@ -57,14 +57,16 @@ class Evaluation:
     samples: tuple[Sample, ...]
     frame: pd.DataFrame
     """One row a scored image: prompt_id, tag and a column for each value."""
+    by_prompt: pd.DataFrame
+    """One row a prompt, by its id: tag and the mean of each value over the images that have it."""
     unscored: int
 
     def prompt_scores(self, metric: str) -> dict[str, tuple[str, float]]:
         """prompt id -> (task, mean over its scored images)."""
-        if metric not in self.frame:
+        if metric not in self.by_prompt:
             return {}
-        means = self.frame.dropna(subset=[metric]).groupby("prompt_id", sort=True).agg({"tag": "first", metric: "mean"})
-        return {str(prompt): (str(row["tag"]), float(row[metric])) for prompt, row in means.iterrows()}
+        means = self.by_prompt[["tag", metric]].dropna(subset=[metric])
+        return dict(zip(means.index, zip(means["tag"], means[metric].tolist(), strict=True), strict=True))
 
     def prompt_texts(self) -> dict[str, str]:
         return {sample.prompt_id: sample.prompt for sample in self.samples}
@@ -277,8 +279,14 @@ def load_evaluation(run: Run, benchmark: str) -> Evaluation:
         identity=scores.get("identity", {}),
         samples=samples,
         frame=frame,
+        by_prompt=_prompt_means(frame),
         unscored=len(samples) - len(scored),
     )
+
+
+def _prompt_means(frame: pd.DataFrame) -> pd.DataFrame:
+    groups = frame.groupby("prompt_id", sort=True)
+    return groups[["tag"]].first().join(groups.mean(numeric_only=True))
 
 
 def _sample(row: Mapping[str, Any], path: Path, number: int) -> Sample:

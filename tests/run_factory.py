@@ -54,9 +54,10 @@ def make_run(
     prompt_texts: dict[str, str] | None = None,
     evaluated: bool = True,
     maps: bool = True,
+    draw: bool = True,
     overrides: dict[str, Any] | None = None,
 ) -> runs.Run:
-    """A finished run; `skill` is the chance that one of its images is right. `steps=0` makes a start."""
+    """A finished run; `skill` is the chance that one of its images is right. `steps=0` makes a start; without `draw` the pictures are missing."""
     settings = {**get_method(method).settings, **(overrides or {})}
     config = RunConfig.model_validate({"method": method, "seed": seed, "num_steps": steps, **settings})
     run = runs.create(root, name, config)
@@ -75,7 +76,7 @@ def make_run(
         for step in sorted({1, *range(10, steps + 1, 10)}):
             run.save_token_maps(step, token_maps(generator, step, prompt_texts, method))
     if evaluated:
-        evaluate(run, skill, prompts_per_task, images_per_prompt, prompt_texts or {})
+        evaluate(run, skill, prompts_per_task, images_per_prompt, prompt_texts or {}, draw=draw)
     run.set_status("finished", steps)
     return run
 
@@ -180,7 +181,15 @@ def _top(values_MHW: np.ndarray, count: int) -> np.ndarray:
     return chosen.reshape(values_MHW.shape)
 
 
-def evaluate(run: runs.Run, skill: float, prompts_per_task: int, images_per_prompt: int, texts: dict[str, str]) -> None:
+def evaluate(
+    run: runs.Run,
+    skill: float,
+    prompts_per_task: int,
+    images_per_prompt: int,
+    texts: dict[str, str],
+    *,
+    draw: bool = True,
+) -> None:
     """Judged images on disk. The same noise for every run: prompts differ in difficulty, images in luck."""
     shared = np.random.default_rng(7)
     own = np.random.default_rng([run.config.seed, sum(map(ord, run.name))])
@@ -196,7 +205,8 @@ def evaluate(run: runs.Run, skill: float, prompts_per_task: int, images_per_prom
                 extra = float(own.random() < 0.3 * (1 - skill))
                 image_YXC, detections = draw_scene(own, objects)
                 path = run.images_dir("scenes") / f"{prompt_id}-{index}.png"
-                Image.fromarray(image_YXC).save(path)
+                if draw:
+                    Image.fromarray(image_YXC).save(path)
                 lines.append(
                     {
                         "prompt_id": prompt_id,

@@ -24,6 +24,7 @@ from gcpo_bench.training.estimate import estimate
 from gcpo_bench.training.learner import build_learner
 from gcpo_bench.training.loop import train, train_step
 from gcpo_bench.training.observation import draw_prompts
+from gcpo_bench.training.pretrain import pretrain
 from gcpo_bench.training.token_maps import tracked_prompts
 from gcpo_bench.training.update import minibatches, rate_scale
 
@@ -374,6 +375,19 @@ def test_training_can_start_from_another_run(unbroken: runs.Run, tmp_path: Path)
     assert run.metrics()[0]["loss/kl_all"] == 0  # the reference is the run it started from
     _, digest = checkpoints.start_weights(run.config, run.path.parent)
     assert digest == checkpoints.weights_digest(unbroken)
+
+
+def test_training_can_start_from_what_pretrain_wrote(tmp_path: Path) -> None:
+    pretrained = pretrain("scenes-8", tmp_path / "weights", max_steps=2)
+    settings = config(f"policy.weights={tmp_path / 'weights'}", num_steps=1)
+    assert checkpoints.start_weights(settings)[1] == pretrained["checksum"]
+    checkpoints.start_policy(settings)
+
+
+def test_a_pretraining_record_without_checksum_is_named(tmp_path: Path) -> None:
+    (tmp_path / "scenes-8.json").write_text("{}", encoding="utf-8")
+    with pytest.raises(CorruptDataError, match=r"scenes-8\.json is damaged"):
+        checkpoints.start_weights(config(f"policy.weights={tmp_path}", num_steps=1))
 
 
 def test_the_start_of_runs_with_equal_weights_is_one_run(unbroken: runs.Run) -> None:

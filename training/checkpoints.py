@@ -68,17 +68,25 @@ def _check(path: Path, expected: str) -> None:
 
 def packaged_weights(model: str) -> tuple[Path, str]:
     """File and checksum of the starting weights that ship with the package."""
-    folder = Path(str(resources.files("gcpo_bench.training.weights")))
+    return _pretrained(Path(str(resources.files("gcpo_bench.training.weights"))), model)
+
+
+def _pretrained(folder: Path, model: str) -> tuple[Path, str]:
+    """What `pretrain` wrote into `folder`."""
     record = runs.read_json(folder / f"{model}.json")
-    return folder / f"{model}.safetensors", str(record["checksum"])
+    if not isinstance(record, dict) or not isinstance(record.get("checksum"), str):
+        raise CorruptDataError(f"{folder / f'{model}.json'} is damaged: it has no checksum", hint="pretrain again")
+    return folder / f"{model}.safetensors", record["checksum"]
 
 
 def start_weights(config: RunConfig, runs_root: Path | None = None) -> tuple[Path, str]:
-    """File and checksum that training starts from: packaged, a run's newest checkpoint, or a checkpoint folder."""
+    """File and checksum that training starts from: packaged, pretrained, a checkpoint, or a run's newest one."""
     source = config.policy.weights
     if source == "packaged":
         return packaged_weights(config.policy.name)
     folder = Path(source)
+    if (folder / f"{config.policy.name}.json").exists():
+        return _pretrained(folder, config.policy.name)
     if not (folder / STATE).exists():
         run = runs.open_run(source, runs_root or Path("runs"))
         folder = run.checkpoint_path(latest_step(run))
