@@ -57,7 +57,10 @@ def make_run(
     draw: bool = True,
     overrides: dict[str, Any] | None = None,
 ) -> runs.Run:
-    """A finished run; `skill` is the chance that one of its images is right. `steps=0` makes a start; without `draw` the pictures are missing."""
+    """A finished run; `skill` is the chance that one of its images is right. `steps=0` makes a start.
+
+    Without `draw` its pictures are missing.
+    """
     settings = {**get_method(method).settings, **(overrides or {})}
     config = RunConfig.model_validate({"method": method, "seed": seed, "num_steps": steps, **settings})
     run = runs.create(root, name, config)

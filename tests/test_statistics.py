@@ -237,7 +237,7 @@ def test_no_prompt_at_all_is_an_error() -> None:
 def test_a_two_way_interval_is_finite_whatever_the_scores(differences: list[list[float]]) -> None:
     d_SP = np.array(differences)
     interval = two_way_difference(d_SP, np.zeros_like(d_SP), ["a", "a", "b", "b"])
-    assert math.isfinite(interval.low) and interval.low <= interval.value <= interval.high < math.inf
+    assert -math.inf < interval.low <= interval.value <= interval.high < math.inf
 
 
 def test_means_that_agree_by_chance_do_not_make_a_two_way_interval_certain() -> None:
