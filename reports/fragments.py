@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from importlib import resources
@@ -16,7 +16,7 @@ from markupsafe import Markup
 from PIL import Image
 
 from . import tables
-from .plots import png
+from .plots import Chart, png
 
 LOSSLESS_UP_TO = 96
 """Pixels a side up to which an image is embedded as PNG; larger ones as JPEG, a tenth of the size."""
@@ -37,6 +37,10 @@ class Fragment:
     """name -> content of `report-<name>.csv`; "" is `report.csv` itself."""
     latex: str = ""
     """Whole tables, for `report.tex`."""
+    charts: Sequence[Chart] = ()
+    """What the section draws, to be saved as files too."""
+    pictures: Mapping[str, bytes] = field(default_factory=dict)
+    """File name -> PNG."""
     page_data: Mapping[str, Any] = field(default_factory=dict)
     """What the section's script reads: element id -> JSON."""
 

@@ -390,7 +390,7 @@ def group(runs: Sequence[LoadedRun]) -> tuple[tuple[Variant, ...], list[str]]:
         flat = flatten(run.config.model_dump(mode="json"))
         flat = {key: value for key, value in flat.items() if key.split(".")[0] not in NOT_SETTINGS}
         if run.start_weights:
-            flat["policy.start_weights"] = run.start_weights
+            flat[START_WEIGHTS] = run.start_weights
         if run.is_start:  # nothing was trained: the weights are all that tells one start from another
             flat = {key: value for key, value in flat.items() if key.startswith("policy.")}
         key = json.dumps({**flat, "is_start": run.is_start}, sort_keys=True)
@@ -442,6 +442,7 @@ def _labels(runs: Mapping[str, LoadedRun], settings: Mapping[str, Mapping[str, A
     return labels
 
 
+START_WEIGHTS = "policy.start_weights"
 RATIO = re.compile(r"selection\.selectors\.(\d+)\.ratio")
 
 
@@ -450,6 +451,9 @@ def _details(settings: Mapping[str, Any], differing: Sequence[str]) -> list[str]
     ratios = {key: settings.get(key) for key in sorted(settings) if RATIO.fullmatch(key)}
     rest = [key for key in differing if key not in ratios]
     told = [f"{key}={settings.get(key, 'none')}" for key in rest]
+    if START_WEIGHTS in rest:  # which they are, not where they lay
+        told = [f"{key}={settings.get(key, 'none')}" for key in rest if not key.endswith("weights")]
+        told.append(f"weights {settings.get(START_WEIGHTS, 'unknown').removeprefix('xxh3:')[:8]}")
     if len(rest) == len(differing):
         return told
     if len(set(ratios.values())) == 1:

@@ -1,11 +1,14 @@
-"""Runs in, report out: one HTML page that needs nothing else, Markdown, CSV and JSON. Same input, same bytes."""
+"""Runs in, report out: one HTML page that needs nothing else, Markdown, LaTeX, CSV, JSON, and figures as files.
+
+Same input, same bytes.
+"""
 
 from __future__ import annotations
 
 import base64
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,18 +16,24 @@ from markupsafe import Markup
 
 from gcpo_bench.errors import ConfigError
 from gcpo_bench.registry import SECTIONS
-from gcpo_bench.runs import write_text
+from gcpo_bench.runs import write_bytes
 
 from .fragments import Fragment, asset, templates
 from .load import ReportData, load
+from .plots import chart_files
 from .tables import jsonable, markdown_text, plain
 
-FORMATS = ("html", "md", "tex", "csv", "json")
+FORMATS = ("html", "md", "tex", "csv", "json", "figures")
 LATEX_HEAD = "% tables of gcpo-bench; the document needs \\usepackage{booktabs,amssymb,textcomp}\n"
 
 
-def write_report(run_paths: Sequence[Path], out: Path, formats: Sequence[str] = FORMATS) -> list[Path]:
-    """Write `report.html`, `report.md`, `report.csv` (and its siblings) and `report.json` into the folder `out`.
+def write_report(
+    run_paths: Sequence[Path], out: Path, formats: Sequence[str] = FORMATS, *, refresh_s: int = 0
+) -> list[Path]:
+    """Write `report.html`, `report.md`, `report.csv` (and its siblings), `report.json` and `figures/` into `out`.
+
+    Args:
+        refresh_s: seconds after which an open page loads itself again; 0: never.
 
     Raises:
         ConfigError: an unknown format, or `out` is a file.
@@ -38,20 +47,31 @@ def write_report(run_paths: Sequence[Path], out: Path, formats: Sequence[str] = 
         )
     if out.exists() and not out.is_dir():
         raise ConfigError(f"{out} is a file; a report is a folder of files", hint="give --out a folder")
-    files = build(load(run_paths), formats)
-    written = []
+    data = load(run_paths)
+    fragments = sections(data)
+    files = {name: text.encode() for name, text in texts(data, fragments, formats, refresh_s).items()}
+    if "figures" in formats:
+        files |= figures(fragments)
     for name, content in files.items():
-        write_text(out / name, content)
-        written.append(out / name)
-    return written
+        write_bytes(out / name, content)
+    return [out / name for name in files]
 
 
 def build(data: ReportData, formats: Sequence[str] = FORMATS) -> dict[str, str]:
-    """File name -> content."""
-    fragments: dict[str, Fragment] = {name: SECTIONS.load(name)(data) for name in SECTIONS}
+    """File name -> content, of the formats that are text."""
+    return texts(data, sections(data), formats)
+
+
+def sections(data: ReportData) -> dict[str, Fragment]:
+    return {name: SECTIONS.load(name)(data) for name in SECTIONS}
+
+
+def texts(
+    data: ReportData, fragments: Mapping[str, Fragment], formats: Sequence[str], refresh_s: int = 0
+) -> dict[str, str]:
     files: dict[str, str] = {}
     if "html" in formats:
-        files["report.html"] = html_page(data, fragments)
+        files["report.html"] = html_page(data, fragments, refresh_s)
     if "md" in formats:
         files["report.md"] = markdown_page(data, fragments)
     if "tex" in formats:
@@ -65,6 +85,13 @@ def build(data: ReportData, formats: Sequence[str] = FORMATS) -> dict[str, str]:
         record = {name: fragment.data for name, fragment in fragments.items()}
         files["report.json"] = json.dumps(jsonable(record), indent=1, allow_nan=False) + "\n"
     return files
+
+
+def figures(fragments: Mapping[str, Fragment]) -> dict[str, bytes]:
+    """File name -> content: charts as SVG, PDF and PNG, pictures as PNG. The charts are changed: they get legends."""
+    found = [chart_files(chart) for fragment in fragments.values() for chart in fragment.charts]
+    found += [dict(fragment.pictures) for fragment in fragments.values()]
+    return {f"figures/{name}": content for files in found for name, content in files.items()}
 
 
 def summary(data: ReportData) -> str:
@@ -84,14 +111,14 @@ def _count(number: int, noun: str) -> str:
     return f"{number:,} {noun}{'' if number == 1 else 's'}".replace(",", "\u202f")
 
 
-def markdown_page(data: ReportData, fragments: dict[str, Fragment]) -> str:
+def markdown_page(data: ReportData, fragments: Mapping[str, Fragment]) -> str:
     parts = ["# gcpo-bench report", markdown_text(summary(data), 1000)]
     for fragment in fragments.values():
         parts += [f"## {fragment.title}", fragment.markdown.strip()]
     return "\n\n".join(parts) + "\n"
 
 
-def html_page(data: ReportData, fragments: dict[str, Fragment]) -> str:
+def html_page(data: ReportData, fragments: Mapping[str, Fragment], refresh_s: int = 0) -> str:
     style, script = asset("report.css"), asset("token_maps.js") + asset("explore.js")
     policy = (
         f"default-src 'none'; img-src data:; style-src '{_digest(style)}'; script-src '{_digest(script)}'; "
@@ -102,6 +129,7 @@ def html_page(data: ReportData, fragments: dict[str, Fragment]) -> str:
         .get_template("report.html")
         .render(
             policy=policy,
+            refresh_s=refresh_s,
             style=Markup(style),
             script=Markup(script),
             summary=plain(summary(data), 1000),

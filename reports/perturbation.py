@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -45,6 +46,7 @@ def perturbation(data: ReportData) -> Fragment:
         markdown=markdown_table(header, rows, numeric_from=2)
         if rows
         else "No run has been perturbed yet: `gcpo-bench analyze perturb RUN`.\n",
+        charts=[item["chart"] for study in studies for item in study["charts"]],
         data={"studies": [{"run": run.name, **analysis.record} for _, run, analysis in found]},
     )
 
@@ -53,7 +55,7 @@ def _study(variant: Variant, run: LoadedRun, analysis: Analysis) -> dict[str, An
     record = analysis.record
     ranges: Sequence[Mapping[str, Any]] = record["ranges"]
     charts = [
-        {"title": title, "unit": unit, "svg": _chart(ranges, key, title, f"perturb-{run.name}-{key}")}
+        {"title": title, "unit": unit, "chart": _chart(ranges, key, title, f"perturb-{run.name}-{key}")}
         for key, title, unit in MEASURES
     ]
     images = analysis.arrays["images"]
@@ -71,7 +73,7 @@ def _study(variant: Variant, run: LoadedRun, analysis: Analysis) -> dict[str, An
     }
 
 
-def _chart(ranges: Sequence[Mapping[str, Any]], key: str, title: str, name: str) -> str:
+def _chart(ranges: Sequence[Mapping[str, Any]], key: str, title: str, name: str) -> plots.Chart:
     """Mean over prompts with its 95 % t interval, at the middle of each range."""
     points = []
     for item in ranges:
@@ -86,9 +88,10 @@ def _chart(ranges: Sequence[Mapping[str, Any]], key: str, title: str, name: str)
             plots.Point(label=title, x=(item["first"] + item["last"]) / 2, y=mean, low=mean - half, high=mean + half)
         )
     description = f"{title}: " + ", ".join(f"token {point.x:.0f} {point.y:.3f}" for point in points)
-    return plots.points_chart(
+    chart = plots.points_chart(
         {title: points}, name=name, x_label="token in the raster", y_label="", description=description
     )
+    return replace(chart, y_label=title)
 
 
 def _mean(values: Sequence[float | None]) -> float:

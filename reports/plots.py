@@ -1,4 +1,4 @@
-"""Figures: numbers in, a string of inline SVG or PNG bytes out. The same input gives the same bytes.
+"""Figures: numbers in; inline SVG for the page and SVG, PDF and PNG files out. The same input gives the same bytes.
 
 The SVG carries no style attributes or sheets (a strict content policy forbids them on the page) and no fixed text
 colour: text, axes and grid use the page's own colour, so that it reads in light and in dark.
@@ -11,32 +11,42 @@ import io
 import json
 import math
 import re
+import textwrap
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import matplotlib as mpl
 import numpy as np
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from PIL import Image
 
 OKABE_ITO = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7f7f7f")
 """Colours that people with colour-blindness tell apart (Okabe and Ito), yellow left out: too pale on white."""
-DASHES = ("-", "--", ":", "-.")
+Dashes = Literal["-", "--", ":", "-."]
+DASHES: tuple[Dashes, ...] = ("-", "--", ":", "-.")
 CRITERIA = {"initial": "#e69f00", "structural": "#56b4e9", "diverse": "#cc79a7"}
 """The three published criteria; the same colours in every figure."""
 OTHER_CRITERIA = ("#009e73", "#d55e00", "#f0e442", "#0072b2")
 READ_AT = 100
 """Places on a curve whose values can be read off."""
+LONG_LABEL, LEGEND_WIDTH, ROW_WIDTH = 24, 68, 36
+"""Characters from which a label of the legend has a row to itself, at which it is broken, and at which the
+name of a row is."""
+SMALL, CHARACTER, LINE = 8.5, 4.7, 10
+"""Size of names in a chart, and the room that a character and a line take; points."""
 INK = "#010203"
-"""Stands for "the page's text colour" until the SVG is finished."""
+"""Stands for "the page's text colour" until the SVG is finished; all but black in files."""
 RC: dict[Any, Any] = {
     "svg.fonttype": "none",
     "font.size": 10.5,
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.unicode_minus": True,
+    "text.parse_math": False,  # a label is a name, whatever signs are in it
 }
 
 
@@ -53,11 +63,30 @@ class Series:
     """Number of the variant; decides colour and dashes."""
 
 
+Key = tuple[str, str, Dashes]
+"""An entry of a legend: label, colour, dashes."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Chart:
+    """One figure: for the page, where the legend is the page's, and to be saved with its own."""
+
+    name: str
+    """Of its files."""
+    svg: str
+    """Inline element."""
+    figure: Figure
+    keys: tuple[Key, ...] = ()
+    """The legend of the files; empty where the axes name everything."""
+    y_label: str = ""
+    """Of the files; on the page the caption says it."""
+
+
 def color_of(style: int) -> str:
     return OKABE_ITO[style % len(OKABE_ITO)]
 
 
-def dashes_of(style: int) -> str:
+def dashes_of(style: int) -> Dashes:
     return DASHES[style // len(OKABE_ITO) % len(DASHES)]
 
 
@@ -67,7 +96,7 @@ def criterion_colors(names: Sequence[str]) -> dict[str, str]:
     return {n: CRITERIA.get(n) or OTHER_CRITERIA[others.index(n) % len(OTHER_CRITERIA)] for n in names}
 
 
-def line_chart(series: Sequence[Series], *, name: str, x_label: str, description: str) -> str:
+def line_chart(series: Sequence[Series], *, name: str, x_label: str, y_label: str, description: str) -> Chart:
     """Lines with bands, about 5 x 2.7 inches; `name` keeps its ids apart from other figures of the page."""
     with mpl.rc_context({**RC, "svg.hashsalt": name}):
         figure = Figure(figsize=(5.0, 2.7), layout="constrained")
@@ -86,7 +115,9 @@ def line_chart(series: Sequence[Series], *, name: str, x_label: str, description
         _plain_axes(axes)
         svg = _svg(figure, name, description)
         plot = html.escape(json.dumps(_values(figure, axes, series), separators=(",", ":")))
-        return svg.replace(' role="img"', f' data-plot="{plot}" role="img"', 1)
+        svg = svg.replace(' role="img"', f' data-plot="{plot}" role="img"', 1)
+    keys = tuple((line.label, color_of(line.style), dashes_of(line.style)) for line in series)
+    return Chart(name=name, svg=svg, figure=figure, keys=keys, y_label=y_label)
 
 
 def _values(figure: Figure, axes: mpl.axes.Axes, series: Sequence[Series]) -> dict[str, Any]:
@@ -124,10 +155,13 @@ class Point:
     style: int = 0
 
 
-def ladder(points: Sequence[Point], *, name: str, x_label: str, description: str, line_at: float | None = None) -> str:
+def ladder(
+    points: Sequence[Point], *, name: str, x_label: str, description: str, line_at: float | None = None
+) -> Chart:
     """A row a variant: value and interval on one axis, first row on top; a dashed line marks the baseline."""
     with mpl.rc_context({**RC, "svg.hashsalt": name}):
-        figure = Figure(figsize=(6.4, 0.8 + 0.33 * len(points)), layout="constrained")
+        rows = _row_labels([point.label for point in points])
+        figure = Figure(figsize=(6.4, 0.8 + _height(rows)), layout="constrained")
         axes = figure.subplots()
         if line_at is not None:
             axes.axvline(line_at, color=INK, alpha=0.5, linewidth=1, linestyle=(0, (3, 3)))
@@ -135,12 +169,12 @@ def ladder(points: Sequence[Point], *, name: str, x_label: str, description: str
             color = color_of(point.style)
             axes.plot([point.low, point.high], [row, row], color=color, linewidth=3, alpha=0.45, solid_capstyle="butt")
             axes.plot(point.y, row, color=color, marker="o", markersize=6)
-        axes.set_yticks(range(len(points)), [point.label for point in points])
+        axes.set_yticks(range(len(points)), rows, fontsize=SMALL)
         axes.set_ylim(len(points) - 0.5, -0.5)
         axes.set_xlabel(x_label)
         _plain_axes(axes)
         axes.grid(visible=False, axis="y")
-        return _svg(figure, name, description)
+        return Chart(name=name, svg=_svg(figure, name, description), figure=figure)
 
 
 def points_chart(
@@ -151,8 +185,8 @@ def points_chart(
     y_label: str,
     description: str,
     joined: bool = True,
-) -> str:
-    """Values with intervals over a numeric axis; a line of points each entry, joined or not."""
+) -> Chart:
+    """Values with intervals over a numeric axis; a line of points each entry, joined or named where it stands."""
     with mpl.rc_context({**RC, "svg.hashsalt": name}):
         figure = Figure(figsize=(5.6, 3.2), layout="constrained")
         axes = figure.subplots()
@@ -164,38 +198,111 @@ def points_chart(
             axes.plot(
                 x, y, color=color, marker="o", markersize=5, linestyle=dashes if joined else "none", linewidth=1.4
             )
-        if not joined:
-            for points in lines.values():
-                axes.annotate(
-                    points[0].label,
-                    (points[0].x, points[0].y),
-                    xytext=(6, 4),
-                    textcoords="offset points",
-                    fontsize=8.5,
-                    color=INK,
-                )
         axes.set_xlabel(x_label)
         axes.set_ylabel(y_label)
         _plain_axes(axes)
-        return _svg(figure, name, description)
+        if not joined:
+            _name_points(figure, axes, [points[0] for points in lines.values()])
+        svg = _svg(figure, name, description)
+    first = {label: found[0].style for label, found in lines.items()} if joined and len(lines) > 1 else {}
+    keys = tuple((label, color_of(style), dashes_of(style)) for label, style in first.items())
+    return Chart(name=name, svg=svg, figure=figure, keys=keys)
 
 
-def phase_bars(rows: Mapping[str, Mapping[str, float]], *, name: str, description: str) -> str:
+def _name_points(figure: Figure, axes: mpl.axes.Axes, points: Sequence[Point]) -> None:
+    """Labels beside the points, towards the middle of the chart; one that would lie on another moves below it."""
+    axes.margins(x=0.08)
+    figure.draw_without_rendering()  # the layout decides where the points are
+    per_point = figure.dpi / 72
+    middle = axes.bbox.x0 / per_point + axes.bbox.width / per_point / 2
+    taken: list[tuple[float, float, float]] = []
+    for point in sorted(points, key=lambda point: (-point.y, point.label)):
+        x, y = (float(value) / per_point for value in axes.transData.transform((point.x, point.y)))
+        side = 1 if x <= middle else -1
+        left, right = sorted((x + 6 * side, x + side * (6 + CHARACTER * len(point.label))))
+        place = y + 4
+        for other_left, other_right, other in sorted(taken, key=lambda entry: -entry[2]):
+            if left < other_right and other_left < right and abs(other - place) < LINE:
+                place = other - LINE
+        taken.append((left, right, place))
+        axes.annotate(
+            point.label,
+            (point.x, point.y),
+            xytext=(6 * side, place - y),
+            textcoords="offset points",
+            ha="left" if side > 0 else "right",
+            fontsize=SMALL,
+            color=INK,
+        ).set_in_layout(False)
+
+
+def phase_bars(rows: Mapping[str, Mapping[str, float]], *, name: str, description: str) -> Chart:
     """Stacked horizontal bars: seconds of a step by phase, one bar a variant."""
     phases = list(next(iter(rows.values())))
     with mpl.rc_context({**RC, "svg.hashsalt": name}):
-        figure = Figure(figsize=(6.4, 0.7 + 0.34 * len(rows)), layout="constrained")
+        labels = _row_labels(list(rows))
+        figure = Figure(figsize=(6.4, 0.7 + _height(labels)), layout="constrained")
         axes = figure.subplots()
         left = np.zeros(len(rows))
         for index, phase in enumerate(phases):
             widths = np.array([row[phase] for row in rows.values()])
-            axes.barh(list(rows), widths, left=left, color=color_of(index), height=0.62, label=phase)
+            axes.barh(range(len(rows)), widths, left=left, color=color_of(index), height=0.62)
             left += widths
+        axes.set_yticks(range(len(rows)), labels, fontsize=SMALL)
         axes.invert_yaxis()
         axes.set_xlabel("seconds per step (median)")
         _plain_axes(axes)
         axes.grid(visible=False, axis="y")
-        return _svg(figure, name, description)
+        svg = _svg(figure, name, description)
+    return Chart(
+        name=name, svg=svg, figure=figure, keys=tuple((phase, color_of(i), "-") for i, phase in enumerate(phases))
+    )
+
+
+def chart_files(chart: Chart) -> dict[str, bytes]:
+    """File name -> content: the figure with its legend, on white, as SVG, PDF and PNG of 200 dots an inch."""
+    metadata: dict[str, dict[str, Any]] = {
+        "svg": {"Date": None, "Creator": None, "Format": None, "Type": None},
+        "pdf": {"CreationDate": None, "Creator": None, "Producer": None},
+        "png": {"Software": None},
+    }
+    files = {}
+    settings = {**RC, "svg.hashsalt": chart.name, "svg.fonttype": "path", "pdf.fonttype": 42}
+    with mpl.rc_context(settings), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing")  # a script the font lacks: boxes, in files only
+        _stand_alone(chart)
+        for suffix, fields in metadata.items():
+            buffer = io.BytesIO()
+            chart.figure.savefig(buffer, format=suffix, dpi=200, metadata=fields)
+            files[f"{chart.name}.{suffix}"] = buffer.getvalue()
+    return files
+
+
+def _stand_alone(chart: Chart) -> None:
+    """What the page says beside a figure, said within it."""
+    figure = chart.figure
+    figure.patch.set(alpha=1, facecolor="white")
+    if chart.y_label:
+        figure.axes[0].set_ylabel(chart.y_label, color=INK)
+    if chart.keys:
+        handles = [Line2D([], [], color=color, linestyle=dashes, linewidth=2) for _, color, dashes in chart.keys]
+        labels = [textwrap.fill(label, LEGEND_WIDTH) for label, *_ in chart.keys]
+        columns = min(len(labels), 3 if max(map(len, labels)) < LONG_LABEL else 1)
+        lines = -(-sum(label.count("\n") + 1 for label in labels) // columns)
+        figure.set_figheight(figure.get_figheight() + 0.1 + 0.19 * lines)
+        figure.legend(
+            handles, labels, loc="outside lower center", ncols=columns, frameon=False, fontsize=SMALL, labelcolor=INK
+        )
+
+
+def _row_labels(labels: Sequence[str]) -> list[str]:
+    """Broken into short lines, so that they leave room for what they name."""
+    return [textwrap.fill(label, ROW_WIDTH, max_lines=4, placeholder=" …") for label in labels]
+
+
+def _height(rows: Sequence[str]) -> float:
+    """Of rows with such labels, inches."""
+    return sum(max(0.34, 0.1 + 0.15 * (row.count("\n") + 1)) for row in rows) if rows else 0.0
 
 
 def _plain_axes(axes: mpl.axes.Axes) -> None:

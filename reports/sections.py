@@ -23,6 +23,9 @@ CURVES = (
     ("reward/strict", "Strict reward", "exactly the asked scene"),
     ("loss/kl_all", "Divergence from the reference", "k3, all tokens"),
     ("tokens/entropy", "Entropy", "nats a token"),
+    ("weight/mean", "Weight", "mean of the selected tokens"),
+    ("weight/max", "Largest weight", "of the selected tokens"),
+    ("weight/min", "Smallest weight", "of the selected tokens"),
     ("reward/extra_objects", "Extra objects", "an image"),
     ("groups/zero_variance_share", "Groups without variance", "share"),
 )
@@ -288,7 +291,7 @@ def _score_record(variant: Variant, benchmark: str, metric: str, task: str | Non
 
 def curves(data: ReportData) -> Fragment:
     """Training curves: a line a variant, the range over seeds as a band."""
-    charts: list[dict[str, str]] = []
+    charts: list[dict[str, Any]] = []
     rows: list[list[Any]] = []
     last: dict[str, dict[str, float]] = {}
     variants = [variant for variant in data.trained if any(len(run.metrics) for run in variant.runs)]
@@ -308,8 +311,10 @@ def curves(data: ReportData) -> Fragment:
             ends = "; ".join(f"{line.label} {line.y[0]:.3g} to {line.y[-1]:.3g}" for line in series)
             description = f"{title} over training steps. {ends}."
             name = "curve-" + key.replace("/", "-").replace("_", "-")
-            svg = plots.line_chart(series, name=name, x_label="training step", description=description)
-            charts.append({"title": title, "unit": unit, "svg": svg})
+            chart = plots.line_chart(
+                series, name=name, x_label="training step", y_label=f"{title}\n{unit}", description=description
+            )
+            charts.append({"title": title, "unit": unit, "chart": chart})
     legend = [
         {"label": v.label, "color": plots.color_of(i), "dashes": plots.dashes_of(i)} for i, v in enumerate(variants)
     ]
@@ -330,6 +335,7 @@ def curves(data: ReportData) -> Fragment:
         if last
         else "No run has training metrics.\n",
         data={"last_step": last},
+        charts=[item["chart"] for item in charts],
         csv={"curves": csv_table(["variant", "metric", "step", "mean", "min", "max"], rows)},
     )
 
@@ -366,7 +372,7 @@ def cost(data: ReportData) -> Fragment:
         if frames:
             rows[variant.label] = _cost_row(pd.concat(frames), len(frames))
     phases = [*PHASES, "other"]
-    chart = ""
+    chart = None
     if rows:
         description = "; ".join(f"{label}: {seconds(row['step'])} a step" for label, row in rows.items())
         bars = {label: {phase: row[phase] for phase in phases} for label, row in rows.items()}
@@ -381,6 +387,7 @@ def cost(data: ReportData) -> Fragment:
         if rows
         else "No run has timings.\n",
         data={"cost": rows},
+        charts=[chart] if chart else [],
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -197,7 +198,7 @@ def components(data: ReportData) -> Fragment:
             {
                 "title": "Score of every variant",
                 "note": "Points with 95 % interval over seeds and prompts; the dashed line is GRPO.",
-                "svg": plots.ladder(
+                "chart": plots.ladder(
                     [_point(row, style=0 if row["method"] == "grpo" else 1) for row in rows],
                     name="ladder",
                     x_label="overall score, points",
@@ -231,6 +232,7 @@ def components(data: ReportData) -> Fragment:
         markdown=markdown_table(header, [[markdown_text(row["label"]), *row["cells"]] for row in table])
         if table
         else "No trained run has been evaluated.\n",
+        charts=[item["chart"] for item in charts],
         data={
             "variants": [
                 {
@@ -281,12 +283,8 @@ def _seconds(run: Any) -> float:
 def _point(row: dict[str, Any], *, x: float = 0.0, style: int = 0) -> plots.Point:
     score: Interval = row["score"]
     return plots.Point(
-        label=_short(row["variant"]), x=x, y=100 * score.value, low=100 * score.low, high=100 * score.high, style=style
+        label=row["variant"], x=x, y=100 * score.value, low=100 * score.low, high=100 * score.high, style=style
     )
-
-
-def _short(label: str, limit: int = 44) -> str:
-    return label if len(label) <= limit else f"{label[: limit - 1]}…"
 
 
 def _ratio_chart(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -307,7 +305,7 @@ def _ratio_chart(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         {
             "title": "Score over the ratio",
             "note": f"Share of the tokens that each set takes. Lines: {', '.join(lines)}.",
-            "svg": plots.points_chart(
+            "chart": plots.points_chart(
                 lines, name="ratio", x_label="ratio per set, %", y_label="overall score, points", description=words
             ),
             "legend": [
@@ -323,24 +321,29 @@ def _cost_chart(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     if len(known) < 2:
         return []
     front = {row["variant"] for row in pareto(known)}
-    lines = {
-        row["variant"]: [_point(row, x=row["seconds"], style=1 if row["variant"] in front else 6)] for row in known
+    points_of = {
+        row["variant"]: _point(row, x=row["seconds"], style=1 if row["variant"] in front else 6) for row in known
     }
+    numbered = max(map(len, points_of)) >= plots.LONG_LABEL  # too long to stand in the chart
+    names = {label: str(number) if numbered else label for number, label in enumerate(points_of, start=1)}
+    chart = plots.points_chart(
+        {label: [replace(point, label=names[label])] for label, point in points_of.items()},
+        name="pareto",
+        x_label="seconds of training",
+        y_label="overall score, points",
+        description="; ".join(f"{row['variant']} {row['seconds']:.0f} s {points(row['score'].value)}" for row in known),
+        joined=False,
+    )
+    keys: list[plots.Key] = [
+        (f"{names[label]}: {label}", plots.color_of(point.style), "-") for label, point in points_of.items() if numbered
+    ]
     return [
         {
             "title": "Points against seconds",
             "note": "Training time of a run, mean over seeds. Orange: no other variant scores more in less time. "
             "Seconds of runs that shared a machine carry its noise.",
-            "svg": plots.points_chart(
-                lines,
-                name="pareto",
-                x_label="seconds of training",
-                y_label="overall score, points",
-                description="; ".join(
-                    f"{_short(row['variant'])} {row['seconds']:.0f} s {points(row['score'].value)}" for row in known
-                ),
-                joined=False,
-            ),
+            "chart": replace(chart, keys=tuple(keys)),
+            "legend": [{"label": label, "color": color, "dashes": dashes} for label, color, dashes in keys],
         }
     ]
 

@@ -67,6 +67,7 @@ def token_maps(data: ReportData) -> Fragment:
         ),
         markdown=_markdown(chosen),
         data={"token_maps": [{"run": run.name, "steps": [maps.step for maps in run.token_maps]} for _, run in chosen]},
+        pictures={item["file"]: item["png"] for item in composites},
         page_data={"token-map-data": payload},
     )
 
@@ -161,7 +162,7 @@ def _pack(mask_HW: np.ndarray) -> str:
     return base64.b64encode(np.packbits(mask_HW.ravel()).tobytes()).decode()
 
 
-def _composite(variant: Variant, run: LoadedRun, colors: Mapping[str, str]) -> dict[str, str]:
+def _composite(variant: Variant, run: LoadedRun, colors: Mapping[str, str]) -> dict[str, Any]:
     """The first tracked prompt at the last step: image, choice and maps side by side."""
     maps = run.token_maps[-1]
     image_YXC = maps.images_MYXC[0]
@@ -181,10 +182,17 @@ def _composite(variant: Variant, run: LoadedRun, colors: Mapping[str, str]) -> d
         panels.append(plots.enlarge(plots.heat_map(maps.maps_MHW[key][0], *limits, LAYERS[key][2]), pixels))
     strip = plots.strip(panels)
     labels = ["image", "chosen tokens", *(LAYERS[key][0].lower() for key in shown)]
-    uri = "data:image/png;base64," + base64.b64encode(plots.png(strip, max_pixels=strip.shape[1])).decode()
+    content = plots.png(strip, max_pixels=strip.shape[1])
     prompt = plain(maps.prompts[0], 100)
     caption = f"{variant.label}, step {maps.step}, “{prompt}”. From left: {', '.join(labels)}."
-    return {"uri": uri, "caption": caption, "width": str(strip.shape[1]), "height": str(strip.shape[0])}
+    return {
+        "file": f"token-maps-{run.name}.png",
+        "png": content,
+        "uri": "data:image/png;base64," + base64.b64encode(content).decode(),
+        "caption": caption,
+        "width": strip.shape[1],
+        "height": strip.shape[0],
+    }
 
 
 def _markdown(chosen: Sequence[tuple[Variant, LoadedRun]]) -> str:

@@ -8,8 +8,10 @@ import signal
 import subprocess
 import sys
 import textwrap
+import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -24,6 +26,7 @@ from gcpo_bench.registry import BENCHMARKS, POLICIES, REWARDS, SELECTORS, WEIGHT
 from gcpo_bench.scenes import held_out_prompts
 
 from .conftest import Cli, CliResult
+from .run_factory import make_run
 
 SMALL = (
     *("--model", "scenes-8", "-o", "sampling.prompts_per_step=2", "-o", "sampling.group_size=2"),
@@ -435,10 +438,10 @@ def test_resuming_asks_for_the_same_settings_and_names_what_differs(cli: Cli, tm
 def test_resume_without_a_name_takes_the_run_that_stopped_last(cli: Cli, tmp_path: Path) -> None:
     config = cli("show", *SMALL, "--num-steps", "1", "--json")
     shown = RunConfig.model_validate(json.loads(config.out)["config"])
-    for name, time in (("older", 1), ("newer", 2), ("done", 3)):
+    for name, when in (("older", 1), ("newer", 2), ("done", 3)):
         run = runs.create(tmp_path / "runs", name, shown)
         run.set_status("finished" if name == "done" else "interrupted", 0)
-        os.utime(run.path, (time, time))
+        os.utime(run.path, (when, when))
     assert cli("train", "--resume").out == "runs/newer\n"
 
 
@@ -504,3 +507,30 @@ def test_pretraining_makes_weights_and_their_record(cli: Cli, tmp_path: Path) ->
     assert result.out == "made/scenes-8.safetensors\n"
     record = json.loads((tmp_path / "made" / "scenes-8.json").read_text())
     assert record["checksum"] == runs.checksum(tmp_path / "made" / "scenes-8.safetensors")
+
+
+def test_a_watched_report_follows_the_runs_until_ctrl_c(tmp_path: Path) -> None:
+    root, page = tmp_path / "runs", tmp_path / "report" / "report.html"
+    root.mkdir()
+
+    def wait_for(text: str) -> None:
+        deadline = time.monotonic() + 60
+        while not (page.exists() and text in page.read_text(encoding="utf-8")):
+            if process.poll() is not None or time.monotonic() > deadline:
+                process.kill()
+                pytest.fail(f"{text!r} does not appear")
+            time.sleep(0.1)
+
+    command = [sys.executable, "-m", "gcpo_bench", "report", "--watch", "1", "--format", "html"]
+    with subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        options: dict[str, Any] = {"prompts_per_task": 1, "steps": 2, "maps": False}
+        make_run(root, "first", **options)
+        wait_for("<b>first</b>")
+        assert '<meta http-equiv="refresh" content="1">' in page.read_text(encoding="utf-8")
+        make_run(root, "second", method="grpo", **options)
+        wait_for("<b>second</b>")
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=60)
+    assert process.returncode == 0, err
+    assert out.split() == ["report/report.html"]
+    assert 'http-equiv="refresh"' not in page.read_text(encoding="utf-8")

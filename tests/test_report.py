@@ -17,6 +17,7 @@ import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from gcpo_bench.errors import ConfigError, CorruptDataError, RunError
 from gcpo_bench.registry import SECTIONS
@@ -24,7 +25,7 @@ from gcpo_bench.reports import plots, tables
 from gcpo_bench.reports.comparisons import Comparison, compare_all, variant_score
 from gcpo_bench.reports.gallery import paired, read_image
 from gcpo_bench.reports.load import load
-from gcpo_bench.reports.page import build, script_json, write_report
+from gcpo_bench.reports.page import build, figures, script_json, sections, write_report
 from gcpo_bench.reports.sections import sentence
 from gcpo_bench.reports.statistics import Interval, score_interval
 from gcpo_bench.reports.token_maps import value_range
@@ -73,12 +74,14 @@ def test_all_formats_are_written(study: list[Path], tmp_path: Path) -> None:
     written = write_report(study, tmp_path / "out")
     names = {"report.html", "report.md", "report.tex", "report.json", "report.csv"}
     names |= {f"report-{table}.csv" for table in ("comparisons", "claims", "curves")}
-    assert {path.name for path in written} == names
+    assert {path.name for path in written if path.parent == tmp_path / "out"} == names
+    assert any(path.parent == tmp_path / "out/figures" for path in written)
     assert all(path.stat().st_size > 100 for path in written)
 
 
 def test_the_same_runs_give_the_same_bytes_in_any_order(study: list[Path], files: dict[str, str]) -> None:
     assert build(load(study[::-1])) == files
+    assert figures(sections(load(study[::-1]))) == figures(sections(load(study)))
 
 
 def test_only_the_formats_asked_for_are_written(study: list[Path], tmp_path: Path) -> None:
@@ -387,7 +390,7 @@ def test_no_run_at_all_is_one_clear_error() -> None:
 def test_an_unknown_format_is_refused(study: list[Path], tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="unknown report format 'pdf'") as error:
         write_report(study, tmp_path, formats=["pdf"])
-    assert error.value.hint == "known: html, md, tex, csv, json"
+    assert error.value.hint == "known: html, md, tex, csv, json, figures"
 
 
 def test_a_file_in_the_place_of_the_report_is_kept(study: list[Path], tmp_path: Path) -> None:
@@ -444,13 +447,38 @@ def test_a_missing_image_is_said_to_be_missing(tmp_path: Path) -> None:
 
 def test_charts_carry_no_style_and_use_the_pages_ink() -> None:
     line = plots.Series(label="a", x=[0, 1], y=[0, 1], low=[0, 0], high=[1, 2])
-    svg = plots.line_chart([line], name="demo", x_label="step", description='up "and" <up>')
+    svg = plots.line_chart([line], name="demo", x_label="step", y_label="value", description='up "and" <up>').svg
     assert "style" not in svg
     assert "currentColor" in svg
     assert 'aria-label="up &quot;and&quot; &lt;up&gt;"' in svg
     identifiers = re.findall(r'\bid="([^"]+)"', svg)
     assert all(identifier.startswith("demo-") for identifier in identifiers)
     assert {reference in identifiers for reference in re.findall(r"(?:url\(#|href=\"#)([^)\"]+)", svg)} == {True}
+
+
+def test_a_figure_of_a_file_says_what_the_page_says_beside_it() -> None:
+    labels = ["grpo", "gc$p_o$ \u05d0"]
+    lines = [plots.Series(label=label, x=[0, 1], y=[0, 1], style=style) for style, label in enumerate(labels)]
+    chart = plots.line_chart(lines, name="demo", x_label="step", y_label="points", description="up")
+    first = plots.chart_files(chart)
+    assert set(first) == {"demo.svg", "demo.pdf", "demo.png"}
+    assert first["demo.pdf"].startswith(b"%PDF")
+    with Image.open(io.BytesIO(first["demo.png"])) as image:
+        assert image.size[0] == 1000  # 5 inches at 200 dots
+        assert image.convert("RGB").getpixel((0, 0)) == (255, 255, 255)
+    assert [text.get_text() for text in chart.figure.legends[0].get_texts()] == labels
+    assert chart.figure.axes[0].get_ylabel() == "points"
+    again = plots.line_chart(lines, name="demo", x_label="step", y_label="points", description="up")
+    assert plots.chart_files(again) == first
+
+
+def test_every_chart_and_every_map_of_the_page_is_a_file_too(tmp_path: Path) -> None:
+    paths = make_study(tmp_path / "runs", methods=("grpo", "gcpo"), steps=3, prompts_per_task=2)
+    written = write_report(paths, tmp_path / "report", ["html", "figures"])
+    names = {path.name for path in written if path.parent.name == "figures"}
+    page = (tmp_path / "report/report.html").read_text(encoding="utf-8")
+    assert len({name for name in names if name.endswith(".pdf")}) == page.count('class="chart"')
+    assert {"curve-reward-mean.svg", "ladder.pdf", "phases.png", "token-maps-gcpo-0.png"} <= names
 
 
 def test_the_static_overlay_dims_what_is_not_trained_on_and_tints_what_was_chosen() -> None:
