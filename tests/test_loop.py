@@ -294,6 +294,29 @@ def test_a_reward_that_is_not_a_number_stops_the_run_before_anything_is_overwrit
     assert run.metrics()[-1]["step"] == 8
 
 
+class RaisingReward:
+    def __call__(self, images_BYXC: Any, prompts_B: Any) -> Any:
+        raise KeyError("missing")
+
+
+class ShortReward:
+    def __call__(self, images_BYXC: Any, prompts_B: Any) -> Any:
+        from gcpo_bench.training.types import RewardOutput
+
+        return RewardOutput(values_B=[0.5], anomalies={})
+
+
+@pytest.mark.parametrize(
+    ("reward", "message"),
+    [("RaisingReward", "RaisingReward' failed: KeyError: 'missing'"), ("ShortReward", "gave 1 values for 4 images")],
+)
+def test_a_reward_of_ones_own_that_fails_is_named(tmp_path: Path, reward: str, message: str) -> None:
+    run = runs.create(tmp_path, "bad", config(f"rewards=[{{name: 'tests.test_loop:{reward}'}}]"))
+    with pytest.raises(TrainingError, match=message):
+        train(run.config, run)
+    assert run.status().state == "failed"
+
+
 def test_a_run_without_reward_variance_stops_by_step_20(tmp_path: Path) -> None:
     run = runs.create(tmp_path, "dead", config("rewards=[{name: 'tests.test_loop:ConstantReward'}]", num_steps=40))
     with pytest.raises(TrainingError, match="no group had differing rewards in 20 steps"):

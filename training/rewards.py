@@ -8,7 +8,7 @@ from typing import Any
 
 from gcpo_bench.config import RewardConfig
 from gcpo_bench.datasets import Prompt
-from gcpo_bench.errors import TrainingError
+from gcpo_bench.errors import GcpoBenchError, TrainingError
 from gcpo_bench.registry import REWARDS
 
 from .types import Reward, RewardOutput
@@ -23,11 +23,16 @@ class WeightedSum:
         ]
 
     def __call__(self, images_BYXC: Any, prompts_B: Sequence[Prompt]) -> RewardOutput:
-        """Raises TrainingError for a term that is not finite: a policy must not learn from a broken scorer."""
+        """Raises TrainingError for a term that fails or is not finite: a policy must not learn from a broken scorer."""
         total = [0.0] * len(prompts_B)
         anomalies: dict[str, Sequence[float]] = {}
         for name, weight, term in self.terms:
-            output = term(images_BYXC, prompts_B)
+            output = _call(name, term, images_BYXC, prompts_B)
+            if len(output.values_B) != len(prompts_B):
+                raise TrainingError(
+                    f"reward {name!r} gave {len(output.values_B)} values for {len(prompts_B)} images",
+                    hint="it must give one value an image, in their order",
+                )
             for row, value in enumerate(output.values_B):
                 if not math.isfinite(value):
                     raise TrainingError(
@@ -37,3 +42,16 @@ class WeightedSum:
                 total[row] += weight * value
             anomalies |= output.anomalies
         return RewardOutput(values_B=total, anomalies=anomalies)
+
+
+def _call(name: str, term: Reward, images_BYXC: Any, prompts_B: Sequence[Prompt]) -> RewardOutput:
+    try:
+        return term(images_BYXC, prompts_B)
+    except Exception as error:
+        if isinstance(error, GcpoBenchError) or name in REWARDS.entries:
+            raise
+        # code of others: what it raises is no defect of this program
+        raise TrainingError(
+            f"reward {name!r} failed: {type(error).__name__}: {error}",
+            hint="mend it; --debug shows where. The newest checkpoint is kept: go on with --resume",
+        ) from error
