@@ -33,7 +33,7 @@ class DataConfig(Config):
 
 
 class SamplingConfig(Config):
-    prompts_per_step: int = Field(6, ge=1)
+    prompts_per_step: int = Field(12, ge=1)
     group_size: int = Field(8, ge=2)
     """Images per prompt; advantages are centred over them."""
     guidance_scale: float = Field(1.0, ge=1)
@@ -42,9 +42,9 @@ class SamplingConfig(Config):
     top_k: int = Field(0, ge=0)
     """0 keeps the whole codebook."""
     top_p: Share = 1.0
-    batch_rows: int = Field(256, ge=1)
-    """Images sampled at once, by one CPU thread; it changes memory and speed, not the images. Small steps gain little
-    from several threads, so one large batch is the default."""
+    batch_rows: int = Field(48, ge=1)
+    """Images sampled at once, by one CPU thread; it changes memory and speed, not the images. A step of the decoder is
+    small: below some 40 rows a second thread gains little."""
 
 
 class RewardConfig(Config):
@@ -157,7 +157,7 @@ class RunConfig(Config):
     optimizer: OptimizerConfig = OptimizerConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     logging: LoggingConfig = LoggingConfig()
-    num_steps: int = Field(90, ge=0)
+    num_steps: int = Field(60, ge=0)
     seed: int = Field(0, ge=0, lt=2**32)
     num_threads: int = Field(2, ge=1)
     """CPU threads. They change speed, not results: how work is split, `batch_rows` and `micro_batch_rows` say."""
