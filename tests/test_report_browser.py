@@ -75,7 +75,14 @@ class Browser:
         return str(self.run(f"return document.querySelector('{selector}').textContent"))
 
     def pixels(self) -> str:
-        """The large map as it is drawn now."""
+        """The large map, once it has come to rest: pictures are decoded in the background."""
+        seen, drawn = "", self._pixels()
+        while drawn != seen:
+            time.sleep(0.05)
+            seen, drawn = drawn, self._pixels()
+        return drawn
+
+    def _pixels(self) -> str:
         return str(self.run("return document.getElementById('map-large').toDataURL()"))
 
     def close(self) -> None:
