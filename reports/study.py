@@ -79,10 +79,12 @@ def paper_table(data: ReportData) -> Fragment:
     """The paper's two tables in its layout, and what was measured here in the same columns."""
     main = _main_rows(data)
     rungs = _ladder_rows(data)
-    circular = _circular(data)
+    measured = _of_the_study(data, ("grpo", "gcpo"))
+    otherwise = sorted({word for variant in measured for word in unlike_released(variant)})
     remarks = [
-        "Published numbers come from a summary of the paper; a dash is a number that is not known to us.",
-        *(["† the reward of training was also the evaluator."] if circular else []),
+        "Published numbers come from a summary of the paper; a dash is a number that is not published there.",
+        *(["† the reward of training was also the evaluator."] if _circular(data) else []),
+        *([f"‡ measured with other settings than the released scripts': {'; '.join(otherwise)}."] if otherwise else []),
     ]
     main_header = ["model", "method", *paper.MAIN_COLUMNS]
     ladder_header = ["init", "struct", "sim", "DAW", *paper.LADDER_COLUMNS, "measured here"]
@@ -112,7 +114,7 @@ def paper_table(data: ReportData) -> Fragment:
 
 def _main_rows(data: ReportData) -> list[dict[str, Any]]:
     rows = [{"measured": False, "cells": [row.model, row.method, *map(_published, row.values)]} for row in paper.MAIN]
-    mark = "†" if _circular(data) else ""
+    circular = "†" if _circular(data) else ""
     for benchmark in data.benchmarks:
         for variant in _of_the_study(data, ("start", "grpo", "gcpo")):
             tasks = [None if column == "overall" else column for column in paper.MAIN_COLUMNS]
@@ -122,7 +124,7 @@ def _main_rows(data: ReportData) -> list[dict[str, Any]]:
                     "measured": True,
                     "cells": [
                         f"{variant.policy}, {benchmark}",
-                        variant.label + (mark if not variant.is_start else ""),
+                        variant.label if variant.is_start else f"{variant.label}{circular}{_fidelity(variant)}",
                         *("–" if cell is None else interval_text(cell) for cell in cells),
                     ],
                 }
@@ -139,6 +141,22 @@ def _ladder_rows(data: ReportData) -> list[list[str]]:
         score = variant_score(mine, benchmark, HEADLINE) if mine and benchmark else None
         rows.append([*marks, *map(_published, row.values), "–" if score is None else interval_text(score)])
     return rows
+
+
+def unlike_released(variant: Variant) -> list[str]:
+    """What differs from the released scripts, as "key = ours (theirs)"; a model that they do not have is one."""
+    family = next((name for name in paper.RELEASED if variant.policy.startswith(name)), None)
+    if family is None:
+        return [f"model {variant.policy} ({', '.join(paper.RELEASED)})"]
+    return [
+        f"{key} {variant.settings.get(key)} ({theirs:g})"
+        for key, theirs in paper.RELEASED[family].items()
+        if variant.settings.get(key) != theirs
+    ]
+
+
+def _fidelity(variant: Variant) -> str:
+    return "‡" if unlike_released(variant) else ""
 
 
 def _published(value: float | None) -> str:

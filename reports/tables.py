@@ -90,6 +90,7 @@ LATEX = {
     "\u2013": "--",
     "\u2713": r"\checkmark",
     "\u2020": r"\dag{}",
+    "\u2021": r"\ddag{}",
     "\u2026": r"\ldots{}",
     "\u221e": r"$\infty$",
 }

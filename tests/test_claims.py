@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +13,10 @@ from gcpo_bench import runs
 from gcpo_bench.reports.claims import CLAIMS, Finding, judge_all
 from gcpo_bench.reports.load import load
 from gcpo_bench.reports.page import build
+from gcpo_bench.reports.paper import RELEASED
+from gcpo_bench.reports.study import paper_table, unlike_released
 
-from .run_factory import make_run
+from .run_factory import make_run, make_study
 
 SIZE = {"prompts_per_task": 40, "images_per_prompt": 4, "maps": False, "steps": 4}
 
@@ -166,3 +169,16 @@ def test_a_damaged_analysis_is_named(tmp_path: Path, damage: str) -> None:
     save_study(runs.open_run(paths[0]), [0.3, 0.1])
     (paths[0] / "analyses/perturb.json").write_text(damage)
     assert any("grpo-0 is left out: analyses/perturb.json is damaged" in note for note in load(paths).notes)
+
+
+def test_measured_rows_say_where_they_leave_the_released_settings(tmp_path: Path) -> None:
+    data = load(make_study(tmp_path, methods=("grpo", "gcpo"), steps=2, prompts_per_task=2, maps=False))
+    fragment = paper_table(data)
+    assert "model scenes-12 (janus-pro, llamagen)" in fragment.markdown
+    assert "‡" in fragment.html
+
+    gcpo = next(variant for variant in data.variants if variant.method == "gcpo")
+    released = replace(gcpo, policy="janus-pro-1b", settings={**gcpo.settings, **RELEASED["janus-pro"]})
+    assert unlike_released(released) == []
+    bolder = replace(released, settings={**released.settings, "loss.beta": 0.1})
+    assert unlike_released(bolder) == ["loss.beta 0.1 (0.01)"]
