@@ -24,6 +24,10 @@ class PolicyConfig(Config):
     """Registered model; `gcpo-bench ls models`."""
     weights: str = "packaged"
     """To start from: `packaged`, a run name, a checkpoint folder, or a folder that `gcpo-bench pretrain` wrote."""
+    random_init: bool = False
+    """Random weights instead, always the same ones: for speed, memory and tests without downloads."""
+    template: str = ""
+    """What the prompt is put into, for models that know several; empty: the model's own."""
     device: str = "cpu"
 
 

@@ -96,6 +96,16 @@ POLICIES = Registry(
         "scenes-8": Entry(
             "gcpo_bench.training.policies.scenes:build", "embedded world, 32 px images of 8x8 tokens, for tests"
         ),
+        "janus-pro-1b": Entry(
+            "gcpo_bench.training.policies.janus_pro:build", "Janus-Pro-1B, 384 px images of 24x24 tokens"
+        ),
+        "janus-pro-7b": Entry(
+            "gcpo_bench.training.policies.janus_pro:build", "Janus-Pro-7B, 384 px images of 24x24 tokens"
+        ),
+        "janus-pro-tiny": Entry(
+            "gcpo_bench.training.policies.janus_pro:build",
+            "Janus-Pro's classes in miniature, for tests",
+        ),
     },
 )
 

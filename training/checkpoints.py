@@ -21,7 +21,7 @@ from torch import nn
 from gcpo_bench import runs
 from gcpo_bench.ablations import start_config, start_name
 from gcpo_bench.config import RunConfig
-from gcpo_bench.errors import CorruptDataError, RunError
+from gcpo_bench.errors import ConfigError, CorruptDataError, RunError
 from gcpo_bench.registry import POLICIES
 
 if TYPE_CHECKING:
@@ -67,8 +67,14 @@ def _check(path: Path, expected: str) -> None:
 
 
 def packaged_weights(model: str) -> tuple[Path, str]:
-    """File and checksum of the starting weights that ship with the package."""
-    return _pretrained(Path(str(resources.files("gcpo_bench.training.weights"))), model)
+    """File and checksum of the starting weights that ship with the package. Raises ConfigError where none do."""
+    folder = Path(str(resources.files("gcpo_bench.training.weights")))
+    if not (folder / f"{model}.json").exists():
+        raise ConfigError(
+            f"no weights of {model} ship with gcpo-bench",
+            hint="name a run or a checkpoint folder with -o policy.weights=..., or take -o policy.random_init=true",
+        )
+    return _pretrained(folder, model)
 
 
 def _pretrained(folder: Path, model: str) -> tuple[Path, str]:
@@ -79,9 +85,14 @@ def _pretrained(folder: Path, model: str) -> tuple[Path, str]:
     return folder / f"{model}.safetensors", record["checksum"]
 
 
-def start_weights(config: RunConfig, runs_root: Path | None = None) -> tuple[Path, str]:
-    """File and checksum that training starts from: packaged, pretrained, a checkpoint, or a run's newest one."""
+def start_weights(config: RunConfig, runs_root: Path | None = None) -> tuple[Path | None, str]:
+    """File and checksum that training starts from: packaged, pretrained, a checkpoint, or a run's newest one.
+
+    Random weights have no file; their model's name stands for the checksum.
+    """
     source = config.policy.weights
+    if config.policy.random_init:
+        return None, f"random:{config.policy.name}"
     if source == "packaged":
         return packaged_weights(config.policy.name)
     folder = Path(source)
@@ -98,13 +109,16 @@ def start_policy(config: RunConfig, runs_root: Path | None = None) -> Policy:
     """The policy before reinforcement learning, in evaluation mode (no policy here uses dropout)."""
     policy = _build(config)
     path, expected = start_weights(config, runs_root)
-    load_weights(policy, path, expected_checksum=expected)
-    return policy  # type: ignore[return-value]
+    if path is None:
+        policy.initialize(torch.Generator().manual_seed(0))  # type: ignore[operator]
+    else:
+        load_weights(policy, path, expected_checksum=expected)
+    return policy.to(config.policy.device)  # type: ignore[return-value]
 
 
 def _build(config: RunConfig) -> nn.Module:
-    policy: nn.Module = POLICIES.load(config.policy.name)(config.policy.name)
-    return policy.to(config.policy.device).eval()
+    policy: nn.Module = POLICIES.load(config.policy.name)(config.policy.name, template=config.policy.template)
+    return policy.eval()
 
 
 # ---------------------------------------------------------------- checkpoints

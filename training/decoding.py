@@ -43,7 +43,7 @@ def sample(
     """
     guided = guidance_scale != 1.0
     rows = len(texts_B)
-    state = policy.start([*texts_B, *([None] * rows)] if guided else texts_B)
+    state = policy.start(texts_B, guided=guided)
     tokens: Tensor | None = None
     tokens_T, logprobs_T, entropy_T = [], [], []
     for t in range(uniforms_BT.shape[1]):

@@ -39,7 +39,7 @@ def build_learner(config: RunConfig, run: Run | None = None) -> Learner:
     policy = checkpoints.start_policy(config, run.path.parent if run else None)
     reference = copy.deepcopy(as_module(policy)).requires_grad_(False)
     optimizer = torch.optim.AdamW(
-        as_module(policy).parameters(),
+        trained_parameters(policy),
         lr=config.optimizer.learning_rate,
         betas=config.optimizer.betas,
         weight_decay=config.optimizer.weight_decay,
@@ -54,6 +54,11 @@ def build_learner(config: RunConfig, run: Run | None = None) -> Learner:
         weighting=build_weighting(config.weighting),
         workers=Workers(config.num_threads),
     )
+
+
+def trained_parameters(policy: Policy) -> list[nn.Parameter]:
+    """All that the policy did not freeze."""
+    return [parameter for parameter in as_module(policy).parameters() if parameter.requires_grad]
 
 
 def as_module(policy: Policy) -> nn.Module:

@@ -188,8 +188,11 @@ class Policy(Protocol):
     grid: tuple[int, int]
     vocab_size: int
 
-    def start(self, texts_B: Sequence[str | None]) -> Any:
-        """Read the prompts (None: the unconditional one); the state of a cached decode before its first image token."""
+    def start(self, texts_B: Sequence[str], *, guided: bool = False) -> Any:
+        """Read the prompts: the state of a cached decode before its first image token.
+
+        With `guided`, as many rows again follow, one a prompt, that know nothing of it.
+        """
         ...
 
     def step(self, state: Any, tokens_B: Tensor | None) -> Tensor:

@@ -14,7 +14,7 @@ from gcpo_bench.config import OptimizerConfig, RunConfig
 
 from . import health
 from .advantages import zero_variance_groups
-from .learner import Learner, as_module
+from .learner import Learner, trained_parameters
 from .losses import denominators, policy_loss
 from .metrics import Metrics
 from .parallel import slices
@@ -79,7 +79,7 @@ class Share:
 def optimizer_step(learner: Learner, texts_B: list[str], tokens_BT: Tensor, batch: Batch, step: int) -> Metrics:
     """One gradient, gathered over micro-batches, clipped and applied."""
     config = learner.config
-    parameters = list(as_module(learner.policy).parameters())
+    parameters = trained_parameters(learner.policy)
     shares = learner.workers.map(
         lambda rows: micro_batch(learner, parameters, texts_B[rows], tokens_BT[rows], batch.rows(rows)),
         slices(len(texts_B), config.optimizer.micro_batch_rows),

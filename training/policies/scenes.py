@@ -211,9 +211,10 @@ class ScenesPolicy(nn.Module):
 
     # ------------------------------------------------------------ cached decoding
 
-    def start(self, texts_B: Sequence[str | None]) -> DecodeState:
+    def start(self, texts_B: Sequence[str], *, guided: bool = False) -> DecodeState:
+        captions: list[str | None] = [*texts_B, *([None] * len(texts_B) if guided else [])]
         arch, places = self.architecture, PROMPT_WORDS + self.grid[0] * self.grid[1]
-        shape = (arch.layers, len(texts_B), arch.heads, places, arch.width // arch.heads)
+        shape = (arch.layers, len(captions), arch.heads, places, arch.width // arch.heads)
         weight = self.begin_of_image
         state = DecodeState(
             keys_LBHSE=weight.new_zeros(shape),
@@ -222,7 +223,7 @@ class ScenesPolicy(nn.Module):
             head_VD=self.head(),
             length=PROMPT_WORDS,
         )
-        words_BSD = self.words(self.prompt_ids(texts_B)) + self.word_places
+        words_BSD = self.words(self.prompt_ids(captions)) + self.word_places
         for layer, block in enumerate(self.blocks):
             words_BSD, key, value = block.read(words_BSD)  # type: ignore[operator]
             state.keys_LBHSE[layer, :, :, :PROMPT_WORDS] = key
@@ -252,6 +253,8 @@ class ScenesPolicy(nn.Module):
         return self.tokenizer.decode(tokens_BT.cpu().numpy())
 
 
-def build(name: str) -> ScenesPolicy:
-    """The policy of a world with unset weights; load or `initialize` them."""
+def build(name: str, *, template: str = "") -> ScenesPolicy:
+    """The policy of a world with unset weights; load or `initialize` them. Raises ConfigError for a template."""
+    if template:
+        raise ConfigError(f"{name} takes prompts as they are, not in a template", hint="leave policy.template empty")
     return ScenesPolicy(name)

@@ -1,0 +1,312 @@
+"""Janus-Pro: transformers' modules and weight names, and our own pass through them.
+
+One attention serves teacher forcing and cached decoding. A row's positions count its own prompt, so what it computes
+does not depend on what else is in its batch (transformers counts the longest prompt's pads in).
+
+Sources: deepseek-ai/Janus (template, unconditional branch, decoding of image tokens), transformers'
+`JanusForConditionalGeneration` (modules).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+from transformers import (
+    JanusConfig,
+    JanusVisionConfig,
+    JanusVQVAE,
+    JanusVQVAEConfig,
+    LlamaConfig,
+    LlamaModel,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+)
+from transformers.models.janus.modeling_janus import JanusVQVAEAlignerMLP, JanusVQVAEHead
+
+from gcpo_bench.errors import ConfigError
+
+TEMPLATES = {
+    "janus-pro": "<|User|>: {text}\n\n<|Assistant|>:",
+    "janus": "User: {text}\n\nAssistant:",
+}
+"""The released trainer uses `janus`, which Janus-Pro was not tuned with (deepseek-ai/Janus issue 210)."""
+BOS, PAD, BEGIN_OF_IMAGE = "<｜begin▁of▁sentence｜>", "<｜▁pad▁｜>", "<begin_of_image>"
+HEAD_ROWS = 2048
+"""Positions whose logits exist at once while log-probabilities are computed."""
+DECODE_ROWS = 16
+"""Images that the image decoder makes at once."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Size:
+    width: int
+    mlp: int
+    layers: int
+    heads: int
+    words: int = 102_400
+    side: int = 24
+    codes: int = 16_384
+    channels: int = 128
+    multipliers: tuple[int, ...] = (1, 1, 2, 2, 4)
+    latent: int = 256
+
+    def config(self) -> JanusConfig:
+        pixels = self.side * 2 ** (len(self.multipliers) - 1)
+        return JanusConfig(
+            text_config=LlamaConfig(
+                hidden_size=self.width,
+                intermediate_size=self.mlp,
+                num_hidden_layers=self.layers,
+                num_attention_heads=self.heads,
+                num_key_value_heads=self.heads,
+                vocab_size=self.words,
+                max_position_embeddings=16_384,
+                rms_norm_eps=1e-6,
+            ),
+            vision_config=JanusVisionConfig(
+                image_size=pixels, patch_size=pixels // self.side, num_image_tokens=self.side**2
+            ),
+            vq_config=JanusVQVAEConfig(
+                num_embeddings=self.codes,
+                base_channels=self.channels,
+                channel_multiplier=self.multipliers,
+                latent_channels=self.latent,
+                projection_dim=self.width,
+                image_token_embed_dim=self.width,
+            ),
+        )
+
+
+SIZES = {
+    "janus-pro-1b": Size(width=2048, mlp=5632, layers=24, heads=16),
+    "janus-pro-7b": Size(width=4096, mlp=11_008, layers=30, heads=32),
+    "janus-pro-tiny": Size(
+        width=64, mlp=128, layers=2, heads=4, words=320, side=6, codes=64, channels=32, multipliers=(1, 2), latent=32
+    ),
+}
+
+
+@dataclass(slots=True, kw_only=True)
+class DecodeState:
+    """R rows (unconditional ones last, if any), P slots of prompt and T of image. Grows by `step`."""
+
+    keys_LRHSE: Tensor
+    values_LRHSE: Tensor
+    visible_RS: Tensor
+    """bool: the prompt's own words, and image slots up to the current one."""
+    lengths_R: Tensor
+    """Words of each prompt: the position of the begin-of-image token."""
+    prompt_slots: int
+    next_slot: int = field(default=0)
+
+
+class JanusPro(nn.Module):
+    """See `gcpo_bench.training.types.Policy`. Only what image generation uses is kept: no vision tower, no text head.
+
+    The language model with its word embeddings is trained; everything between it and pixels is frozen, as released.
+    """
+
+    def __init__(self, config: JanusConfig, tokenizer: PreTrainedTokenizerBase, template: str = "janus-pro") -> None:
+        super().__init__()
+        if template not in TEMPLATES:
+            raise ConfigError(f"unknown template {template!r}", hint=f"known: {', '.join(TEMPLATES)}")
+        self.template = TEMPLATES[template]
+        self.tokenizer = tokenizer
+        text: Any = config.text_config
+        codes: Any = config.vq_config
+        self.grid = (codes.num_patches, codes.num_patches)
+        self.vocab_size = codes.num_embeddings
+        self.language_model = LlamaModel(text)
+        self.generation_embeddings = nn.Embedding(codes.num_embeddings, codes.embed_dim)
+        self.generation_aligner = JanusVQVAEAlignerMLP(codes)
+        self.generation_head = JanusVQVAEHead(codes)
+        self.vqmodel = JanusVQVAE(codes)
+        del self.vqmodel.encoder, self.vqmodel.quant_conv
+        self.heads, self.key_heads = text.num_attention_heads, text.num_key_value_heads
+        self.head_dim = text.hidden_size // text.num_attention_heads
+        for name, parameter in self.named_parameters():
+            parameter.requires_grad_(name.startswith("language_model."))
+        self.bos, self.pad, self.begin_of_image = (self._special(token) for token in (BOS, PAD, BEGIN_OF_IMAGE))
+
+    def _special(self, token: str) -> int:
+        """The id that this checkpoint's tokenizer gives it: 1B and 7B differ."""
+        index = self.tokenizer.convert_tokens_to_ids(token)
+        if not isinstance(index, int) or index == self.tokenizer.unk_token_id:
+            raise ConfigError(f"the tokenizer does not know {token!r}", hint="take the tokenizer of a Janus checkpoint")
+        return index
+
+    def initialize(self, generator: torch.Generator) -> None:
+        """Random weights: normal 0.02, norms 1, biases 0."""
+        with torch.no_grad():
+            for name, parameter in self.named_parameters():
+                if parameter.ndim > 1:
+                    parameter.normal_(0.0, 0.02, generator=generator)
+                else:
+                    parameter.fill_(1.0 if "norm" in name and name.endswith("weight") else 0.0)
+
+    # ------------------------------------------------------------ prompts
+
+    def prompt_ids(self, texts_B: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """int64 (B, P), padded on the right, and the lengths (B,); the begin-of-image token is not among them."""
+        rows = [
+            [self.bos, *self.tokenizer.encode(self.template.format(text=text), add_special_tokens=False)]
+            for text in texts_B
+        ]
+        longest = max(map(len, rows))
+        device = self.generation_embeddings.weight.device
+        ids_BP = torch.tensor([row + [self.pad] * (longest - len(row)) for row in rows], device=device)
+        return ids_BP, torch.tensor([len(row) for row in rows], device=device)
+
+    def unconditional(self, ids_BP: Tensor) -> Tensor:
+        """The same lengths with every word but the first replaced by padding, which is attended to."""
+        ids_BP = torch.full_like(ids_BP, self.pad)
+        ids_BP[:, 0] = self.bos
+        return ids_BP
+
+    def word_vectors(self, ids: Tensor) -> Tensor:
+        return self.language_model.embed_tokens(ids)  # type: ignore[no-any-return]
+
+    def _begin(self, rows: int) -> Tensor:
+        """(rows, 1, D): the input that predicts the first image token."""
+        index = torch.full((rows, 1), self.begin_of_image, device=self.generation_embeddings.weight.device)
+        return self.word_vectors(index)
+
+    # ------------------------------------------------------------ transformer
+
+    def _project(self, layer: Any, x_BSD: Tensor, positions_BS: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Rotated queries and keys, and values: (B, H, S, E)."""
+        attention = layer.self_attn
+        normed = layer.input_layernorm(x_BSD)
+        shape = (*x_BSD.shape[:2], -1, self.head_dim)
+        q, k, v = (
+            project(normed).view(shape).transpose(1, 2)
+            for project in (attention.q_proj, attention.k_proj, attention.v_proj)
+        )
+        cos, sin = self.language_model.rotary_emb(x_BSD, positions_BS)
+        return rotate(q, cos, sin), rotate(k, cos, sin), v
+
+    def _finish(self, layer: Any, x_BSD: Tensor, q: Tensor, k: Tensor, v: Tensor, visible: Tensor) -> Tensor:
+        """Attention over `visible` keys (bool, broadcast to B, 1, S, keys), then the MLP."""
+        seen = F.scaled_dot_product_attention(q, k, v, attn_mask=visible, enable_gqa=self.heads != self.key_heads)
+        x_BSD = x_BSD + layer.self_attn.o_proj(seen.transpose(1, 2).flatten(2))
+        return x_BSD + layer.mlp(layer.post_attention_layernorm(x_BSD))  # type: ignore[no-any-return]
+
+    def hidden(self, texts_B: Sequence[str], tokens_BT: Tensor) -> Tensor:
+        """Last hidden states (B, T, D), the one at t predicting token t."""
+        ids_BP, lengths_B = self.prompt_ids(texts_B)
+        rows, prompt = ids_BP.shape
+        x_BSD = torch.cat([self.word_vectors(ids_BP), self._begin(rows), self.token_vectors(tokens_BT[:, :-1])], dim=1)
+        slots = torch.arange(x_BSD.shape[1], device=ids_BP.device)
+        positions_BS = torch.where(slots < prompt, slots, lengths_B[:, None] + slots - prompt)
+        own_BS = (slots < lengths_B[:, None]) | (slots >= prompt)
+        # a pad sees itself only, so that its row is finite; nothing sees it
+        visible = (slots <= slots[:, None]) & own_BS[:, None, None, :] | (slots == slots[:, None])
+        for layer in self.language_model.layers:
+            x_BSD = self._finish(layer, x_BSD, *self._project(layer, x_BSD, positions_BS), visible)
+        return self.language_model.norm(x_BSD[:, prompt:])  # type: ignore[no-any-return]
+
+    def logprobs(self, texts_B: Sequence[str], tokens_BT: Tensor) -> Tensor:
+        """float32 (B, T): conditional branch, temperature 1. Logits exist for a few rows at a time, then and again
+        when the gradient is computed."""
+        hidden_ND = self.hidden(texts_B, tokens_BT).flatten(0, 1)
+        parts = zip(torch.split(hidden_ND, HEAD_ROWS), torch.split(tokens_BT.flatten(), HEAD_ROWS), strict=True)
+        found = [checkpoint(self._token_logprobs, hidden, tokens, use_reentrant=False) for hidden, tokens in parts]
+        return torch.cat(found).view(tokens_BT.shape)
+
+    def _token_logprobs(self, hidden_ND: Tensor, tokens_N: Tensor) -> Tensor:
+        return -F.cross_entropy(self.generation_head(hidden_ND).float(), tokens_N, reduction="none")
+
+    # ------------------------------------------------------------ cached decoding
+
+    def start(self, texts_B: Sequence[str], *, guided: bool = False) -> DecodeState:
+        """Each distinct prompt is read once, however many rows it has."""
+        distinct = list(dict.fromkeys(texts_B))
+        ids, lengths = self.prompt_ids(distinct)
+        row_of = torch.tensor([distinct.index(text) for text in texts_B], device=ids.device)
+        if guided:
+            row_of = torch.cat([row_of, row_of + len(distinct)])
+            ids, lengths = torch.cat([ids, self.unconditional(ids)]), torch.cat([lengths, lengths])
+        prompt, image = ids.shape[1], self.grid[0] * self.grid[1]
+        x = self.word_vectors(ids)
+        shape = (len(self.language_model.layers), len(row_of), self.key_heads, prompt + image, self.head_dim)
+        slots = torch.arange(prompt, device=ids.device)
+        own = slots < lengths[:, None]
+        state = DecodeState(
+            keys_LRHSE=x.new_zeros(shape),
+            values_LRHSE=x.new_zeros(shape),
+            visible_RS=F.pad(own[row_of], (0, image)),
+            lengths_R=lengths[row_of],
+            prompt_slots=prompt,
+            next_slot=prompt,
+        )
+        visible = (slots <= slots[:, None]) & own[:, None, None, :] | (slots == slots[:, None])
+        for index, layer in enumerate(self.language_model.layers):
+            q, k, v = self._project(layer, x, slots.expand(len(ids), -1))
+            state.keys_LRHSE[index, :, :, :prompt] = k[row_of]
+            state.values_LRHSE[index, :, :, :prompt] = v[row_of]
+            x = self._finish(layer, x, q, k, v, visible)
+        return state
+
+    def step(self, state: DecodeState, tokens_B: Tensor | None) -> Tensor:
+        slot, rows = state.next_slot, len(state.lengths_R)
+        x = self._begin(rows) if tokens_B is None else self.token_vectors(tokens_B[:, None])
+        positions = (state.lengths_R + slot - state.prompt_slots)[:, None]
+        state.visible_RS[:, slot] = True
+        visible = state.visible_RS[:, None, None, : slot + 1]
+        for index, layer in enumerate(self.language_model.layers):
+            q, k, v = self._project(layer, x, positions)
+            keys, values = state.keys_LRHSE[index], state.values_LRHSE[index]
+            keys[:, :, slot : slot + 1], values[:, :, slot : slot + 1] = k, v
+            x = self._finish(layer, x, q, keys[:, :, : slot + 1], values[:, :, : slot + 1], visible)
+        state.next_slot += 1
+        return self.generation_head(self.language_model.norm(x[:, 0]))  # type: ignore[no-any-return]
+
+    # ------------------------------------------------------------ tokens as vectors and pixels
+
+    def token_vectors(self, tokens_BT: Tensor) -> Tensor:
+        """(B, T, D), as the transformer reads image tokens."""
+        return self.generation_aligner(self.generation_embeddings(tokens_BT))  # type: ignore[no-any-return]
+
+    def embed(self, tokens_BT: Tensor, kind: Literal["projected", "codebook"]) -> Tensor:
+        """`projected` as the transformer reads a token, `codebook` its normalised entry of the image tokenizer."""
+        if kind == "projected":
+            return self.token_vectors(tokens_BT)
+        return F.normalize(self.vqmodel.quantize.embedding(tokens_BT), dim=-1)
+
+    @torch.no_grad()
+    def decode(self, tokens_BT: Tensor) -> npt.NDArray[np.uint8]:
+        """Images (B, Y, X, 3)."""
+        parts = [self.vqmodel.decode(part).float().cpu().numpy() for part in torch.split(tokens_BT, DECODE_ROWS)]  # type: ignore[arg-type]
+        images_BCYX = np.concatenate(parts)
+        return ((images_BCYX + 1) / 2 * 255).clip(0, 255).astype(np.uint8).transpose(0, 2, 3, 1)
+
+
+def rotate(x_BHSE: Tensor, cos_BSE: Tensor, sin_BSE: Tensor) -> Tensor:
+    """Rotary positions, halves paired (RoFormer, arXiv 2104.09864, in the layout of Llama's weights)."""
+    first, second = x_BHSE.chunk(2, dim=-1)
+    return x_BHSE * cos_BSE[:, None] + torch.cat([-second, first], dim=-1) * sin_BSE[:, None]
+
+
+def byte_tokenizer() -> PreTrainedTokenizerFast:
+    """A token a byte, for random weights, which know no words."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    inner = Tokenizer(models.BPE(vocab={letter: index for index, letter in enumerate(alphabet)}, merges=[]))
+    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    inner.decoder = decoders.ByteLevel()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=inner, bos_token=BOS, pad_token=PAD)  # type: ignore[no-untyped-call]
+    tokenizer.add_special_tokens({"additional_special_tokens": [BEGIN_OF_IMAGE]})
+    return tokenizer
+
+
+def build(name: str, *, template: str = "") -> JanusPro:
+    """The policy of a published size with unset weights; load or `initialize` them."""
+    return JanusPro(SIZES[name].config(), byte_tokenizer(), template or "janus-pro")
