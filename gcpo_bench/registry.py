@@ -119,6 +119,27 @@ REWARDS = Registry(
         "scene-strict": Entry(
             "gcpo_bench.evaluators.scenes:StrictSceneReward", "1 only for exactly the asked scene: nothing extra"
         ),
+        "hps-v2.1": Entry("gcpo_bench.evaluators.scorers.rewards:hps_v21", "HPS v2.1, the cosine"),
+        "hps-v2.0": Entry("gcpo_bench.evaluators.scorers.rewards:hps_v20", "HPS v2.0, the cosine"),
+        "clip-score": Entry("gcpo_bench.evaluators.scorers.rewards:clip_score", "CLIPScore of ViT-L/14, the cosine"),
+        "pickscore": Entry("gcpo_bench.evaluators.scorers.rewards:pickscore", "PickScore v1, about 20 to 23"),
+        "aesthetic": Entry("gcpo_bench.evaluators.scorers.rewards:aesthetic", "LAION aesthetic v2, about 5 to 6.5"),
+        "image-reward": Entry("gcpo_bench.evaluators.scorers.rewards:image_reward", "ImageReward v1.0, standardised"),
+    },
+)
+
+SCORERS = Registry(
+    "scorer",
+    {
+        "hps-v2.1": Entry("gcpo_bench.evaluators.scorers.hps:hps_v21", "Human Preference Score v2.1"),
+        "hps-v2.0": Entry("gcpo_bench.evaluators.scorers.hps:hps_v20", "Human Preference Score v2.0"),
+        "clip-score": Entry("gcpo_bench.evaluators.scorers.clip_score:clip_score", "cosine in OpenAI's CLIP ViT-L/14"),
+        "clip-score-b32": Entry(
+            "gcpo_bench.evaluators.scorers.clip_score:clip_score_b32", "cosine in OpenAI's CLIP ViT-B/32"
+        ),
+        "pickscore": Entry("gcpo_bench.evaluators.scorers.pickscore:pickscore", "PickScore v1"),
+        "aesthetic": Entry("gcpo_bench.evaluators.scorers.aesthetic:aesthetic", "LAION aesthetic predictor v2"),
+        "image-reward": Entry("gcpo_bench.evaluators.scorers.image_reward:image_reward", "ImageReward v1.0"),
     },
 )
 

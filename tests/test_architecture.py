@@ -83,8 +83,11 @@ def test_the_core_imports_no_torch_and_no_part() -> None:
 
 
 @pytest.mark.parametrize("part", ["reports", "evaluators"])
-def test_reports_and_evaluators_import_no_torch(part: str) -> None:
+def test_reports_and_benchmarks_import_no_torch(part: str) -> None:
+    """Models live in `evaluators/scorers` and `evaluators/detectors`; everything else runs without them."""
     for path, module in files_of(part):
+        if path.parent.name in {"scorers", "detectors"}:
+            continue
         assert not [name for name in imports(path, module) if is_from(name, "torch")], module
 
 
