@@ -86,8 +86,8 @@ def raw_pixels(normalised_CYX: torch.Tensor) -> npt.NDArray[np.float64]:
 @settings(max_examples=60)
 def test_hps_pixels_are_those_of_the_written_out_sums(size: tuple[int, int], seed: int, antialias: bool) -> None:
     image = picture(*size, seed=seed)
-    if round(min(size) * 28 / max(size)) == 0:
-        return  # published code asks for a side of 0 pixels there
+    if round(min(size) * 28 / max(size)) < 2:
+        return  # too long at so small a size: see MAX_ASPECT
     ours = Preprocessing(size=28, resample="float", fit="pad", antialias=antialias)(image)
     assert (
         np.abs(raw_pixels(ours) - pixel_reference.hps(image, 28, antialias=antialias)).max() < 1e-5

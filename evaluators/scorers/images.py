@@ -31,7 +31,8 @@ from .types import Image, check_image
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 MAX_ASPECT = 64
-"""Longer pictures are not scored: with the shortest side at 224 they would not fit into memory."""
+"""Longer pictures are not scored. With the shortest side at 224 they would not fit into memory; with the longest side at
+224 the other would come to 0 pixels, or to 1, which torch 2.13's antialiased resize gets wrong."""
 
 _PILLOW = {"bicubic": Pictures.Resampling.BICUBIC, "bilinear": Pictures.Resampling.BILINEAR}
 
@@ -66,7 +67,7 @@ class Preprocessing:
         """
         check_image(image_YXC)
         height, width = image_YXC.shape[:2]
-        if (problem := aspect_problem(height, width)) and self.fit == "crop":
+        if self.fit != "stretch" and (problem := aspect_problem(height, width)):
             raise ValueError(problem)
         target = self._target(height, width)
         if self.resample == "pillow":
@@ -85,8 +86,7 @@ class Preprocessing:
             return self.size, self.size
         if self.fit == "pad":
             scale = self.size / max(height, width)
-            # a side below half a pixel: published code asks for 0 pixels and fails
-            return max(1, round(height * scale)), max(1, round(width * scale))
+            return round(height * scale), round(width * scale)
         short, long = sorted((height, width))
         longer = int(self.size * long / short)
         return (self.size, longer) if height <= width else (longer, self.size)
