@@ -43,7 +43,7 @@ from gcpo_bench.evaluators.scorers.pickscore import PickScore, load_pickscore
 from gcpo_bench.evaluators.scorers.rewards import ScorerReward
 from gcpo_bench.evaluators.scorers.scales import scale
 from gcpo_bench.evaluators.scorers.tokens import bert_tokenizer, clip_ids, clip_tokenizer
-from gcpo_bench.evaluators.scorers.types import Scorer, Unscored
+from gcpo_bench.evaluators.scorers.types import MAX_ASPECT, Scorer, Unscored
 from gcpo_bench.registry import REWARDS, SCORERS
 
 from .reference import blip as blip_reference
@@ -116,7 +116,7 @@ def test_antialias_changes_hps_pixels_only_where_a_picture_shrinks() -> None:
 @settings(max_examples=40)
 def test_clip_pixels_are_those_of_pillow_and_transformers(size: tuple[int, int], seed: int) -> None:
     image = picture(*size, seed=seed)
-    if max(size) > pixels.MAX_ASPECT * min(size):
+    if max(size) > MAX_ASPECT * min(size):
         with pytest.raises(ValueError, match="too long"):
             Preprocessing(size=16)(image)
         return

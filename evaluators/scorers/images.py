@@ -26,13 +26,10 @@ import torch.nn.functional as F
 from PIL import Image as Pictures
 from torch import Tensor
 
-from .types import Image, check_image
+from .types import Image, aspect_problem, check_image
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
-MAX_ASPECT = 64
-"""Longer pictures are not scored. With the shortest side at 224 they would not fit into memory; with the longest side at
-224 the other would come to 0 pixels, or to 1, which torch 2.13's antialiased resize gets wrong."""
 
 _PILLOW = {"bicubic": Pictures.Resampling.BICUBIC, "bilinear": Pictures.Resampling.BILINEAR}
 
@@ -95,12 +92,6 @@ class Preprocessing:
         rests = [side - self.size for side in pixels_CYX.shape[1:]]
         top, left = (round(rest / 2) if self.halves == "even" else rest // 2 for rest in rests)
         return pixels_CYX[:, top : top + self.size, left : left + self.size]
-
-
-def aspect_problem(height: int, width: int) -> str:
-    """Why a picture of this size is not scored; empty where it is."""
-    short, long = sorted((height, width))
-    return f"the image is {height}x{width} pixels: too long for its width" if long > MAX_ASPECT * short else ""
 
 
 def floats(image_YXC: Image) -> Tensor:

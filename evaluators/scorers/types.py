@@ -67,6 +67,17 @@ def check_image(image_YXC: Image) -> None:
         raise ValueError(f"an image is {image_YXC.dtype} {image_YXC.shape}, expected uint8 (Y, X, 3), not empty")
 
 
+MAX_ASPECT = 64
+"""Longer pictures are not scored. With the shortest side at 224 they would not fit into memory; with the longest side
+at 224 the other would come to 0 pixels, or to 1, which torch 2.13's antialiased resize gets wrong."""
+
+
+def aspect_problem(height: int, width: int) -> str:
+    """Why a picture of this size is not scored; empty where it is."""
+    short, long = sorted((height, width))
+    return f"the image is {height}x{width} pixels: too long for its width" if long > MAX_ASPECT * short else ""
+
+
 def finite(values: Sequence[float], what: str) -> list[Score]:
     """The values; one that is no number becomes Unscored, with `what` in the reason."""
     return [value if math.isfinite(value) else Unscored(f"{what} is {value}") for value in values]
