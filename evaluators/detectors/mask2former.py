@@ -13,6 +13,7 @@ panoptic_on False, instance_on True, max_per_image 100); Mask2Former, arXiv 2112
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -117,7 +118,7 @@ def instances(
     chosen_N = flat_N.sort(descending=True, stable=True).indices[:MAX_INSTANCES].sort().values
     found: list[Instance] = []
     queries_N = chosen_N // len(classes)
-    for queries in queries_N.unique().split(QUERIES_AT_ONCE):
+    for queries in torch.unique(queries_N).split(QUERIES_AT_ONCE):
         masks = _full_size(mask_logits_QYX[queries], padded, unpadded, original)
         rows = {query: row for row, query in enumerate(queries.tolist())}
         for pair in chosen_N[torch.isin(queries_N, queries)].tolist():
@@ -172,8 +173,8 @@ class Mask2Former:
         antialias: bool = False,
         classes: tuple[str, ...] = CLASSES,
     ) -> None:
-        model.train(mode=False)
-        self.model = model.to(device)
+        network: Any = model.train(mode=False)  # whose `to` is typed for transformers' own wrappers only
+        self.model = network.to(device)
         self.device = device
         self.antialias = antialias
         self.classes = classes

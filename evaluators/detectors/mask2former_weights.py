@@ -16,6 +16,7 @@ import pickle
 import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -197,27 +198,27 @@ def config_of(state: Mapping[str, Tensor]) -> Mask2FormerConfig:
 
     stages = range(count(_SWIN + "encoder.layers."))
     embed_dim = shape(_SWIN + "embeddings.patch_embeddings.projection.weight")[0]
-    backbone = SwinConfig(
-        embed_dim=embed_dim,
-        depths=[count(f"{_SWIN}encoder.layers.{stage}.blocks.") for stage in stages],
-        num_heads=[shape(f"{_SWIN}encoder.layers.{stage}.blocks.0.{table}")[1] for stage in stages],
-        window_size=(math.isqrt(shape(f"{_SWIN}encoder.layers.0.blocks.0.{table}")[0]) + 1) // 2,
-        mlp_ratio=shape(_SWIN + "encoder.layers.0.blocks.0.mlp.fc1.weight")[0] / embed_dim,
-        out_features=[f"stage{stage + 1}" for stage in stages],
-    )
+    backbone: dict[str, Any] = {
+        "embed_dim": embed_dim,
+        "depths": [count(f"{_SWIN}encoder.layers.{stage}.blocks.") for stage in stages],
+        "num_heads": [shape(f"{_SWIN}encoder.layers.{stage}.blocks.0.{table}")[1] for stage in stages],
+        "window_size": (math.isqrt(shape(f"{_SWIN}encoder.layers.0.blocks.0.{table}")[0]) + 1) // 2,
+        "mlp_ratio": shape(_SWIN + "encoder.layers.0.blocks.0.mlp.fc1.weight")[0] / embed_dim,
+        "out_features": [f"stage{stage + 1}" for stage in stages],
+    }
     num_queries, hidden_dim = shape(_QUERIES + "queries_features.weight")
-    return Mask2FormerConfig(
-        backbone_config=backbone,
-        num_labels=shape("class_predictor.weight")[0] - 1,
-        num_queries=num_queries,
-        hidden_dim=hidden_dim,
-        feature_size=shape(_DECODER + "adapter_1.0.weight")[0],
-        mask_feature_size=shape(_DECODER + "mask_projection.weight")[0],
-        encoder_layers=count(_DECODER + "encoder.layers."),
-        encoder_feedforward_dim=shape(_DECODER + "encoder.layers.0.fc1.weight")[0],
-        decoder_layers=count(_QUERIES + "decoder.layers.") + 1,
-        dim_feedforward=shape(_QUERIES + "decoder.layers.0.fc1.weight")[0],
-    )
+    options: dict[str, Any] = {
+        "num_labels": shape("class_predictor.weight")[0] - 1,
+        "num_queries": num_queries,
+        "hidden_dim": hidden_dim,
+        "feature_size": shape(_DECODER + "adapter_1.0.weight")[0],
+        "mask_feature_size": shape(_DECODER + "mask_projection.weight")[0],
+        "encoder_layers": count(_DECODER + "encoder.layers."),
+        "encoder_feedforward_dim": shape(_DECODER + "encoder.layers.0.fc1.weight")[0],
+        "decoder_layers": count(_QUERIES + "decoder.layers.") + 1,
+        "dim_feedforward": shape(_QUERIES + "decoder.layers.0.fc1.weight")[0],
+    }
+    return Mask2FormerConfig(backbone_config=SwinConfig(**backbone), **options)
 
 
 def from_state(state: Mapping[str, Tensor]) -> Mask2FormerForUniversalSegmentation:
