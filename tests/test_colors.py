@@ -140,7 +140,9 @@ def test_a_folder_that_lacks_a_file_or_holds_rubbish_is_told(tmp_path: Path, mod
     weights = load_file(folder / "model.safetensors")
     del weights["visual_projection.weight"]
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(CorruptDataError, match="1 of its weights are missing, the first is 'visual_projection.weight'"):
+    with pytest.raises(
+        CorruptDataError, match=r"1 of its weights are missing, the first is 'visual_projection\.weight'"
+    ):
         load(folder)
     (folder / "model.safetensors").write_bytes(b"rubbish")
     with pytest.raises(CorruptDataError, match="holds no CLIP model"):

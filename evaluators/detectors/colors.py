@@ -144,9 +144,10 @@ def load(folder: Path, activation: Activation = "quick_gelu") -> tuple[CLIPModel
             raise ValueError(f"its activation is {' and '.join(sorted(stated))}, OpenAI's models have quick_gelu")
         for part in (config.text_config, config.vision_config):
             part.hidden_act = activation
-        model, loading = CLIPModel.from_pretrained(
+        loaded: Any = CLIPModel.from_pretrained(
             folder, config=config, local_files_only=True, dtype=torch.float32, output_loading_info=True
         )
+        model, loading = loaded
         if absent := sorted(loading["missing_keys"]):  # transformers would go on with random numbers
             raise ValueError(f"{len(absent)} of its weights are missing, the first is {absent[0]!r}")
         return model, CLIPTokenizer.from_pretrained(folder, local_files_only=True)
