@@ -239,3 +239,9 @@ def parse_yaml(text: str) -> Any:
 def dump_yaml(value: Any) -> str:
     # ASCII only: PyYAML writes some control characters, such as U+0085, in a way it does not read back
     return yaml.dump(value, Dumper=_PlainDumper, sort_keys=False)
+
+
+def storage(kind: str) -> Path:
+    """Where what was fetched is kept: `$GCPO_BENCH_HOME/<kind>`, or `~/.cache/gcpo-bench/<kind>`."""
+    home = os.environ.get("GCPO_BENCH_HOME")
+    return (Path(home) if home else Path.home() / ".cache" / "gcpo-bench") / kind
