@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,10 +11,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
-from transformers import BertTokenizer, CLIPTokenizer
 
 from gcpo_bench.evaluators.scorers.blip_weights import BlipSize
 from gcpo_bench.evaluators.scorers.clip_weights import Architecture, Tower
+from gcpo_bench.evaluators.scorers.images import Preprocessing
 from gcpo_bench.evaluators.scorers.tokens import byte_letters
 
 from .reference import blip as blip_reference
@@ -118,6 +119,7 @@ def image_reward_state(size: BlipSize, seed: int = 2) -> dict[str, Tensor]:
 
 def save(state: Mapping[str, Tensor], path: Path, **around: Any) -> Path:
     """As a float32 torch file; `around` are further entries beside `state_dict`."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     tensors = {name: value.float() if value.is_floating_point() else value for name, value in state.items()}
     torch.save({"state_dict": tensors, **around} if around else tensors, path)
     return path
@@ -130,14 +132,17 @@ def arrays(state: Mapping[str, Tensor]) -> dict[str, npt.NDArray[np.float64]]:
 def clip_tokenizer_folder(folder: Path) -> Path:
     letters = byte_letters()
     words = [*letters, *(f"{letter}</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
-    CLIPTokenizer(vocab={word: index for index, word in enumerate(words)}, merges=[]).save_pretrained(folder)
+    folder.mkdir(parents=True)
+    (folder / "vocab.json").write_text(json.dumps({word: index for index, word in enumerate(words)}))
+    (folder / "merges.txt").write_text("#version: 0.2\n")
     return folder
 
 
 def bert_tokenizer_folder(folder: Path) -> Path:
     letters = "abcdefghijklmnopqrstuvwxyz"
     words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *letters, *(f"##{letter}" for letter in letters)]
-    BertTokenizer(vocab={word: index for index, word in enumerate(words)}).save_pretrained(folder)
+    folder.mkdir(parents=True)
+    (folder / "vocab.txt").write_text("\n".join(words) + "\n")
     return folder
 
 
@@ -145,3 +150,9 @@ def pictures(count: int, seed: int = 0, sides: tuple[int, int] = (10, 60)) -> li
     rng = np.random.default_rng(seed)
     shapes = rng.integers(*sides, size=(count, 2))
     return [rng.integers(0, 256, (height, width, 3), dtype=np.uint8) for height, width in shapes]
+
+
+def small(architecture: Architecture, preset: Preprocessing) -> Preprocessing:
+    """The preset at the miniature's size."""
+    fields = {name: getattr(preset, name) for name in Preprocessing.__dataclass_fields__}
+    return Preprocessing(**{**fields, "size": architecture.pixels})

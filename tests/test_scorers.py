@@ -6,6 +6,7 @@ import gzip
 import json
 import math
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -63,6 +64,7 @@ from .scorer_factory import (
     pictures,
     random_state,
     save,
+    small,
 )
 
 PROMPTS = ["a red cube", "Two DOGS &amp; a cat", "", "ein Schloß im Nebel, " * 9]
@@ -335,7 +337,7 @@ def test_a_folder_with_the_wrong_activation_is_refused(tmp_path: Path) -> None:
 
 
 def test_long_texts_are_cut_and_end_with_the_end_token(tmp_path: Path) -> None:
-    tokenizer = clip_tokenizer(clip_tokenizer_folder(tmp_path))
+    tokenizer = clip_tokenizer(clip_tokenizer_folder(tmp_path / "words"))
     ids_BT = clip_ids(tokenizer, ["ab", "x " * 100, ""], context=10)
     begin, end = tokenizer.bos_token_id, tokenizer.eos_token_id
     assert ids_BT.shape == (3, 10)
@@ -347,7 +349,7 @@ def test_long_texts_are_cut_and_end_with_the_end_token(tmp_path: Path) -> None:
 
 
 def test_entities_are_undone_as_open_clip_does(tmp_path: Path) -> None:
-    tokenizer = clip_tokenizer(clip_tokenizer_folder(tmp_path))
+    tokenizer = clip_tokenizer(clip_tokenizer_folder(tmp_path / "words"))
     plain, once, twice = (clip_ids(tokenizer, [text], 12) for text in ("a & b", "a &amp; b", "a &amp;amp; b"))
     assert torch.equal(plain, once)
     assert torch.equal(plain, twice)
@@ -405,11 +407,6 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def small(architecture: Architecture, preset: Preprocessing) -> Preprocessing:
-    fields = {name: getattr(preset, name) for name in Preprocessing.__dataclass_fields__}
-    return Preprocessing(**{**fields, "size": architecture.pixels})
-
-
 def make(name: str, files: Path, compute: Compute) -> Scorer:
     words = files / "clip-tokenizer"
     if name == "hps":
@@ -431,6 +428,7 @@ def make(name: str, files: Path, compute: Compute) -> Scorer:
     return load_image_reward(files / "image-reward.pt", files / "bert-tokenizer", size=BLIP, compute=compute)
 
 
+LOCAL = ("hps-v2.1", "hps-v2.0", "clip-score", "clip-score-b32", "pickscore", "aesthetic", "image-reward")
 NAMES = ("hps", "clip-score", "pickscore", "aesthetic", "image-reward")
 
 
@@ -592,17 +590,45 @@ def test_display_scales() -> None:
 def test_missing_weights_say_where_to_get_them_and_where_to_put_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv(published.MODELS_VARIABLE, str(tmp_path))
-    for name in ("hps-v2.1", "hps-v2.0", "clip-score", "clip-score-b32", "pickscore", "aesthetic", "image-reward"):
-        with pytest.raises(PrerequisiteError, match="are not at") as caught:
+    monkeypatch.setenv("GCPO_BENCH_HOME", str(tmp_path))
+    for name in LOCAL:
+        with pytest.raises(PrerequisiteError, match="is missing") as caught:
             SCORERS.load(name)()
-        assert published.MODELS_VARIABLE in caught.value.hint
+        assert str(tmp_path / "weights") in caught.value.hint
         if name != "clip-score-b32":
-            with pytest.raises(PrerequisiteError, match="are not at"):
+            with pytest.raises(PrerequisiteError, match="is missing"):
                 REWARDS.load(name)()
-    (tmp_path / published.PUBLISHED["aesthetic"].path).write_bytes(b"short")
+    with pytest.raises(PrerequisiteError, match=r"pickscore: .*PickScore_v1.*; image-reward: .*ImageReward\.pt"):
+        published.require(["pickscore", "image-reward"])
+    published.AESTHETIC_HEAD.path.parent.mkdir()
+    published.AESTHETIC_HEAD.path.write_bytes(b"short")
     with pytest.raises(CorruptDataError, match="has 5 bytes, published are 3,714,759"):
-        published.find("aesthetic")
+        published.find(published.AESTHETIC_HEAD)
+
+
+def test_a_scorer_is_loaded_from_the_weights_folder(
+    files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whole, in miniature: only the architecture is another."""
+    monkeypatch.setenv("GCPO_BENCH_HOME", str(tmp_path))
+    monkeypatch.setitem(ARCHITECTURES, "ViT-H-14", replace(GELU, pixels=224, patch=112))
+    state = open_clip_state(ARCHITECTURES["ViT-H-14"], seed=8)
+    folder = tmp_path / "weights"
+    clip_tokenizer_folder(folder / "clip-vit-large-patch14")
+    save(state, folder / "HPS_v2.1_compressed.pt", epoch=1)
+    published.require(["hps-v2.1"])
+    scorer = SCORERS.load("hps-v2.1")()
+    image = picture(50, 40)
+    expected = expected_cosine(
+        ARCHITECTURES["ViT-H-14"],
+        8,
+        pixels.HPS(image).double().numpy(),
+        clip_ids(scorer.clip.tokenizer, ["a dog"], GELU.context)[0].tolist(),
+    )
+    assert scorer.score([image], ["a dog"]) == pytest.approx([expected], abs=1e-5)
+    assert list(REWARDS.load("hps-v2.1")()(image[None], [Prompt(id="0", text="a dog")]).values_B) == scorer.score(
+        [image], ["a dog"]
+    )
 
 
 def test_a_scorer_is_a_reward(files: Path) -> None:

@@ -22,7 +22,7 @@ from .clip_weights import Architecture
 from .compute import CPU, Compute, best
 from .heads import Head
 from .images import CLIP_TRANSFORMERS, Preprocessing
-from .published import find
+from .published import AESTHETIC_HEAD, CLIP_L14, find
 from .types import Images, Score, check_images, finite
 
 
@@ -69,5 +69,5 @@ def load_aesthetic(
 
 
 def aesthetic() -> Aesthetic:
-    """From the models folder, on the best device."""
-    return load_aesthetic(find("clip-vit-l-14"), find("aesthetic"), compute=best())
+    """From the weights folder, on the best device."""
+    return load_aesthetic(find(CLIP_L14), find(AESTHETIC_HEAD), compute=best())

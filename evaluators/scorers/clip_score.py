@@ -16,7 +16,7 @@ from .clip import Clip, load
 from .clip_weights import Architecture
 from .compute import CPU, Compute, best
 from .images import CLIP, Preprocessing
-from .published import find
+from .published import CLIP_B32, CLIP_L14, CLIP_TOKENIZER, find
 from .types import Images, Score, check_images, finite
 
 
@@ -48,15 +48,15 @@ def load_clip_score(
 
 
 def clip_score() -> ClipScore:
-    """ViT-L/14 from the models folder, on the best device."""
-    return load_clip_score(find("clip-vit-l-14"), find("clip-tokenizer"), compute=best())
+    """ViT-L/14 from the weights folder, on the best device."""
+    return load_clip_score(find(CLIP_L14), find(CLIP_TOKENIZER), compute=best())
 
 
 def clip_score_b32() -> ClipScore:
-    """ViT-B/32 from the models folder, on the best device."""
+    """ViT-B/32 from the weights folder, on the best device."""
     return load_clip_score(
-        find("clip-vit-b-32"),
-        find("clip-tokenizer"),
+        find(CLIP_B32),
+        find(CLIP_TOKENIZER),
         name="clip-score-b32",
         architecture="ViT-B-32",
         compute=best(),

@@ -16,7 +16,7 @@ from .clip_weights import Architecture
 from .compute import CPU, Compute, best
 from .images import HPS as PREPROCESSING
 from .images import Preprocessing
-from .published import find
+from .published import CLIP_TOKENIZER, HPS_V20, HPS_V21, find
 from .types import Images, Score, check_images, finite
 
 Version = Literal["v2.0", "v2.1"]
@@ -55,10 +55,10 @@ def load_hps(
 
 
 def hps_v21() -> HPS:
-    """From the models folder, on the best device."""
-    return load_hps(find("hps-v2.1"), find("clip-tokenizer"), version="v2.1", compute=best())
+    """From the weights folder, on the best device."""
+    return load_hps(find(HPS_V21), find(CLIP_TOKENIZER), version="v2.1", compute=best())
 
 
 def hps_v20() -> HPS:
-    """From the models folder, on the best device."""
-    return load_hps(find("hps-v2.0"), find("clip-tokenizer"), version="v2.0", compute=best())
+    """From the weights folder, on the best device."""
+    return load_hps(find(HPS_V20), find(CLIP_TOKENIZER), version="v2.0", compute=best())

@@ -24,7 +24,7 @@ from .checkpoints import State, fill, read_state
 from .compute import CPU, Compute, best
 from .heads import Head
 from .images import CLIP, Preprocessing
-from .published import find
+from .published import BERT_TOKENIZER, IMAGE_REWARD, find
 from .tokens import bert_ids, bert_tokenizer
 from .types import Images, Score, check_images, finite
 
@@ -113,5 +113,5 @@ def load_image_reward(
 
 
 def image_reward() -> ImageReward:
-    """From the models folder, on the best device."""
-    return load_image_reward(find("image-reward"), find("bert-tokenizer"), compute=best())
+    """From the weights folder, on the best device."""
+    return load_image_reward(find(IMAGE_REWARD), find(BERT_TOKENIZER), compute=best())

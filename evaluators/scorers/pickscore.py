@@ -17,7 +17,7 @@ from .clip import Clip, load
 from .clip_weights import Architecture
 from .compute import CPU, Compute, best
 from .images import CLIP_TRANSFORMERS, Preprocessing
-from .published import find
+from .published import CLIP_TOKENIZER, PICKSCORE, find
 from .types import Images, Score, check_images, finite
 
 
@@ -54,5 +54,5 @@ def load_pickscore(
 
 
 def pickscore() -> PickScore:
-    """From the models folder, on the best device."""
-    return load_pickscore(find("pickscore"), find("clip-tokenizer"), compute=best())
+    """From the weights folder, on the best device."""
+    return load_pickscore(find(PICKSCORE), find(CLIP_TOKENIZER), compute=best())

@@ -10,9 +10,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from gcpo_bench.errors import ConfigError, did_you_mean
+
+from ..types import Metric
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,3 +48,8 @@ def scale(scorer: str, name: str) -> Scale:
     if name not in known:
         raise ConfigError(f"{scorer} has no display scale {name!r}", hint=did_you_mean(name, known))
     return known[name]
+
+
+def displayed(metric: Metric, display: Scale) -> Metric:
+    """The metric as a table prints it."""
+    return replace(metric, value=display(metric.value), stderr=display.factor * metric.stderr)

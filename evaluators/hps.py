@@ -1,0 +1,209 @@
+"""HPS: pictures scored with the Human Preference Score, on the benchmark's 4 x 800 prompts or on the GCPO family's 400.
+
+The two presets are different benchmarks, and so are v2.0 and v2.1 of the score. `hps-benchmark` is HPSv2's own: one
+picture a prompt. `hps-gcpo400` is what GCPO and MaskFocus score (and very probably print as "HPS"): 400 prompts, 100 a
+style in order, one picture each, plain mean.
+
+Files hold cosines; the metrics are cosines times 100, as every table prints them. `published_summary` is HPSv2's own:
+for each style, mean and standard deviation of the means of ten groups of 80.
+
+Sources: tgxs002/HPSv2 `hpsv2/evaluation.py`; zghhui/GCPO `llamaGen/hpsv2`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from gcpo_bench.datasets import Prompt
+from gcpo_bench.errors import CorruptDataError, PrerequisiteError
+from gcpo_bench.files import read_json, storage
+from gcpo_bench.prompt_sets import load
+from gcpo_bench.registry import SCORERS
+
+from .metrics import stratified
+from .scorers.published import require
+from .scorers.scales import displayed, scale
+from .scorers.types import Scorer, Unscored, aspect_problem
+from .types import Judged, Metric, SampleScore
+
+STYLES = ("anime", "concept-art", "paintings", "photo")
+PROMPTS_PER_STYLE = {"hps-benchmark": 800, "hps-gcpo400": 100}
+GROUP = 80
+"""Prompts in one of HPSv2's groups."""
+DISPLAY = "x100"
+
+
+def benchmark_folder() -> Path:
+    """Where `anime.json`, `concept-art.json`, `paintings.json` and `photo.json` of zhwang/HPDv2 `benchmark/` belong."""
+    return storage("data") / "hps" / "benchmark"
+
+
+def benchmark_prompts(folder: Path | None = None) -> tuple[Prompt, ...]:
+    """HPSv2's 3,200 prompts, ids `anime-00000` and so on: each style's file is a JSON list of 800 texts.
+
+    No digest of these files is known here; the evaluation records that of the prompts.
+    Raises PrerequisiteError where a file is missing, CorruptDataError where one holds something else.
+    """
+    place = folder or benchmark_folder()
+    prompts: list[Prompt] = []
+    for style in STYLES:
+        path = place / f"{style}.json"
+        if not path.is_file():
+            raise PrerequisiteError(
+                f"the prompts {path} are missing",
+                hint=f"put the four files of benchmark/ of the data set zhwang/HPDv2 into {place}",
+            )
+        texts = read_json(path)
+        if not isinstance(texts, list) or not all(isinstance(text, str) and text.strip() for text in texts):
+            raise CorruptDataError(f"{path} is no JSON list of texts", hint="fetch it again from zhwang/HPDv2")
+        if len(texts) != PROMPTS_PER_STYLE["hps-benchmark"]:
+            raise CorruptDataError(
+                f"{path} has {len(texts)} prompts, published are {PROMPTS_PER_STYLE['hps-benchmark']}",
+                hint="fetch it again from zhwang/HPDv2",
+            )
+        prompts += [
+            Prompt(id=f"{style}-{row:05d}", text=text, metadata={"tag": style}) for row, text in enumerate(texts)
+        ]
+    return tuple(prompts)
+
+
+def gcpo_prompts() -> tuple[Prompt, ...]:
+    """The 400 prompts of the GCPO family; the file names no styles, its order does. Raises as `prompt_sets.load`."""
+    rows = load("hps-gcpo400")
+    block = PROMPTS_PER_STYLE["hps-gcpo400"]
+    return tuple(replace(prompt, metadata={"tag": STYLES[row // block]}) for row, prompt in enumerate(rows))
+
+
+def official_file(prompt: Prompt) -> str:
+    """Where HPSv2 expects this prompt's picture: `anime/00000.jpg`."""
+    style, _, row = prompt.id.rpartition("-")
+    return f"{style}/{row}.jpg"
+
+
+class HpsBenchmark:
+    version = "1"
+    headline = "hps"
+    """The value that a picture is compared by."""
+
+    def __init__(
+        self, preset: str, *, hps_version: str = "v2.1", scorer: Scorer | None = None, folder: Path | None = None
+    ) -> None:
+        """
+        Args:
+            preset: `hps-benchmark` or `hps-gcpo400`.
+            scorer: instead of the published weights of `hps_version`.
+            folder: of the four prompt files of `hps-benchmark`; default `benchmark_folder()`.
+        Raises:
+            PrerequisiteError: prompts or weights are not there. CorruptDataError: prompts are not the published ones.
+        """
+        if preset not in PROMPTS_PER_STYLE:
+            raise ValueError(f"unknown preset {preset!r}; known: {', '.join(PROMPTS_PER_STYLE)}")
+        self.name = self.prompt_set = preset
+        self.scorer_name = scorer.name if scorer else f"hps-{hps_version}"
+        self._given = scorer
+        self._prompts = benchmark_prompts(folder) if preset == "hps-benchmark" else gcpo_prompts()
+        if scorer is None:
+            require([self.scorer_name])
+
+    @cached_property
+    def scorer(self) -> Scorer:
+        """Loaded when the first picture is scored: the weights are large."""
+        made: Scorer = self._given or SCORERS.load(self.scorer_name)()
+        return made
+
+    @property
+    def identity(self) -> Mapping[str, Any]:
+        return {"scorers": [dict(self.scorer.identity)]}
+
+    def prompts(self) -> Sequence[Prompt]:
+        return self._prompts
+
+    def problem(self, image_YXC: npt.NDArray[np.uint8]) -> str:
+        return aspect_problem(*image_YXC.shape[:2])
+
+    def score(self, images_BYXC: npt.NDArray[np.uint8], prompts_B: Sequence[Prompt]) -> list[Judged]:
+        """Value `hps`, the cosine; without it and with the reason where the model gave no number."""
+        scores = self.scorer.score(images_BYXC, [prompt.text for prompt in prompts_B])
+        return [
+            ({}, f"{self.scorer_name}: {score.reason}", ()) if isinstance(score, Unscored) else ({"hps": score}, "", ())
+            for score in scores
+        ]
+
+    def summarize(self, samples: Sequence[SampleScore]) -> dict[str, Metric]:
+        """`overall`, the mean over prompts, and `task/<style>`, times 100; pictures without a score are counted.
+
+        On a complete `hps-benchmark` also `group_std/<style>`, HPSv2's spread over groups. Empty where nothing was
+        scored.
+        """
+        scored = [sample for sample in samples if "hps" in sample.values]
+        if not scored:
+            return {}
+        metrics = {"overall": self._metric(scored, len(samples))}
+        for style in STYLES:
+            of_style = [sample for sample in scored if sample.tag == style]
+            if of_style:
+                metrics[f"task/{style}"] = self._metric(of_style, sum(sample.tag == style for sample in samples))
+        if self.name == "hps-benchmark" and is_complete(samples):
+            for style, summary in published_summary(samples).items():
+                metrics[f"group_std/{style}"] = Metric(
+                    value=summary.std, stderr=float("nan"), n=800, higher_is_better=False, unit=DISPLAY
+                )
+        return metrics
+
+    def _metric(self, scored: Sequence[SampleScore], images: int) -> Metric:
+        metric = stratified(scored, "hps", by_prompt=True, unscored=images - len(scored), unit=DISPLAY)
+        return displayed(metric, scale("hps-v2.1", DISPLAY))
+
+
+def hps_benchmark(world: str = "") -> HpsBenchmark:
+    """HPSv2's benchmark; `world` is not used."""
+    return HpsBenchmark("hps-benchmark")
+
+
+def hps_gcpo400(world: str = "") -> HpsBenchmark:
+    """The GCPO family's 400 prompts; `world` is not used."""
+    return HpsBenchmark("hps-gcpo400")
+
+
+# ---------------------------------------------------------------- as hpsv2 prints it
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StyleSummary:
+    """Times 100; the package prints the mean with 2 decimals, the deviation with 4."""
+
+    mean: float
+    """Of the group means."""
+    std: float
+    """Of the group means, population form."""
+
+
+def is_complete(samples: Sequence[SampleScore]) -> bool:
+    """Whether these are 800 scored pictures of each style, one a prompt."""
+    scored = [sample for sample in samples if "hps" in sample.values]
+    per_style = [sum(sample.tag == style for sample in scored) for style in STYLES]
+    whole = [PROMPTS_PER_STYLE["hps-benchmark"]] * len(STYLES)
+    return per_style == whole == [len({s.prompt_id for s in scored if s.tag == style}) for style in STYLES]
+
+
+def published_summary(samples: Sequence[SampleScore]) -> dict[str, StyleSummary]:
+    """HPSv2's figures of each style, from a complete evaluation.
+
+    Raises ValueError where pictures are missing: the package then shifts its groups and prints a figure all the same.
+    """
+    if not is_complete(samples):
+        raise ValueError("HPSv2's summary needs one scored picture for each of its 3,200 prompts")
+    summaries = {}
+    for style in STYLES:
+        of_style = sorted((sample for sample in samples if sample.tag == style), key=lambda sample: sample.prompt_id)
+        values = 100 * np.array([sample.values["hps"] for sample in of_style])
+        means = values.reshape(-1, GROUP).mean(axis=1)
+        summaries[style] = StyleSummary(mean=float(means.mean()), std=float(means.std()))
+    return summaries
