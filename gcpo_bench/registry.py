@@ -125,6 +125,10 @@ REWARDS = Registry(
         "pickscore": Entry("gcpo_bench.evaluators.scorers.rewards:pickscore", "PickScore v1, about 20 to 23"),
         "aesthetic": Entry("gcpo_bench.evaluators.scorers.rewards:aesthetic", "LAION aesthetic v2, about 5 to 6.5"),
         "image-reward": Entry("gcpo_bench.evaluators.scorers.rewards:image_reward", "ImageReward v1.0, standardised"),
+        "deqa": Entry("gcpo_bench.evaluators.scorers.rewards:deqa", "DeQA-Score, 1 to 5, in a program of its own"),
+        "unified-reward": Entry(
+            "gcpo_bench.evaluators.scorers.rewards:unified_reward", "UnifiedReward, 1 to 5, behind a chat server"
+        ),
     },
 )
 
@@ -140,6 +144,10 @@ SCORERS = Registry(
         "pickscore": Entry("gcpo_bench.evaluators.scorers.pickscore:pickscore", "PickScore v1"),
         "aesthetic": Entry("gcpo_bench.evaluators.scorers.aesthetic:aesthetic", "LAION aesthetic predictor v2"),
         "image-reward": Entry("gcpo_bench.evaluators.scorers.image_reward:image_reward", "ImageReward v1.0"),
+        "deqa": Entry("gcpo_bench.evaluators.scorers.deqa:deqa", "DeQA-Score, in a program of its own"),
+        "unified-reward": Entry(
+            "gcpo_bench.evaluators.scorers.unified_reward:unified_reward", "UnifiedReward, behind a chat server"
+        ),
     },
 )
 

@@ -63,7 +63,7 @@ class Brightness:
         return [mean or Unscored("the picture is black") for mean in means]
 
 
-def sample(prompt: Prompt, index: int = 0, **values: float) -> SampleScore:
+def sample(prompt: Prompt, index: int = 0, /, **values: float) -> SampleScore:
     return SampleScore(
         prompt_id=prompt.id,
         prompt=prompt.text,

@@ -42,7 +42,7 @@ from gcpo_bench.evaluators.scorers.image_reward import DEVIATION, MEAN, ImageRew
 from gcpo_bench.evaluators.scorers.images import Preprocessing
 from gcpo_bench.evaluators.scorers.pickscore import PickScore, load_pickscore
 from gcpo_bench.evaluators.scorers.rewards import ScorerReward
-from gcpo_bench.evaluators.scorers.scales import scale
+from gcpo_bench.evaluators.scorers.scales import SCALES, scale
 from gcpo_bench.evaluators.scorers.tokens import bert_tokenizer, clip_ids, clip_tokenizer
 from gcpo_bench.evaluators.scorers.types import MAX_ASPECT, Scorer, Unscored
 from gcpo_bench.registry import REWARDS, SCORERS
@@ -580,6 +580,8 @@ def test_display_scales() -> None:
     assert scale("pickscore", "/26")(22.1) == pytest.approx(0.85)
     assert scale("clip-score", "x100")(-0.1) == 0
     assert scale("image-reward", "raw")(-1.5) == -1.5
+    assert scale("deqa", "/5")(4) == pytest.approx(0.8)
+    assert set(SCALES) <= set(SCORERS)
     with pytest.raises(ConfigError, match="no display scale '/27'"):
         scale("pickscore", "/27")
 

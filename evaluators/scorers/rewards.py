@@ -62,3 +62,11 @@ def aesthetic() -> ScorerReward:
 
 def image_reward() -> ScorerReward:
     return _reward("image-reward")
+
+
+def deqa() -> ScorerReward:
+    return _reward("deqa")
+
+
+def unified_reward() -> ScorerReward:
+    return _reward("unified-reward")

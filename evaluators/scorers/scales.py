@@ -5,6 +5,7 @@
 | hps-v2.0, hps-v2.1 | cosine | `x100` in every HPS table |
 | clip-score | cosine | `x100` in torchmetrics, below 0 cut off |
 | pickscore | exp(logit_scale) * cosine | `/26` in Flow-GRPO and DiffusionNFT, `/100` in the GCPO reward |
+| deqa, unified-reward | 1 to 5 | `/5` in Flow-GRPO |
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ class Scale:
 
 RAW = Scale()
 _HPS = {"raw": RAW, "x100": Scale(factor=100)}
+_FIFTHS = {"raw": RAW, "/5": Scale(factor=1 / 5)}
 _CLIP = {"raw": RAW, "x100": Scale(factor=100, floor=0)}
 
 SCALES: Mapping[str, Mapping[str, Scale]] = {
@@ -38,6 +40,8 @@ SCALES: Mapping[str, Mapping[str, Scale]] = {
     "clip-score": _CLIP,
     "clip-score-b32": _CLIP,
     "pickscore": {"raw": RAW, "/26": Scale(factor=1 / 26), "/100": Scale(factor=1 / 100)},
+    "deqa": _FIFTHS,
+    "unified-reward": _FIFTHS,
 }
 """Scorers that are printed in one way only are left out."""
 
