@@ -141,6 +141,10 @@ BENCHMARKS = Registry(
             "gcpo_bench.evaluators.scenes:ScenesBenchmark",
             "GenEval's six tasks, held-out prompts of the embedded world",
         ),
+        "geneval": Entry(
+            "gcpo_bench.evaluators.geneval_benchmark:GenEvalBenchmark",
+            "GenEval: 553 prompts, 4 images each, judged by what a detector finds",
+        ),
     },
 )
 
