@@ -187,6 +187,11 @@ def checksum(path: Path) -> str:
     return f"xxh3:{digest.hexdigest()}"
 
 
+def checksum_of(data: bytes) -> str:
+    """`checksum` of a file with this content."""
+    return f"xxh3:{xxhash.xxh3_128_hexdigest(data)}"
+
+
 class _PlainLoader(yaml.SafeLoader):
     """YAML without aliases (they can swell a small file to gigabytes) and without doubled keys."""
 

@@ -175,6 +175,10 @@ BENCHMARKS = Registry(
         "drawbench": Entry(
             "gcpo_bench.evaluators.drawbench:DrawBench", "DrawBench's 200 prompts, a panel of learned scorers"
         ),
+        "geneval": Entry(
+            "gcpo_bench.evaluators.geneval_benchmark:GenEvalBenchmark",
+            "GenEval: 553 prompts, 4 images each, judged by what a detector finds",
+        ),
     },
 )
 

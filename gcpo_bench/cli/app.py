@@ -52,7 +52,7 @@ def main(
 for module, example in (
     (train, "gcpo-bench train --method grpo --seed 1 --name my-grpo"),
     (ablate, "gcpo-bench ablate --ratio 0.1 --seeds 0..2"),
-    (evaluate, "gcpo-bench evaluate my-grpo my-gcpo"),
+    (evaluate, "gcpo-bench evaluate my-grpo my-gcpo; gcpo-bench evaluate --images outputs --bench geneval"),
     (report, "gcpo-bench report my-grpo my-gcpo --out report"),
     (gate, "gcpo-bench gate --baseline baselines/main.json --margin scenes=1.5pt"),
     (sample, 'gcpo-bench sample my-gcpo "a photo of a red circle" --out circle.png'),
