@@ -11,23 +11,17 @@ Misspelt prompts are meant so and are not mended.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import cached_property
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-
 from gcpo_bench.datasets import Prompt
-from gcpo_bench.errors import ConfigError, CorruptDataError
+from gcpo_bench.errors import ConfigError, CorruptDataError, did_you_mean
 from gcpo_bench.prompt_sets import load
-from gcpo_bench.registry import SCORERS
 
 from .metrics import stratified
-from .scorers.published import require
+from .panel import OUTSIDE, LastingPanelBenchmark, Panel, PanelBenchmark
 from .scorers.scales import RAW, displayed
 from .scorers.scales import scale as display_scale
-from .scorers.types import Score, Scorer, Unscored, aspect_problem
-from .types import Judged, Metric, SampleScore
+from .types import Metric, SampleScore
 
 CATEGORIES = {
     "Colors": 25,
@@ -58,58 +52,30 @@ def drawbench_prompts() -> tuple[Prompt, ...]:
     return prompts
 
 
-class DrawBench:
+class DrawBench(PanelBenchmark):
+    """With any panel. Where the whole panel is lasting, `LastingDrawBench` also keeps what was seen."""
+
     name = prompt_set = "drawbench"
     version = "1"
 
-    def __init__(
-        self,
-        world: str = "",
-        *,
-        scorers: Sequence[str | Scorer] = PANEL,
-        prompts: Sequence[Prompt] | None = None,
-        scales: Mapping[str, str] | None = None,
-    ) -> None:
+    def __init__(self, panel: Panel, prompts: Sequence[Prompt], scales: Mapping[str, str] | None = None) -> None:
         """
         Args:
-            world: not used.
-            scorers: registered names, or scorers; the first is the headline.
-            prompts: instead of the published ones.
+            panel: its first scorer is the headline.
             scales: scorer -> the display scale of its metrics; raw where it is not named. See `scorers/scales.py`.
         Raises:
-            ConfigError: no scorer, one twice, or an unknown scale. PrerequisiteError: prompts or weights are not there.
-            CorruptDataError: the prompts are not the published ones.
+            ConfigError: an unknown scorer or scale.
         """
-        self._given = {scorer if isinstance(scorer, str) else scorer.name: scorer for scorer in scorers}
-        if not self._given or len(self._given) < len(scorers):
-            raise ConfigError("DrawBench needs at least one scorer, each once", hint=f"known: {', '.join(SCORERS)}")
-        self.headline = next(iter(self._given))
-        self._scales = {name: (label, display_scale(name, label)) for name, label in (scales or {}).items()}
-        self._prompts = drawbench_prompts() if prompts is None else tuple(prompts)
-        require([scorer for scorer in scorers if isinstance(scorer, str)])
-
-    @cached_property
-    def scorers(self) -> Mapping[str, Scorer]:
-        """Loaded when the first picture is scored: their weights are large."""
-        return {
-            name: SCORERS.load(scorer)() if isinstance(scorer, str) else scorer for name, scorer in self._given.items()
-        }
-
-    @property
-    def identity(self) -> Mapping[str, Any]:
-        return {"scorers": [dict(scorer.identity) for scorer in self.scorers.values()]}
+        super().__init__(panel)
+        self.headline = panel.names[0]
+        for scorer in scales or {}:
+            if scorer not in panel.names:
+                raise ConfigError(f"scorer {scorer!r} is not on the panel", hint=did_you_mean(scorer, panel.names))
+        self._scales = {scorer: (label, display_scale(scorer, label)) for scorer, label in (scales or {}).items()}
+        self._prompts = tuple(prompts)
 
     def prompts(self) -> Sequence[Prompt]:
         return self._prompts
-
-    def problem(self, image_YXC: npt.NDArray[np.uint8]) -> str:
-        return aspect_problem(*image_YXC.shape[:2])
-
-    def score(self, images_BYXC: npt.NDArray[np.uint8], prompts_B: Sequence[Prompt]) -> list[Judged]:
-        """One raw value a scorer; the reason names the scorers that gave none."""
-        texts = [prompt.text for prompt in prompts_B]
-        given = {name: scorer.score(images_BYXC, texts) for name, scorer in self.scorers.items()}
-        return [_judged({name: scores[row] for name, scores in given.items()}) for row in range(len(texts))]
 
     def summarize(self, samples: Sequence[SampleScore]) -> dict[str, Metric]:
         """`overall` and `task/<category>` of the headline, `<scorer>` and `<scorer>/<category>` of every scorer.
@@ -118,13 +84,13 @@ class DrawBench:
         scorer that scored nothing is left out; empty where none did, or the headline did not.
         """
         metrics: dict[str, Metric] = {}
-        for name in self._given:
-            found = self._of_scorer(samples, name)
-            if name == self.headline:
+        for scorer in self.panel.names:
+            found = self._of_scorer(samples, scorer)
+            if scorer == self.headline:
                 if not found:
                     return {}
-                metrics |= {f"task/{key}" if key else "overall": metric for key, metric in found.items()}
-            metrics |= {f"{name}/{key}" if key else name: metric for key, metric in found.items()}
+                metrics |= {f"task/{tag}" if tag else "overall": metric for tag, metric in found.items()}
+            metrics |= {f"{scorer}/{tag}" if tag else scorer: metric for tag, metric in found.items()}
         return metrics
 
     def _of_scorer(self, samples: Sequence[SampleScore], name: str) -> dict[str, Metric]:
@@ -142,7 +108,25 @@ class DrawBench:
         return metrics
 
 
-def _judged(scores: Mapping[str, Score]) -> Judged:
-    values = {name: score for name, score in scores.items() if not isinstance(score, Unscored)}
-    reasons = [f"{name}: {score.reason}" for name, score in scores.items() if isinstance(score, Unscored)]
-    return values, "\n".join(reasons), ()
+class LastingDrawBench(LastingPanelBenchmark, DrawBench):
+    def settings(self) -> dict[str, Any]:
+        return {"scales": {scorer: label for scorer, (label, _) in self._scales.items()}}
+
+
+def drawbench(world: str = "", *, options: Mapping[str, Any] | None = None, device: str | None = None) -> DrawBench:
+    """With the weights and prompts on this machine.
+
+    Args:
+        world: not used.
+        options: `scorers`, names with + between, default `PANEL`; and `scale.<scorer>`, a display scale.
+    Raises:
+        ConfigError: an unknown option, scorer or scale. PrerequisiteError: prompts or weights are not there.
+        CorruptDataError: prompts are not the published ones.
+    """
+    given = dict(options or {})
+    names = [name.strip() for name in str(given.pop("scorers", "+".join(PANEL))).split("+")]
+    scales = {str(key).removeprefix("scale."): str(given.pop(key)) for key in list(given) if key.startswith("scale.")}
+    if given:
+        raise ConfigError(f"DrawBench has no option {next(iter(given))!r}", hint="known: scorers, scale.<scorer>")
+    panel = Panel(names, options={name: {"device": device} for name in names if name not in OUTSIDE})
+    return (LastingDrawBench if panel.is_lasting else DrawBench)(panel, drawbench_prompts(), scales)

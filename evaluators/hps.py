@@ -14,24 +14,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from gcpo_bench.datasets import Prompt
-from gcpo_bench.errors import CorruptDataError, PrerequisiteError
+from gcpo_bench.errors import ConfigError, CorruptDataError, PrerequisiteError, did_you_mean
 from gcpo_bench.files import read_json, storage
 from gcpo_bench.prompt_sets import load
-from gcpo_bench.registry import SCORERS
 
 from .metrics import stratified
-from .scorers.published import require
+from .panel import LastingPanelBenchmark, Panel
 from .scorers.scales import displayed, scale
-from .scorers.types import Scorer, Unscored, aspect_problem
-from .types import Judged, Metric, SampleScore
+from .types import Metric, SampleScore
 
 STYLES = ("anime", "concept-art", "paintings", "photo")
 PROMPTS_PER_STYLE = {"hps-benchmark": 800, "hps-gcpo400": 100}
@@ -87,54 +83,20 @@ def official_file(prompt: Prompt) -> str:
     return f"{style}/{row}.jpg"
 
 
-class HpsBenchmark:
+class HpsBenchmark(LastingPanelBenchmark):
+    """One of the two presets."""
+
     version = "1"
-    headline = "hps"
-    """The value that a picture is compared by."""
 
-    def __init__(
-        self, preset: str, *, hps_version: str = "v2.1", scorer: Scorer | None = None, folder: Path | None = None
-    ) -> None:
-        """
-        Args:
-            preset: `hps-benchmark` or `hps-gcpo400`.
-            scorer: instead of the published weights of `hps_version`.
-            folder: of the four prompt files of `hps-benchmark`; default `benchmark_folder()`.
-        Raises:
-            PrerequisiteError: prompts or weights are not there. CorruptDataError: prompts are not the published ones.
-        """
-        if preset not in PROMPTS_PER_STYLE:
-            raise ValueError(f"unknown preset {preset!r}; known: {', '.join(PROMPTS_PER_STYLE)}")
+    def __init__(self, preset: str, panel: Panel, prompts: Sequence[Prompt]) -> None:
+        """`panel` has one scorer, whose values are cosines."""
+        super().__init__(panel)
         self.name = self.prompt_set = preset
-        self.scorer_name = scorer.name if scorer else f"hps-{hps_version}"
-        self._given = scorer
-        self._prompts = benchmark_prompts(folder) if preset == "hps-benchmark" else gcpo_prompts()
-        if scorer is None:
-            require([self.scorer_name])
-
-    @cached_property
-    def scorer(self) -> Scorer:
-        """Loaded when the first picture is scored: the weights are large."""
-        made: Scorer = self._given or SCORERS.load(self.scorer_name)()
-        return made
-
-    @property
-    def identity(self) -> Mapping[str, Any]:
-        return {"scorers": [dict(self.scorer.identity)]}
+        (self.headline,) = panel.names
+        self._prompts = tuple(prompts)
 
     def prompts(self) -> Sequence[Prompt]:
         return self._prompts
-
-    def problem(self, image_YXC: npt.NDArray[np.uint8]) -> str:
-        return aspect_problem(*image_YXC.shape[:2])
-
-    def score(self, images_BYXC: npt.NDArray[np.uint8], prompts_B: Sequence[Prompt]) -> list[Judged]:
-        """Value `hps`, the cosine; without it and with the reason where the model gave no number."""
-        scores = self.scorer.score(images_BYXC, [prompt.text for prompt in prompts_B])
-        return [
-            ({}, f"{self.scorer_name}: {score.reason}", ()) if isinstance(score, Unscored) else ({"hps": score}, "", ())
-            for score in scores
-        ]
 
     def summarize(self, samples: Sequence[SampleScore]) -> dict[str, Metric]:
         """`overall`, the mean over prompts, and `task/<style>`, times 100; pictures without a score are counted.
@@ -142,7 +104,7 @@ class HpsBenchmark:
         On a complete `hps-benchmark` also `group_std/<style>`, HPSv2's spread over groups. Empty where nothing was
         scored.
         """
-        scored = [sample for sample in samples if "hps" in sample.values]
+        scored = [sample for sample in samples if self.headline in sample.values]
         if not scored:
             return {}
         metrics = {"overall": self._metric(scored, len(samples))}
@@ -150,26 +112,64 @@ class HpsBenchmark:
             of_style = [sample for sample in scored if sample.tag == style]
             if of_style:
                 metrics[f"task/{style}"] = self._metric(of_style, sum(sample.tag == style for sample in samples))
-        if self.name == "hps-benchmark" and is_complete(samples):
-            for style, summary in published_summary(samples).items():
+        if self.name == "hps-benchmark" and is_complete(samples, self.headline):
+            for style, summary in published_summary(samples, self.headline).items():
                 metrics[f"group_std/{style}"] = Metric(
-                    value=summary.std, stderr=float("nan"), n=800, higher_is_better=False, unit=DISPLAY
+                    value=summary.std,
+                    stderr=float("nan"),
+                    n=PROMPTS_PER_STYLE[self.name],
+                    higher_is_better=False,
+                    unit=DISPLAY,
                 )
         return metrics
 
     def _metric(self, scored: Sequence[SampleScore], images: int) -> Metric:
-        metric = stratified(scored, "hps", by_prompt=True, unscored=images - len(scored), unit=DISPLAY)
+        metric = stratified(scored, self.headline, by_prompt=True, unscored=images - len(scored), unit=DISPLAY)
         return displayed(metric, scale("hps-v2.1", DISPLAY))
 
 
-def hps_benchmark(world: str = "") -> HpsBenchmark:
-    """HPSv2's benchmark; `world` is not used."""
-    return HpsBenchmark("hps-benchmark")
+def hps_benchmark(
+    world: str = "", *, options: Mapping[str, Any] | None = None, device: str | None = None
+) -> HpsBenchmark:
+    """HPSv2's benchmark, with the weights and prompts on this machine.
+
+    Args:
+        world: not used.
+        options: `version` (v2.1 or v2.0), `antialias`, `fit` (pad or crop), `precision` (float32 or autocast), as text.
+    Raises:
+        ConfigError: an unknown option. PrerequisiteError: prompts or weights are not there.
+        CorruptDataError: prompts are not the published ones.
+    """
+    panel = _panel(options or {}, device)
+    return HpsBenchmark("hps-benchmark", panel, benchmark_prompts())
 
 
-def hps_gcpo400(world: str = "") -> HpsBenchmark:
-    """The GCPO family's 400 prompts; `world` is not used."""
-    return HpsBenchmark("hps-gcpo400")
+def hps_gcpo400(
+    world: str = "", *, options: Mapping[str, Any] | None = None, device: str | None = None
+) -> HpsBenchmark:
+    """The GCPO family's 400 prompts; as `hps_benchmark`."""
+    panel = _panel(options or {}, device)
+    return HpsBenchmark("hps-gcpo400", panel, gcpo_prompts())
+
+
+CHOICES: Mapping[str, Mapping[str, Any]] = {
+    "version": {"v2.1": "hps-v2.1", "v2.0": "hps-v2.0"},
+    "antialias": {"true": True, "false": False},
+    "fit": {"pad": "pad", "crop": "crop"},
+    "precision": {"float32": "float32", "autocast": "autocast"},
+}
+"""Option -> what may be given; the first is the default."""
+
+
+def _panel(options: Mapping[str, Any], device: str | None) -> Panel:
+    for key, value in options.items():
+        if key not in CHOICES:
+            raise ConfigError(f"HPS has no option {key!r}", hint=did_you_mean(key, CHOICES))
+        if str(value).lower() not in CHOICES[key]:
+            raise ConfigError(f"HPS option {key} cannot be {value!r}", hint=f"known: {', '.join(CHOICES[key])}")
+    chosen = {key: choices[str(options.get(key, next(iter(choices)))).lower()] for key, choices in CHOICES.items()}
+    name = chosen.pop("version")
+    return Panel([name], options={name: {**chosen, "device": device}})
 
 
 # ---------------------------------------------------------------- as hpsv2 prints it
@@ -185,25 +185,25 @@ class StyleSummary:
     """Of the group means, population form."""
 
 
-def is_complete(samples: Sequence[SampleScore]) -> bool:
+def is_complete(samples: Sequence[SampleScore], scorer: str) -> bool:
     """Whether these are 800 scored pictures of each style, one a prompt."""
-    scored = [sample for sample in samples if "hps" in sample.values]
+    scored = [sample for sample in samples if scorer in sample.values]
     per_style = [sum(sample.tag == style for sample in scored) for style in STYLES]
     whole = [PROMPTS_PER_STYLE["hps-benchmark"]] * len(STYLES)
     return per_style == whole == [len({s.prompt_id for s in scored if s.tag == style}) for style in STYLES]
 
 
-def published_summary(samples: Sequence[SampleScore]) -> dict[str, StyleSummary]:
+def published_summary(samples: Sequence[SampleScore], scorer: str = "hps-v2.1") -> dict[str, StyleSummary]:
     """HPSv2's figures of each style, from a complete evaluation.
 
     Raises ValueError where pictures are missing: the package then shifts its groups and prints a figure all the same.
     """
-    if not is_complete(samples):
+    if not is_complete(samples, scorer):
         raise ValueError("HPSv2's summary needs one scored picture for each of its 3,200 prompts")
     summaries = {}
     for style in STYLES:
         of_style = sorted((sample for sample in samples if sample.tag == style), key=lambda sample: sample.prompt_id)
-        values = 100 * np.array([sample.values["hps"] for sample in of_style])
+        values = 100 * np.array([sample.values[scorer] for sample in of_style])
         means = values.reshape(-1, GROUP).mean(axis=1)
         summaries[style] = StyleSummary(mean=float(means.mean()), std=float(means.std()))
     return summaries

@@ -173,7 +173,7 @@ BENCHMARKS = Registry(
         "hps-benchmark": Entry("gcpo_bench.evaluators.hps:hps_benchmark", "HPS v2.1 on HPSv2's 4 x 800 prompts"),
         "hps-gcpo400": Entry("gcpo_bench.evaluators.hps:hps_gcpo400", "HPS v2.1 on the GCPO family's 400 prompts"),
         "drawbench": Entry(
-            "gcpo_bench.evaluators.drawbench:DrawBench", "DrawBench's 200 prompts, a panel of learned scorers"
+            "gcpo_bench.evaluators.drawbench:drawbench", "DrawBench's 200 prompts, a panel of learned scorers"
         ),
         "geneval": Entry(
             "gcpo_bench.evaluators.geneval_benchmark:GenEvalBenchmark",

@@ -24,22 +24,24 @@ from PIL import Image
 from gcpo_bench import prompt_sets
 from gcpo_bench.datasets import Prompt
 from gcpo_bench.errors import ConfigError, CorruptDataError, PrerequisiteError
-from gcpo_bench.evaluators.drawbench import CATEGORIES, PANEL, DrawBench, drawbench_prompts
-from gcpo_bench.evaluators.generate import requests
+from gcpo_bench.evaluators.drawbench import CATEGORIES, PANEL, DrawBench, LastingDrawBench, drawbench_prompts
 from gcpo_bench.evaluators.hps import (
     STYLES,
     HpsBenchmark,
+    benchmark_folder,
     benchmark_prompts,
     gcpo_prompts,
     official_file,
     published_summary,
 )
-from gcpo_bench.evaluators.runner import score
+from gcpo_bench.evaluators.panel import Panel, PanelBenchmark
+from gcpo_bench.evaluators.runner import ShardDone, evaluate_folder, rescore
 from gcpo_bench.evaluators.scorers.hps import load_hps
 from gcpo_bench.evaluators.scorers.images import HPS
 from gcpo_bench.evaluators.scorers.types import Images, Score, Scorer, Unscored, check_images
+from gcpo_bench.evaluators.stored import load_all_samples
 from gcpo_bench.evaluators.types import SampleScore
-from gcpo_bench.registry import BENCHMARKS
+from gcpo_bench.registry import BENCHMARKS, Entry
 
 from .scorer_factory import GELU, clip_tokenizer_folder, open_clip_state, pictures, save, small
 
@@ -112,17 +114,30 @@ def test_missing_hps_prompts_and_weights_are_told_before_anything_is_drawn(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("GCPO_BENCH_HOME", str(tmp_path))
+    with pytest.raises(PrerequisiteError, match=r"hps-v2\.1: .*HPS_v2\.1_compressed\.pt is missing"):
+        BENCHMARKS.load("hps-benchmark")(world="scenes-12")
+    clip_tokenizer_folder(tmp_path / "weights" / "clip-vit-large-patch14")
+    for name in ("HPS_v2.1_compressed.pt", "HPS_v2_compressed.pt"):
+        (tmp_path / "weights" / name).write_bytes(b"not opened before the first picture")
     with pytest.raises(PrerequisiteError, match=r"anime\.json are missing"):
         BENCHMARKS.load("hps-benchmark")(world="scenes-12")
     with pytest.raises(PrerequisiteError, match="hps-gcpo400 are not on this machine"):
         BENCHMARKS.load("hps-gcpo400")(world="scenes-12")
-    folder = tmp_path / "data" / "hps" / "benchmark"
-    folder.mkdir(parents=True)
-    hps_folder(folder)
-    with pytest.raises(PrerequisiteError, match=r"hps-v2\.1: .*HPS_v2\.1_compressed\.pt is missing"):
-        BENCHMARKS.load("hps-benchmark")(world="scenes-12")
-    with pytest.raises(ValueError, match="unknown preset"):
-        HpsBenchmark("hps")
+    benchmark_folder().mkdir(parents=True)
+    hps_folder(benchmark_folder())
+    benchmark = BENCHMARKS.load("hps-benchmark")(options={"version": "v2.0", "antialias": "False", "fit": "crop"})
+    assert (benchmark.name, benchmark.headline, len(benchmark.prompts())) == ("hps-benchmark", "hps-v2.0", 3200)
+    with pytest.raises(CorruptDataError, match="damaged"):
+        benchmark.look()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [({"antialiased": "no"}, "HPS has no option 'antialiased'"), ({"fit": "stretch"}, "fit cannot be 'stretch'")],
+)
+def test_unknown_hps_options_are_refused(options: Mapping[str, str], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        BENCHMARKS.load("hps-benchmark")(options=options)
 
 
 def written_out(values: Sequence[float]) -> tuple[float, float]:
@@ -141,13 +156,13 @@ def test_the_published_summary_is_that_of_groups_of_80(seed: int, spread: float)
     samples = [sample(prompt, hps=float(rng.normal(0.28, spread))) for prompt in prompts]
     expected = {style: written_out([each.values["hps"] for each in samples if each.tag == style]) for style in STYLES}
     shuffled = [samples[row] for row in rng.permutation(len(samples))]  # the order of files does not matter
-    for style, summary in published_summary(shuffled).items():
+    for style, summary in published_summary(shuffled, "hps").items():
         assert summary.mean == pytest.approx(expected[style][0], abs=1e-10)
         assert summary.std == pytest.approx(expected[style][1], abs=1e-10)
 
 
 def test_hps_metrics_are_means_times_100_with_the_spread_of_groups(tmp_path: Path) -> None:
-    benchmark = HpsBenchmark("hps-benchmark", scorer=Brightness(), folder=hps_folder(tmp_path))
+    benchmark = HpsBenchmark("hps-benchmark", Panel([Brightness(name="hps")]), benchmark_prompts(hps_folder(tmp_path)))
     level = dict(zip(STYLES, (0.30, 0.31, 0.29, 0.26), strict=True))
     samples = [sample(prompt, hps=level[prompt.tag]) for prompt in benchmark.prompts()]
     metrics = benchmark.summarize(samples)
@@ -160,7 +175,7 @@ def test_hps_metrics_are_means_times_100_with_the_spread_of_groups(tmp_path: Pat
 
 
 def test_missing_hps_pictures_are_counted_and_the_published_summary_is_withheld(tmp_path: Path) -> None:
-    benchmark = HpsBenchmark("hps-benchmark", scorer=Brightness(), folder=hps_folder(tmp_path))
+    benchmark = HpsBenchmark("hps-benchmark", Panel([Brightness(name="hps")]), benchmark_prompts(hps_folder(tmp_path)))
     samples = [sample(prompt, hps=0.3) for prompt in benchmark.prompts()[:-1]]
     samples.append(sample(benchmark.prompts()[-1]))
     metrics = benchmark.summarize(samples)
@@ -169,7 +184,7 @@ def test_missing_hps_pictures_are_counted_and_the_published_summary_is_withheld(
     assert (metrics["task/photo"].unscored, metrics["task/anime"].unscored) == (1, 0)
     assert not [name for name in metrics if name.startswith("group_std")]
     with pytest.raises(ValueError, match="needs one scored picture"):
-        published_summary(samples)
+        published_summary(samples, "hps")
     assert benchmark.summarize([sample(benchmark.prompts()[0])]) == {}
 
 
@@ -216,10 +231,26 @@ def test_everything_a_panel_lacks_is_told_at_once(tmp_path: Path, monkeypatch: p
     with pytest.raises(PrerequisiteError) as caught:
         BENCHMARKS.load("drawbench")(world="scenes-12")
     assert all(f"{name}: " in str(caught.value) for name in PANEL)
-    with pytest.raises(ConfigError, match="each once"):
-        DrawBench(scorers=["hps-v2.1", "hps-v2.1"])
+    make = BENCHMARKS.load("drawbench")
+    with pytest.raises(PrerequisiteError, match="pickscore: "):
+        make(options={"scorers": "pickscore + deqa"}, device="cpu")
+    for options, message in (
+        ({"scorers": "hps-v2.1+hps-v2.1"}, "each once"),
+        ({"scorers": "hps"}, "unknown scorer 'hps'"),
+        ({"scale": "/26"}, "no option 'scale'"),
+        ({"scorers": "deqa", "scale.pickscore": "/26"}, "'pickscore' is not on the panel"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            make(options=options)
     with pytest.raises(ConfigError, match="at least one"):
-        DrawBench(scorers=[])
+        Panel([])
+
+
+def test_what_an_outside_scorer_could_not_say_is_asked_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So only panels that always say the same keep what they saw."""
+    with_drawbench(drawbench_csv(CATEGORIES), tmp_path, monkeypatch)
+    assert not hasattr(BENCHMARKS.load("drawbench")(options={"scorers": "deqa"}), "observe")
+    assert hasattr(lasting(), "observe")
 
 
 PROMPTS = tuple(
@@ -228,9 +259,12 @@ PROMPTS = tuple(
 )
 
 
-def bench(**changes: Any) -> DrawBench:
-    scorers: list[Scorer] = [Brightness(), Brightness(name="pickscore", factor=0.1)]
-    return DrawBench(**{"scorers": scorers, "prompts": PROMPTS} | changes)
+def bench(*scorers: Scorer, scales: Mapping[str, str] | None = None) -> DrawBench:
+    return DrawBench(Panel(scorers or (Brightness(), Brightness(name="pickscore", factor=0.1))), PROMPTS, scales)
+
+
+def lasting(*scorers: Scorer) -> LastingDrawBench:
+    return LastingDrawBench(Panel(scorers or (Brightness(),)), PROMPTS)
 
 
 def grey(*levels: int) -> npt.NDArray[np.uint8]:
@@ -240,23 +274,23 @@ def grey(*levels: int) -> npt.NDArray[np.uint8]:
 def test_every_scorer_s_value_is_kept_and_a_failure_of_one_is_said() -> None:
     @dataclass(frozen=True)
     class Broken(Brightness):
-        name: str = "broken"
+        name: str = "deqa"
 
         def score(self, images: Images, prompts: Sequence[str]) -> list[Score]:
             return [Unscored("no answer within 5 s")] * len(images)
 
-    benchmark = bench(scorers=[Brightness(), Broken()])
+    benchmark = bench(Brightness(), Broken())
     judged = benchmark.score(grey(10, 0), PROMPTS[:2])
     assert [dict(values) for values, _, _ in judged] == [{"brightness": 10}, {}]
     assert [reason for _, reason, _ in judged] == [
-        "broken: no answer within 5 s",
-        "brightness: the picture is black\nbroken: no answer within 5 s",
+        "deqa: no answer within 5 s",
+        "brightness: the picture is black\ndeqa: no answer within 5 s",
     ]
     samples = [sample(prompt, **values) for prompt, (values, _, _) in zip(PROMPTS, judged, strict=False)]
     metrics = benchmark.summarize(samples)
-    assert "broken" not in metrics
+    assert "deqa" not in metrics
     assert (metrics["brightness"].value, metrics["brightness"].n, metrics["brightness"].unscored) == (10, 1, 1)
-    assert bench(scorers=[Broken(), Brightness()]).summarize(samples) == {}  # no headline, no overall
+    assert bench(Broken(), Brightness()).summarize(samples) == {}  # no headline, no overall
 
 
 def test_means_are_over_prompts_and_categories_are_strata() -> None:
@@ -297,26 +331,88 @@ def hps_scorer(tmp_path_factory: pytest.TempPathFactory) -> Scorer:
     return load_hps(weights, words, architecture=GELU, preprocessing=small(GELU, HPS))
 
 
-def test_pictures_in_files_are_scored_alike_in_any_batch(hps_scorer: Scorer, tmp_path: Path) -> None:
-    benchmark = bench(scorers=[hps_scorer, Brightness()])
-    wanted = requests(PROMPTS, 2)
-    for request, image in zip(wanted, pictures(len(wanted), sides=(24, 40)), strict=True):
-        Image.fromarray(image).save(tmp_path / request.file)
-    (tmp_path / wanted[3].file).write_bytes(b"no picture")
-    Image.new("RGB", (400, 3)).save(tmp_path / wanted[5].file)
-    (tmp_path / wanted[7].file).unlink()
-    whole = score(benchmark, tmp_path, wanted, root=tmp_path)
-    assert score(benchmark, tmp_path, wanted, root=tmp_path, batch_rows=1) == whole
-    assert score(benchmark, tmp_path, wanted, root=tmp_path, batch_rows=3) == whole
-    reasons = {row: each.unscored for row, each in enumerate(whole) if each.unscored}
-    assert set(reasons) == {3, 5, 7}
-    assert "cannot be read" in reasons[3]
-    assert "too long for its width" in reasons[5]
-    assert "missing" in reasons[7]
-    metrics = benchmark.summarize(whole)
+def with_pictures(folder: Path) -> Path:
+    """Two a prompt, in files; three of them damaged."""
+    folder.mkdir()
+    names = [f"{prompt.id}-{index}.png" for prompt in PROMPTS for index in range(2)]
+    for name, image in zip(names, pictures(len(names), sides=(24, 40)), strict=True):
+        Image.fromarray(image).save(folder / name)
+    (folder / names[3]).write_bytes(b"no picture")
+    Image.new("RGB", (400, 3)).save(folder / names[5])
+    (folder / names[7]).unlink()
+    return folder
+
+
+def evaluated(benchmark: PanelBenchmark, folder: Path, out: Path, monkeypatch: pytest.MonkeyPatch, **more: Any) -> Any:
+    """Its samples by file, and its metrics."""
+    monkeypatch.setitem(
+        BENCHMARKS.entries, "drawbench", Entry("tests.test_hps_drawbench:given_benchmark", "for this test")
+    )
+    monkeypatch.setattr("tests.test_hps_drawbench.GIVEN", benchmark)
+    evaluation = evaluate_folder(folder, out, "drawbench", images_per_prompt=2, allow_partial=True, **more)
+    return {each.image: each for each in load_all_samples(out)}, evaluation.metrics
+
+
+GIVEN: Any = None
+
+
+def given_benchmark(world: str = "") -> Any:
+    return GIVEN
+
+
+def test_pictures_in_files_are_scored_alike_however_the_work_is_cut(
+    hps_scorer: Scorer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = with_pictures(tmp_path / "pictures")
+    at_once = bench(hps_scorer, Brightness())
+    samples, metrics = evaluated(at_once, folder, tmp_path / "whole", monkeypatch)
+    assert evaluated(at_once, folder, tmp_path / "rows-1", monkeypatch, batch_rows=1) == (samples, metrics)
+    assert evaluated(at_once, folder, tmp_path / "rows-3", monkeypatch, batch_rows=3) == (samples, metrics)
+    kept, kept_metrics = evaluated(lasting(hps_scorer, Brightness()), folder, tmp_path / "kept", monkeypatch)
+    assert {name: each.values for name, each in kept.items()} == {name: each.values for name, each in samples.items()}
+    assert kept_metrics == metrics
+    for share in (1, 2, 3):
+        benchmark = lasting(hps_scorer, Brightness())
+        if share < 3:
+            with pytest.raises(ShardDone):
+                evaluated(benchmark, folder, tmp_path / "shards", monkeypatch, shard=(share, 3))
+        else:
+            parts = evaluated(benchmark, folder, tmp_path / "shards", monkeypatch, shard=(share, 3))
+            assert parts == (kept, kept_metrics)
+    reasons = {name: each.unscored for name, each in samples.items() if each.unscored}
+    assert sorted(reasons) == ["00001-1.png", "00002-1.png", "00003-1.png"]
+    assert "too long for its width" in reasons["00002-1.png"]
     assert metrics["overall"].unscored == metrics["brightness"].unscored == 3
-    assert metrics["overall"].value == metrics["hps-v2.1"].value
-    assert json.loads(json.dumps(benchmark.identity)) == benchmark.identity
+    assert metrics["overall"] == metrics["hps-v2.1"]
+
+
+def test_kept_values_are_summed_up_again_without_a_model(
+    hps_scorer: Scorer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = with_pictures(tmp_path / "pictures")
+    before = evaluated(lasting(hps_scorer), folder, tmp_path / "out", monkeypatch)
+
+    @dataclass(frozen=True)
+    class Gone(Brightness):
+        name: str = "hps-v2.1"
+
+        def score(self, images: Images, prompts: Sequence[str]) -> list[Score]:
+            raise AssertionError("a model is asked")
+
+    monkeypatch.setattr("tests.test_hps_drawbench.GIVEN", lasting(Gone()))
+    rescored = rescore(tmp_path / "out", "drawbench")
+    assert rescored.metrics == before[1]
+    assert rescored.identity["look"]["scorers"]["hps-v2.1"]["weights"].startswith("xxh3:")
+
+
+def test_a_scorer_that_sees_no_difference_is_not_believed() -> None:
+    @dataclass(frozen=True)
+    class Blind(Brightness):
+        def score(self, images: Images, prompts: Sequence[str]) -> list[Score]:
+            return [0.5] * len(images)
+
+    with pytest.raises(CorruptDataError, match=r"'brightness' self-test failed: it gives \[0\.5, 0\.5\]"):
+        bench(Blind()).score(grey(10), PROMPTS[:1])
 
 
 # ---------------------------------------------------------------- published prompts, where there are copies

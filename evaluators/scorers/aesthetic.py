@@ -19,7 +19,7 @@ from gcpo_bench.files import checksum
 from .checkpoints import fill, read_state
 from .clip import Clip, load
 from .clip_weights import Architecture
-from .compute import CPU, Compute, best
+from .compute import CPU, Compute, Precision, on
 from .heads import Head
 from .images import CLIP_TRANSFORMERS, Preprocessing
 from .published import AESTHETIC_HEAD, CLIP_L14, find
@@ -68,6 +68,6 @@ def load_aesthetic(
     )
 
 
-def aesthetic() -> Aesthetic:
-    """From the weights folder, on the best device."""
-    return load_aesthetic(find(CLIP_L14), find(AESTHETIC_HEAD), compute=best())
+def aesthetic(*, device: str | None = None, precision: Precision = "float32") -> Aesthetic:
+    """From the weights folder, on the GPU where there is one."""
+    return load_aesthetic(find(CLIP_L14), find(AESTHETIC_HEAD), compute=on(device, precision))

@@ -14,7 +14,7 @@ from typing import Any
 
 from .clip import Clip, load
 from .clip_weights import Architecture
-from .compute import CPU, Compute, best
+from .compute import CPU, Compute, Precision, on
 from .images import CLIP, Preprocessing
 from .published import CLIP_B32, CLIP_L14, CLIP_TOKENIZER, find
 from .types import Images, Score, check_images, finite
@@ -47,17 +47,17 @@ def load_clip_score(
     return ClipScore(clip=load(weights, tokenizer, architecture, preprocessing, compute=compute), name=name)
 
 
-def clip_score() -> ClipScore:
-    """ViT-L/14 from the weights folder, on the best device."""
-    return load_clip_score(find(CLIP_L14), find(CLIP_TOKENIZER), compute=best())
+def clip_score(*, device: str | None = None, precision: Precision = "float32") -> ClipScore:
+    """ViT-L/14 from the weights folder, on the GPU where there is one."""
+    return load_clip_score(find(CLIP_L14), find(CLIP_TOKENIZER), compute=on(device, precision))
 
 
-def clip_score_b32() -> ClipScore:
-    """ViT-B/32 from the weights folder, on the best device."""
+def clip_score_b32(*, device: str | None = None, precision: Precision = "float32") -> ClipScore:
+    """ViT-B/32 from the weights folder, on the GPU where there is one."""
     return load_clip_score(
         find(CLIP_B32),
         find(CLIP_TOKENIZER),
         name="clip-score-b32",
         architecture="ViT-B-32",
-        compute=best(),
+        compute=on(device, precision),
     )

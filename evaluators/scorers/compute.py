@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 ROWS_ON_GPU = 32
+Precision = Literal["float32", "autocast"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -18,7 +19,7 @@ class Compute:
     batch_size: int | None = None
     """Rows at once through the model. None: 1 on a CPU, where a score then has the same bits whatever it is scored
     together with; 32 elsewhere. Matrix products of another height may round differently, by about 1e-6 of a feature."""
-    precision: Literal["float32", "autocast"] = "float32"
+    precision: Precision = "float32"
     """`autocast`: half precision on CUDA, as hpsv2 and GenEval run it, which rounds scores to 11 bits; without effect
     on a CPU, there as here."""
 
@@ -32,8 +33,9 @@ class Compute:
 
     @property
     def identity(self) -> Mapping[str, Any]:
-        """Only what changes scores by more than rounding."""
-        return {"precision": self.precision if torch.device(self.device).type == "cuda" else "float32"}
+        """Kinds of device round differently; how many rows go together changes the last bits only and is left out."""
+        kind = torch.device(self.device).type
+        return {"device": kind, "precision": self.precision if kind == "cuda" else "float32"}
 
     def portions(self, count: int) -> Iterator[slice]:
         return (slice(start, start + self.rows) for start in range(0, count, self.rows))
@@ -49,6 +51,6 @@ class Compute:
 CPU = Compute()
 
 
-def best() -> Compute:
-    """The GPU where there is one."""
-    return Compute(device="cuda") if torch.cuda.is_available() else CPU
+def on(device: str | None, precision: Precision = "float32") -> Compute:
+    """On this device; None is the GPU where there is one."""
+    return Compute(device=device or ("cuda" if torch.cuda.is_available() else "cpu"), precision=precision)

@@ -7,16 +7,16 @@ Source: tgxs002/HPSv2 `hpsv2/img_score.py`, `src/training/train.py`.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from .clip import Clip, load
 from .clip_weights import Architecture
-from .compute import CPU, Compute, best
+from .compute import CPU, Compute, Precision, on
 from .images import HPS as PREPROCESSING
 from .images import Preprocessing
-from .published import CLIP_TOKENIZER, HPS_V20, HPS_V21, find
+from .published import CLIP_TOKENIZER, HPS_V20, HPS_V21, Published, find
 from .types import Images, Score, check_images, finite
 
 Version = Literal["v2.0", "v2.1"]
@@ -54,11 +54,27 @@ def load_hps(
     return HPS(clip=clip, version=version)
 
 
-def hps_v21() -> HPS:
-    """From the weights folder, on the best device."""
-    return load_hps(find(HPS_V21), find(CLIP_TOKENIZER), version="v2.1", compute=best())
+def hps_v21(
+    *,
+    device: str | None = None,
+    precision: Precision = "float32",
+    antialias: bool = True,
+    fit: Literal["pad", "crop"] = "pad",
+) -> HPS:
+    """From the weights folder; on the GPU where there is one, or on `device`."""
+    return _published("v2.1", HPS_V21, replace(PREPROCESSING, antialias=antialias, fit=fit), on(device, precision))
 
 
-def hps_v20() -> HPS:
-    """From the weights folder, on the best device."""
-    return load_hps(find(HPS_V20), find(CLIP_TOKENIZER), version="v2.0", compute=best())
+def hps_v20(
+    *,
+    device: str | None = None,
+    precision: Precision = "float32",
+    antialias: bool = True,
+    fit: Literal["pad", "crop"] = "pad",
+) -> HPS:
+    """As `hps_v21`."""
+    return _published("v2.0", HPS_V20, replace(PREPROCESSING, antialias=antialias, fit=fit), on(device, precision))
+
+
+def _published(version: Version, row: Published, preprocessing: Preprocessing, compute: Compute) -> HPS:
+    return load_hps(find(row), find(CLIP_TOKENIZER), version=version, preprocessing=preprocessing, compute=compute)

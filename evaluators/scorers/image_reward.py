@@ -21,7 +21,7 @@ from gcpo_bench.files import checksum
 
 from .blip_weights import BlipSize, convert_vision, split
 from .checkpoints import State, fill, read_state
-from .compute import CPU, Compute, best
+from .compute import CPU, Compute, Precision, on
 from .heads import Head
 from .images import CLIP, Preprocessing
 from .published import BERT_TOKENIZER, IMAGE_REWARD, find
@@ -112,6 +112,6 @@ def load_image_reward(
     )
 
 
-def image_reward() -> ImageReward:
-    """From the weights folder, on the best device."""
-    return load_image_reward(find(IMAGE_REWARD), find(BERT_TOKENIZER), compute=best())
+def image_reward(*, device: str | None = None, precision: Precision = "float32") -> ImageReward:
+    """From the weights folder, on the GPU where there is one."""
+    return load_image_reward(find(IMAGE_REWARD), find(BERT_TOKENIZER), compute=on(device, precision))

@@ -15,7 +15,7 @@ from typing import Any
 
 from .clip import Clip, load
 from .clip_weights import Architecture
-from .compute import CPU, Compute, best
+from .compute import CPU, Compute, Precision, on
 from .images import CLIP_TRANSFORMERS, Preprocessing
 from .published import CLIP_TOKENIZER, PICKSCORE, find
 from .types import Images, Score, check_images, finite
@@ -53,6 +53,6 @@ def load_pickscore(
     return PickScore(clip=load(weights, tokenizer, architecture, preprocessing, unescape=False, compute=compute))
 
 
-def pickscore() -> PickScore:
-    """From the weights folder, on the best device."""
-    return load_pickscore(find(PICKSCORE), find(CLIP_TOKENIZER), compute=best())
+def pickscore(*, device: str | None = None, precision: Precision = "float32") -> PickScore:
+    """From the weights folder, on the GPU where there is one."""
+    return load_pickscore(find(PICKSCORE), find(CLIP_TOKENIZER), compute=on(device, precision))
