@@ -11,12 +11,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from ..weights import Weights
 from .clip import Clip, load
 from .clip_weights import Architecture
 from .compute import CPU, Compute, Precision, on
 from .images import HPS as PREPROCESSING
 from .images import Preprocessing
-from .published import CLIP_TOKENIZER, HPS_V20, HPS_V21, Published, find
+from .published import CLIP_TOKENIZER, HPS_V20, HPS_V21, find
 from .types import Images, Score, check_images, finite
 
 Version = Literal["v2.0", "v2.1"]
@@ -76,5 +77,5 @@ def hps_v20(
     return _published("v2.0", HPS_V20, replace(PREPROCESSING, antialias=antialias, fit=fit), on(device, precision))
 
 
-def _published(version: Version, row: Published, preprocessing: Preprocessing, compute: Compute) -> HPS:
+def _published(version: Version, row: Weights, preprocessing: Preprocessing, compute: Compute) -> HPS:
     return load_hps(find(row), find(CLIP_TOKENIZER), version=version, preprocessing=preprocessing, compute=compute)

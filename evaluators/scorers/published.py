@@ -1,134 +1,129 @@
-"""Where the published weights of the scorers come from, and where they are looked for.
+"""The published weights of the scorers. Nothing is downloaded here; see `evaluators.weights` for where they lie.
 
-Nothing is downloaded here. Each row lies in the weights folder (`gcpo_bench.files.storage`) under its name. Sizes
-marked `about` and licences marked `?` were not checked at their source.
+Sizes with `about` and licences with `?` were not checked at their source.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from gcpo_bench.errors import CorruptDataError, PrerequisiteError
-from gcpo_bench.files import storage
 
+from ..weights import Weights, locate
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Published:
-    name: str
-    """File or folder in the weights folder."""
-    source: str
-    """Hub id, or where else it is published."""
-    licence: str
-    size: str
-    files: tuple[str, ...] = ()
-    """What a folder must hold; empty for a single file."""
-    sha256: str = ""
-    """Of the file, or how it begins; empty where it is not known."""
-    num_bytes: int | None = None
-    """Exact size where it is known; another one is refused."""
-
-    @property
-    def path(self) -> Path:
-        return storage("weights") / self.name
-
-
+_HUB = "https://huggingface.co"
 _CLIP_WORDS = ("vocab.json", "merges.txt")
-CLIP_L14 = Published(
+
+CLIP_L14 = Weights(
     name="clip-vit-large-patch14",
+    purpose="CLIP ViT-L/14 of OpenAI, for CLIPScore and the aesthetic predictor",
     source="openai/clip-vit-large-patch14",
     licence="MIT",
     size="about 1.7 GB",
-    files=("config.json", "model.safetensors"),
+    files=("config.json", "model.safetensors", *_CLIP_WORDS),
 )
-CLIP_B32 = Published(
-    name="clip-vit-base-patch32",
-    source="openai/clip-vit-base-patch32",
-    licence="MIT",
-    size="about 0.6 GB",
-    files=("config.json",),
-)
-CLIP_TOKENIZER = Published(
-    name="clip-vit-large-patch14",
-    source="openai/clip-vit-large-patch14",
+CLIP_TOKENIZER = Weights(
+    name=CLIP_L14.name,
+    purpose="CLIP's tokenizer",
+    source=CLIP_L14.source,
     licence="MIT",
     size="2 MB without the weights",
     files=_CLIP_WORDS,
 )
-BERT_TOKENIZER = Published(
+CLIP_B32 = Weights(
+    name="clip-vit-base-patch32",
+    purpose="CLIP ViT-B/32 of OpenAI, for T2I-CompBench's CLIPScore",
+    source="openai/clip-vit-base-patch32",
+    licence="MIT",
+    size="about 0.6 GB",
+    files=("config.json",),  # its weights are found in either format
+)
+BERT_TOKENIZER = Weights(
     name="bert-base-uncased",
+    purpose="BERT's tokenizer",
     source="google-bert/bert-base-uncased",
     licence="Apache-2.0",
     size="0.2 MB without the weights",
     files=("vocab.txt",),
 )
-HPS_V20 = Published(name="HPS_v2_compressed.pt", source="xswu/HPSv2", licence="Apache-2.0", size="about 2.0 GB")
-HPS_V21 = Published(name="HPS_v2.1_compressed.pt", source="xswu/HPSv2", licence="Apache-2.0", size="about 2.0 GB")
-PICKSCORE = Published(
+HPS_V20 = Weights(
+    name="HPS_v2_compressed.pt",
+    purpose="HPS v2.0",
+    source=f"{_HUB}/xswu/HPSv2/resolve/main/HPS_v2_compressed.pt",
+    licence="Apache-2.0",
+    size="about 2.0 GB",
+)
+HPS_V21 = Weights(
+    name="HPS_v2.1_compressed.pt",
+    purpose="HPS v2.1",
+    source=f"{_HUB}/xswu/HPSv2/resolve/main/HPS_v2.1_compressed.pt",
+    licence="Apache-2.0",
+    size="about 2.0 GB",
+)
+PICKSCORE = Weights(
     name="PickScore_v1",
+    purpose="PickScore v1",
     source="yuvalkirstain/PickScore_v1",
     licence="MIT?",
     size="about 3.9 GB",
     files=("config.json",),
 )
-AESTHETIC_HEAD = Published(
+AESTHETIC_HEAD = Weights(
     name="sac+logos+ava1-l14-linearMSE.pth",
-    source="github.com/christophschuhmann/improved-aesthetic-predictor",
+    purpose="the head of LAION's aesthetic predictor v2",
+    source="https://github.com/christophschuhmann/improved-aesthetic-predictor",
     licence="Apache-2.0?",
-    size="3.7 MB",
-    num_bytes=3_714_759,
+    size="3,714,759 bytes",
 )
-IMAGE_REWARD = Published(name="ImageReward.pt", source="THUDM/ImageReward", licence="Apache-2.0", size="1.8 GB")
-BLIP_VQA = Published(
+IMAGE_REWARD = Weights(
+    name="ImageReward.pt",
+    purpose="ImageReward v1.0",
+    source=f"{_HUB}/THUDM/ImageReward/resolve/main/ImageReward.pt",
+    licence="Apache-2.0",
+    size="1.8 GB",
+)
+BLIP_VQA = Weights(
     name="model_base_vqa_capfilt_large.pth",
+    purpose="BLIP-VQA, for T2I-CompBench's attributes",
     source="https://storage.googleapis.com/sfr-vision-language-research/BLIP/models/model_base_vqa_capfilt_large.pth",
     licence="BSD-3-Clause",
     size="1.5 GB",
 )
 
-NEEDS: Mapping[str, Sequence[Published]] = {
+NUM_BYTES = {AESTHETIC_HEAD.name: 3_714_759}
+"""Exact sizes, where no digest is known."""
+NEEDS: Mapping[str, Sequence[Weights]] = {
     "hps-v2.0": (HPS_V20, CLIP_TOKENIZER),
     "hps-v2.1": (HPS_V21, CLIP_TOKENIZER),
-    "clip-score": (CLIP_L14, CLIP_TOKENIZER),
+    "clip-score": (CLIP_L14,),
     "clip-score-b32": (CLIP_B32, CLIP_TOKENIZER),
     "pickscore": (PICKSCORE, CLIP_TOKENIZER),
     "aesthetic": (CLIP_L14, AESTHETIC_HEAD),
     "image-reward": (IMAGE_REWARD, BERT_TOKENIZER),
-    "blip-vqa": (BLIP_VQA, BERT_TOKENIZER),
 }
-"""Scorer -> what must lie in the weights folder."""
+"""Scorer -> what must be on this machine."""
 
 
-def find(row: Published) -> Path:
-    """The file or folder.
-
-    Raises PrerequisiteError where it is not there, CorruptDataError where it has not its published size.
-    """
-    missing = [row.path / name for name in row.files if not (row.path / name).is_file()]
-    if missing or not row.path.exists():
-        raise PrerequisiteError(
-            f"{missing[0] if missing else row.path} is missing",
-            hint=f"put {row.name} ({row.size}, {row.licence}) from {row.source} into {storage('weights')}",
-        )
-    if row.num_bytes is not None and row.path.stat().st_size != row.num_bytes:
+def find(weights: Weights) -> Path:
+    """The file or folder. Raises PrerequisiteError where it is not there, CorruptDataError where its size is wrong."""
+    path = locate(weights)
+    expected = NUM_BYTES.get(weights.name)
+    if expected is not None and path.stat().st_size != expected:
         raise CorruptDataError(
-            f"{row.path} has {row.path.stat().st_size:,} bytes, published are {row.num_bytes:,}", hint="fetch it again"
+            f"{path} has {path.stat().st_size:,} bytes, published are {expected:,}", hint="fetch it again"
         )
-    return row.path
+    return path
 
 
 def require(scorers: Sequence[str]) -> None:
     """Raises PrerequisiteError that names everything these scorers lack, before anything is loaded."""
-    lacking: dict[str, PrerequisiteError] = {}
+    lacking: dict[str, str] = {}
     for scorer in scorers:
-        for row in NEEDS.get(scorer, ()):
+        for weights in NEEDS.get(scorer, ()):
             try:
-                find(row)
+                find(weights)
             except PrerequisiteError as error:
-                lacking.setdefault(scorer, error)
+                lacking[f"{scorer}: {error}"] = error.hint
     if lacking:
-        raise PrerequisiteError(
-            "; ".join(f"{scorer}: {error}" for scorer, error in lacking.items()),
-            hint="; ".join(dict.fromkeys(error.hint for error in lacking.values())),
-        )
+        raise PrerequisiteError("; ".join(lacking), hint="; ".join(dict.fromkeys(lacking.values())))
