@@ -140,7 +140,17 @@ def clip_tokenizer_folder(folder: Path) -> Path:
 
 def bert_tokenizer_folder(folder: Path) -> Path:
     letters = "abcdefghijklmnopqrstuvwxyz"
-    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *letters, *(f"##{letter}" for letter in letters)]
+    words = [
+        "[PAD]",
+        "[UNK]",
+        "[CLS]",
+        "[SEP]",
+        "[MASK]",
+        "yes",
+        "no",
+        *letters,
+        *(f"##{letter}" for letter in letters),
+    ]
     folder.mkdir(parents=True)
     (folder / "vocab.txt").write_text("\n".join(words) + "\n")
     return folder
@@ -156,3 +166,31 @@ def small(architecture: Architecture, preset: Preprocessing) -> Preprocessing:
     """The preset at the miniature's size."""
     fields = {name: getattr(preset, name) for name in Preprocessing.__dataclass_fields__}
     return Preprocessing(**{**fields, "size": architecture.pixels})
+
+
+def blip_vqa_state(size: BlipSize, seed: int = 11) -> dict[str, Tensor]:
+    """As published, with the decoder's output weights under their second names too."""
+    towers = blip_state(size, seed)
+    decoder = blip_reference.text_shapes(
+        width=size.text_width,
+        picture_width=size.text_width,
+        mlp=size.text_mlp,
+        layers=size.text_layers,
+        words=size.words,
+        positions=size.positions,
+    )
+    head: dict[str, tuple[int, ...]] = {
+        "predictions.bias": (size.words,),
+        **blip_reference.dense("predictions.transform", size.text_width, size.text_width),
+        **blip_reference.norm("predictions.transform", size.text_width),
+    }
+    state = {
+        **{f"visual_encoder.{name}": value for name, value in towers["vision"].items()},
+        **{f"text_encoder.{name}": value for name, value in towers["text"].items()},
+        "text_encoder.embeddings.position_ids": torch.arange(size.positions)[None],
+        **{f"text_decoder.bert.{name}": value for name, value in random_state(decoder, seed + 2).items()},
+        **{f"text_decoder.cls.{name}": value for name, value in random_state(head, seed + 3).items()},
+    }
+    state["text_decoder.cls.predictions.decoder.weight"] = state["text_decoder.bert.embeddings.word_embeddings.weight"]
+    state["text_decoder.cls.predictions.decoder.bias"] = state["text_decoder.cls.predictions.bias"]
+    return state

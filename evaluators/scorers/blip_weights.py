@@ -59,11 +59,12 @@ class BlipSize:
             layer_norm_eps=1e-6,
         )
 
-    def text_config(self) -> BlipTextConfig:
+    def text_config(self, memory_width: int | None = None) -> BlipTextConfig:
+        """`memory_width` is that of what the text looks at; default the picture's."""
         return BlipTextConfig(
             vocab_size=self.words,
             hidden_size=self.text_width,
-            encoder_hidden_size=self.vision_width,
+            encoder_hidden_size=memory_width or self.vision_width,
             intermediate_size=self.text_mlp,
             projection_dim=self.text_width,
             num_hidden_layers=self.text_layers,

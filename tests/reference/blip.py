@@ -95,6 +95,15 @@ def text(ids: Sequence[int], mask: Sequence[int], picture_SD: Array, w: Weights,
     return x_TD
 
 
+def answer_logits(begin: int, question_SD: Array, w: Weights, heads: int, head: Weights) -> Array:
+    """Of every word as the first of the answer: BERT's output head on the decoder's only state."""
+    state = text([begin], [1], question_SD, w, heads)
+    hidden = gelu(linear(state, head, "predictions.transform.dense"))
+    hidden = layer_norm(hidden, head, "predictions.transform.LayerNorm", 1e-12)
+    logits: Array = hidden[0] @ w["embeddings.word_embeddings.weight"].T + head["predictions.bias"]
+    return logits
+
+
 def vision_shapes(*, width: int, layers: int, patch: int, pixels: int) -> dict[str, tuple[int, ...]]:
     """Names and shapes of `visual_encoder`."""
     shapes: dict[str, tuple[int, ...]] = {
