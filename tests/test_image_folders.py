@@ -29,6 +29,7 @@ from . import miniatures
 from .conftest import Cli
 from .reference import geneval as oracle
 from .test_images import REFUSED, rotated, transparent
+from .test_janus_pro import REWARD
 
 DEMANDS: list[dict[str, Any]] = [
     {"tag": "single_object", "include": [{"class": "cow", "count": 1}], "prompt": "a photo of a cow"},
@@ -596,3 +597,32 @@ def test_bad_usage_is_exit_code_2(
     result = cli(*command(*more))
     assert result.code == 2, result.err
     assert f"error: {message}" in result.err
+
+
+def test_a_run_is_drawn_and_scored_on_geneval_in_shards(
+    tmp_path: Path, cli: Cli, command: Callable[..., list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "pixels.py").write_text(REWARD, encoding="utf-8")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    small = ("policy.random_init=true", "rewards=[{name: 'pixels:Redness'}]", "sampling.prompts_per_step=2")
+    options = [part for setting in (*small, "sampling.group_size=2") for part in ("-o", setting)]
+    trained = cli("train", "--model", "janus-pro-tiny", "--num-steps", "1", "--name", "a", *options)
+    assert trained.code == 0, trained.err
+    first = cli(*command("a", "--no-start", "--limit", "1", "--shard", "1/2"))
+    assert first.code == 0, first.err
+    assert "a: shard 1/2: its 6 images are looked at" in first.err
+    run = tmp_path / "runs/a"
+    assert len(list((run / "images/geneval").glob("*.png"))) == 6
+    second = cli(*command("a", "--no-start", "--limit", "1", "--shard", "2/2", "--json"))
+    assert second.code == 0, second.err
+    result = json.loads(second.out)
+    assert result["metrics"]["overall"]["n"] == 6
+    assert result["label"].startswith("fidelity official; detector is not the published one")
+    scores = (run / "evaluations/geneval/scores.json").read_bytes()
+    assert cli(*command("a", "--no-start", "--limit", "1")).code == 0
+    assert (run / "evaluations/geneval/scores.json").read_bytes() == scores
+    again = cli(*command("a", "--no-start", "--rescore", "--json"))
+    assert json.loads(again.out)["metrics"] == result["metrics"]
+    report = cli("report", "a", "--format", "json")
+    assert report.code == 0, report.err
+    assert "geneval" in (tmp_path / "report/report.json").read_text()
