@@ -35,7 +35,7 @@ PLAIN_MODES = frozenset({"1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "La",
 """Ways of storing colours that turn into RGB without loss or choice, transparency aside."""
 PNG, PNG_DEPTH = b"\x89PNG\r\n\x1a\n", 24
 """How a PNG begins, and which byte holds its bits a channel."""
-SAMPLE = re.compile(r"(\d+)\.png")
+SAMPLE = re.compile(r"([0-9]+)\.png")
 MISSING = "the image file is missing"
 
 
@@ -209,7 +209,8 @@ class _Reader:
         """The first images of a prompt in the order of their numbers; places that stay empty are missing files."""
         samples: dict[int, Path] = {}
         inside = path / "samples"
-        for file in sorted(inside.iterdir()) if inside.is_dir() else ():
+        files = list(inside.iterdir()) if inside.is_dir() else []
+        for file in sorted(files, key=lambda file: (-len(file.name), file.name)):  # 00000.png before 0.png
             match = SAMPLE.fullmatch(file.name)
             shown = f"{path.name}/samples/{file.name!r}"
             if not match:

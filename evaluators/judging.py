@@ -42,6 +42,8 @@ class Place:
     root: Path
     """What image paths are relative to."""
     shard: Shard | None = None
+    is_drawn_to: bool = False
+    """Whether files that are missing come from other shards, and are waited for."""
 
     def share(self, wanted: Sequence[Any]) -> Sequence[Any]:
         return wanted if self.shard is None else wanted[self.shard[0] - 1 :: self.shard[1]]
@@ -124,20 +126,21 @@ def observe(
         digests[picture.path] = _look(benchmark, store, picture)
     if on_image:
         on_image(len(own), len(own))
+    waiting = ShardDone(
+        f"shard {'/'.join(map(str, place.shard or ()))}: its {len(own)} images are looked at, others are not",
+        hint="run the other shards; the last one writes the scores, or a call without --shard",
+    )
     samples: list[SampleScore] = []
     notes: list[str] = []
     for picture in pictures:
+        if place.shard and place.is_drawn_to and picture.is_missing:
+            raise waiting
         image_digest, problem = digests.get(picture.path) or _digest(benchmark, picture)
-        question = None if problem else benchmark.question(picture.prompt)
-        seen = Seen(problem=problem) if problem else store.get(image_digest, question)
+        seen = Seen(problem=problem) if problem else store.get(image_digest, benchmark.question(picture.prompt))
         if seen is None:
-            raise ShardDone(
-                f"shard {'/'.join(map(str, place.shard or ()))}: its {len(own)} images are looked at, others are not",
-                hint="run the other shards; the last one writes the scores, or a call without --shard",
-            )
+            raise waiting
         if seen.note:
             notes.append(f"{place.shown(picture)} {seen.note}")
-        image_digest = "" if problem else image_digest
         samples.append(judged(benchmark, seen, picture.prompt, picture.index, place.shown(picture), image_digest))
     return samples, (*notes, *_twins(samples))
 

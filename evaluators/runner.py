@@ -100,7 +100,7 @@ def evaluate(
         "temperature": temperature,
     }
     identity = _identity(benchmark, prompts, images_per_prompt) | drawing
-    place = Place(out=run.evaluation_dir(benchmark.name), root=run.path, shard=shard)
+    place = Place(out=run.evaluation_dir(benchmark.name), root=run.path, shard=shard, is_drawn_to=sampler is not None)
     place.check(benchmark)
     if (known := stored.known(place.out, identity)) is not None:
         return known

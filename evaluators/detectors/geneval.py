@@ -16,6 +16,7 @@ import numpy.typing as npt
 import torch
 from PIL import Image
 from transformers import Mask2FormerForUniversalSegmentation
+from transformers.utils import logging as transformers_logging
 
 from gcpo_bench.errors import ConfigError, CorruptDataError
 from gcpo_bench.files import checksum
@@ -86,6 +87,7 @@ def build(
         fails. ConfigError: there is no such device.
     """
     device = _checked(device)
+    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     network, origin = _detector(detector)
     folder = classifier or weights.locate(weights.GENEVAL_CLASSIFIER)
     model, tokenizer = colors.load(folder, "quick_gelu" if fidelity.quick_gelu else "gelu")
