@@ -175,6 +175,14 @@ BENCHMARKS = Registry(
         "drawbench": Entry(
             "gcpo_bench.evaluators.drawbench:drawbench", "DrawBench's 200 prompts, a panel of learned scorers"
         ),
+        "t2i-compbench-color": Entry("gcpo_bench.evaluators.t2i_compbench:color", "T2I-CompBench colour, BLIP-VQA"),
+        "t2i-compbench-shape": Entry("gcpo_bench.evaluators.t2i_compbench:shape", "T2I-CompBench shape, BLIP-VQA"),
+        "t2i-compbench-texture": Entry(
+            "gcpo_bench.evaluators.t2i_compbench:texture", "T2I-CompBench texture, BLIP-VQA"
+        ),
+        "t2i-compbench-non-spatial": Entry(
+            "gcpo_bench.evaluators.t2i_compbench:non_spatial", "T2I-CompBench non-spatial relations, CLIPScore"
+        ),
         "geneval": Entry(
             "gcpo_bench.evaluators.geneval_benchmark:GenEvalBenchmark",
             "GenEval: 553 prompts, 4 images each, judged by what a detector finds",

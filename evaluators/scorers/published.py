@@ -101,6 +101,7 @@ NEEDS: Mapping[str, Sequence[Weights]] = {
     "pickscore": (PICKSCORE, CLIP_TOKENIZER),
     "aesthetic": (CLIP_L14, AESTHETIC_HEAD),
     "image-reward": (IMAGE_REWARD, BERT_TOKENIZER),
+    "blip-vqa": (BLIP_VQA, BERT_TOKENIZER),
 }
 """Scorer -> what must be on this machine."""
 
