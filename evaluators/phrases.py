@@ -11,13 +11,14 @@ T2I-CompBench pins spaCy 3.5.3 with en_core_web_sm 3.5.0. Another version may mo
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gcpo_bench.errors import CorruptDataError, PrerequisiteError
-from gcpo_bench.files import read_json, storage, write_json
+from gcpo_bench.errors import CorruptDataError, GcpoBenchError, PrerequisiteError
+from gcpo_bench.files import read_json, reading, storage, write_json
 
 MODEL = "en_core_web_sm"
 
@@ -114,11 +115,21 @@ def main(arguments: Sequence[str] | None = None) -> None:
     reader.add_argument("-o", "--out", type=Path, default=None, help="default: where the benchmarks look for it")
     reader.add_argument("--model", default=MODEL, help="spaCy pipeline")
     given = reader.parse_args(arguments)
-    parser, name = spacy_parser(given.model)
-    lines = [line.strip() for path in given.files for line in path.read_text(encoding="utf-8").splitlines()]
-    phrases = parse(list(dict.fromkeys(filter(None, lines))), parser, name)
-    save(phrases, given.out or table_file())
-    print(f"{len(phrases.prompts)} prompts with {name}: {given.out or table_file()}")
+    out = given.out or table_file()
+    try:
+        lines = [line.strip() for path in given.files for line in _lines(path)]
+        parser, name = spacy_parser(given.model)
+        phrases = parse(list(dict.fromkeys(filter(None, lines))), parser, name)
+        save(phrases, out)
+    except GcpoBenchError as error:
+        print(f"error: {error}\nhint: {error.hint}", file=sys.stderr)
+        raise SystemExit(error.exit_code) from None
+    print(f"{len(phrases.prompts)} prompts with {name}: {out}")
+
+
+def _lines(path: Path) -> list[str]:
+    with reading(path):
+        return path.read_text(encoding="utf-8").split("\n")
 
 
 if __name__ == "__main__":

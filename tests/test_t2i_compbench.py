@@ -170,10 +170,16 @@ def test_a_damaged_table_is_named(tmp_path: Path, content: str) -> None:
         phrases.load(tmp_path / "table.json")
 
 
-def test_without_spacy_it_is_said_what_to_install(tmp_path: Path) -> None:
+def test_without_spacy_it_is_said_what_to_install(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "prompts.txt").write_text("a dog\n")
-    with pytest.raises(PrerequisiteError, match="spaCy with no_such_model is not installed"):
-        phrases.main([str(tmp_path / "prompts.txt"), "-o", str(tmp_path / "out.json"), "--model", "no_such_model"])
+    for file, code, message in (
+        ("prompts.txt", 4, "error: spaCy with no_such_model is not installed"),
+        ("none.txt", 5, "none.txt is missing"),
+    ):
+        with pytest.raises(SystemExit) as stop:
+            phrases.main([str(tmp_path / file), "-o", str(tmp_path / "out.json"), "--model", "no_such_model"])
+        assert stop.value.code == code
+        assert message in capsys.readouterr().err
     assert not (tmp_path / "out.json").exists()
 
 
