@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, fields
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from .detectors.coco import CLASSES
 from .fidelity import MIN_CONFIDENCE
 from .geneval import GenEval, Options, clauses, keep
 from .metrics import stratified
-from .types import Detection, Judged, Metric, SampleScore
+from .types import Detection, Judged, Metric, SampleScore, SceneReward
 
 COLORS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown", "black", "white")
 OBSERVER = 1
@@ -197,6 +198,44 @@ def _options(given: Mapping[str, Any]) -> Options:
             hint=f"use at most {MAX_OBJECTS}",
         )
     return options
+
+
+# ---------------------------------------------------------------- rewards
+
+
+@cache
+def _server() -> GenEvalBenchmark:
+    """What rewards see with, made once whatever number of terms there are."""
+    return GenEvalBenchmark(fidelity="reward-server")
+
+
+def _reward(images_BYXC: npt.NDArray[np.uint8], prompts_B: Sequence[Prompt], key: str) -> SceneReward:
+    values_B = [values for values, _, _ in _server().score(images_BYXC, prompts_B)]
+    return SceneReward(
+        values_B=tuple(values[key] for values in values_B),
+        anomalies={name: tuple(values[name] for values in values_B) for name in ("correct", "strict")},
+    )
+
+
+class ServerReward:
+    """1 where GenEval says correct, on what reward-server sees: GCPO's training reward."""
+
+    def __call__(self, images_BYXC: npt.NDArray[np.uint8], prompts_B: Sequence[Prompt]) -> SceneReward:
+        return _reward(images_BYXC, prompts_B, "correct")
+
+
+class ServerDenseReward:
+    """reward-server's score, the mean of partial terms: Flow-GRPO's training reward."""
+
+    def __call__(self, images_BYXC: npt.NDArray[np.uint8], prompts_B: Sequence[Prompt]) -> SceneReward:
+        return _reward(images_BYXC, prompts_B, "dense")
+
+
+class ServerStrictReward:
+    """1 only for exact numbers of every class asked for, as reward-server counts."""
+
+    def __call__(self, images_BYXC: npt.NDArray[np.uint8], prompts_B: Sequence[Prompt]) -> SceneReward:
+        return _reward(images_BYXC, prompts_B, "strict")
 
 
 # ---------------------------------------------------------------- self-test

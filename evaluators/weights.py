@@ -6,12 +6,16 @@ None is shipped, and nothing is downloaded behind the user's back. They lie in t
 
 from __future__ import annotations
 
+import os
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from gcpo_bench.errors import ConfigError, PrerequisiteError, did_you_mean
-from gcpo_bench.files import storage
+from gcpo_bench.errors import ConfigError, CorruptDataError, PrerequisiteError, did_you_mean
+from gcpo_bench.files import sha256, storage, writing
+
+TIMEOUT_S = 60
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,14 +82,119 @@ def get(name: str) -> Weights:
     return WEIGHTS[name]
 
 
+def missing_files(weights: Weights, path: Path) -> list[str]:
+    """What of these weights `path` lacks; for a single file its own name."""
+    if not weights.files:
+        return [] if path.is_file() else [path.name]
+    return [name for name in weights.files if not (path / name).is_file()]
+
+
 def locate(weights: Weights) -> Path:
     """Where these weights lie. Raises PrerequisiteError, with what to do, where a file is missing."""
     path = weights.path
-    missing = [name for name in weights.files if not (path / name).is_file()]
-    if path.exists() and not missing:
+    if not (missing := missing_files(weights, path)):
         return path
-    what = f"{path / missing[0]}" if missing and path.exists() else f"{path}"
-    how = f"download {weights.source} to {path}"
+    what = path / missing[0] if weights.files and path.exists() else path
+    raise PrerequisiteError(
+        f"{weights.purpose}: {what} is missing ({weights.size})",
+        hint=f"gcpo-bench models fetch {weights.name}, or with --from FOLDER where there is no network",
+    )
+
+
+def verify(weights: Weights) -> str:
+    """Raises PrerequisiteError where a file is missing, CorruptDataError where the digest is another.
+
+    Returns what could be checked, in words.
+    """
+    return _check(weights, locate(weights))
+
+
+def _check(weights: Weights, path: Path) -> str:
     if weights.files:
-        how = f"hf download {weights.source} --local-dir {path}"
-    raise PrerequisiteError(f"{weights.purpose}: {what} is missing ({weights.size})", hint=how)
+        return f"{len(weights.files)} files are there; their publisher states no digest"
+    digest = sha256(path)
+    if not digest.startswith(weights.sha256):
+        raise CorruptDataError(
+            f"{path}: SHA-256 is {digest}, should begin with {weights.sha256}",
+            hint="it was cut off in a download, or is another checkpoint; fetch it again",
+        )
+    return f"sha256 {digest}"
+
+
+def fetch(weights: Weights, source: Path | None = None) -> Path:
+    """Put weights into the weights folder: from `source`, a folder that holds them, or from where they are published.
+
+    Raises PrerequisiteError where they cannot be had, CorruptDataError where they are not the published ones; what was
+    there before is replaced only by what is whole.
+    """
+    path = weights.path
+    building = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            if source is not None:
+                _copy(weights, source, building)
+            elif weights.files:
+                _from_hub(weights, building)
+            else:
+                _download(weights, building)
+            _check(weights, building)
+            if path.is_dir():
+                shutil.rmtree(path)
+            building.rename(path)
+        finally:
+            if building.is_dir():
+                shutil.rmtree(building)
+            building.unlink(missing_ok=True)
+    return path
+
+
+def _copy(weights: Weights, source: Path, target: Path) -> None:
+    found = next((each for each in (source / weights.name, source) if not missing_files(weights, each)), None)
+    if found is None:
+        raise PrerequisiteError(
+            f"{source} holds no {weights.name}" + (f" with {', '.join(weights.files)}" if weights.files else ""),
+            hint=f"get it from {weights.source} and name the folder it lies in",
+        )
+    if not weights.files:
+        shutil.copyfile(found, target)
+        return
+    target.mkdir()
+    for name in weights.files:
+        shutil.copyfile(found / name, target / name)
+
+
+def _from_hub(weights: Weights, target: Path) -> None:
+    import huggingface_hub
+
+    try:
+        huggingface_hub.snapshot_download(weights.source, local_dir=target, allow_patterns=list(weights.files))
+    except Exception as error:  # the hub's client raises its own, httpx's and the system's errors
+        raise _unreachable(weights, error) from error
+    if missing := missing_files(weights, target):
+        raise PrerequisiteError(
+            f"{weights.source} has no {missing[0]}", hint=f"get it by hand, then: {_by_hand(weights)}"
+        )
+
+
+def _download(weights: Weights, target: Path) -> None:
+    import http.client
+    import urllib.error
+    import urllib.request
+
+    try:
+        with urllib.request.urlopen(weights.source, timeout=TIMEOUT_S) as response, target.open("wb") as file:
+            shutil.copyfileobj(response, file, 1 << 20)
+    except (urllib.error.URLError, TimeoutError, http.client.HTTPException) as error:
+        raise _unreachable(weights, error) from error
+
+
+def _unreachable(weights: Weights, error: Exception) -> PrerequisiteError:
+    reason = " ".join(str(getattr(error, "reason", error)).split())[:200]
+    return PrerequisiteError(
+        f"{weights.source} cannot be fetched: {reason}", hint=f"get it by hand, then: {_by_hand(weights)}"
+    )
+
+
+def _by_hand(weights: Weights) -> str:
+    return f"gcpo-bench models fetch {weights.name} --from FOLDER"

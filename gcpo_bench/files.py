@@ -6,6 +6,7 @@ Everything a run leaves behind goes through here, so that the same few failures 
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
 import re
@@ -190,6 +191,12 @@ def checksum(path: Path) -> str:
 def checksum_of(data: bytes) -> str:
     """`checksum` of a file with this content."""
     return f"xxh3:{xxhash.xxh3_128_hexdigest(data)}"
+
+
+def sha256(path: Path) -> str:
+    """Hexadecimal SHA-256 of the file's bytes: what publishers state."""
+    with reading(path), path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 class _PlainLoader(yaml.SafeLoader):

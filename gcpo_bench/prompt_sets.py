@@ -101,6 +101,7 @@ class PromptSet:
     """Where it can be fetched; empty where only a copy from the source will do."""
     licence: str
     read: Callable[[str], Rows] = read_lines
+    is_for_training: bool = False
     tag: str = ""
     """Task of every prompt, where the file says none."""
     others: Mapping[str, str] = field(default_factory=dict)
@@ -184,6 +185,7 @@ _SETS = (
         source="CaraJ7/T2I-R1, data/",
         licence="Apache-2.0",
         read=read_t2i_r1,
+        is_for_training=True,
     ),
 )
 SETS: Mapping[str, PromptSet] = {each.name: each for each in _SETS}
@@ -347,6 +349,14 @@ def overlap(train: Iterable[str], evaluation: Iterable[str]) -> Overlap:
         normalized=tuple(text for text in wanted if text not in seen and normalized(text) in seen_normalized),
         total=len(wanted),
     )
+
+
+def leaks(train: Iterable[str]) -> dict[str, Overlap]:
+    """The evaluation sets on this machine that these training prompts give something of away."""
+    train = list(train)
+    there = [each.name for each in SETS.values() if not each.is_for_training and each.path.exists()]
+    found = {name: overlap(train, texts(name)) for name in there}
+    return {name: each for name, each in found.items() if each.exact or each.normalized}
 
 
 def texts(name_or_file: str) -> list[str]:

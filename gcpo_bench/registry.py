@@ -116,6 +116,18 @@ REWARDS = Registry(
         "geneval-dense": Entry(
             "gcpo_bench.evaluators.scenes:DenseGenEvalReward", "mean of GenEval's partial terms, exact counts"
         ),
+        "geneval-server": Entry(
+            "gcpo_bench.evaluators.geneval_benchmark:ServerReward",
+            "GenEval's verdict on photographs, as GCPO trains with it; needs weights",
+        ),
+        "geneval-server-dense": Entry(
+            "gcpo_bench.evaluators.geneval_benchmark:ServerDenseReward",
+            "reward-server's score on photographs, as Flow-GRPO trains with it; needs weights",
+        ),
+        "geneval-server-strict": Entry(
+            "gcpo_bench.evaluators.geneval_benchmark:ServerStrictReward",
+            "exact numbers on photographs, as reward-server counts; needs weights",
+        ),
         "scene-strict": Entry(
             "gcpo_bench.evaluators.scenes:StrictSceneReward", "1 only for exactly the asked scene: nothing extra"
         ),

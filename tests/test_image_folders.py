@@ -17,13 +17,14 @@ from PIL import Image
 from gcpo_bench import prompt_sets
 from gcpo_bench.datasets import Prompt
 from gcpo_bench.errors import ConfigError, CorruptDataError, PrerequisiteError, RunError
-from gcpo_bench.evaluators import stored
+from gcpo_bench.evaluators import geneval_benchmark, stored, weights
 from gcpo_bench.evaluators.detectors import geneval as vision
 from gcpo_bench.evaluators.detectors import mask2former
 from gcpo_bench.evaluators.fidelity import FIDELITIES
 from gcpo_bench.evaluators.geneval_benchmark import COLORS, GenEvalBenchmark
 from gcpo_bench.evaluators.runner import ShardDone, evaluate_folder, rescore
 from gcpo_bench.evaluators.types import Detection, Evaluation
+from gcpo_bench.registry import REWARDS
 
 from . import miniatures
 from .conftest import Cli
@@ -498,8 +499,6 @@ def test_an_evaluator_that_cannot_be_made_is_told_before_anything_else(
 def test_the_published_weights_are_known_by_their_digest(
     folder: Path, tmp_path: Path, networks: dict[str, Any]
 ) -> None:
-    from gcpo_bench.evaluators import weights
-
     published = weights.GENEVAL_DETECTOR.path
     published.parent.mkdir(parents=True)
     shutil.copy(networks["detector"], published)
@@ -626,3 +625,26 @@ def test_a_run_is_drawn_and_scored_on_geneval_in_shards(
     report = cli("report", "a", "--format", "json")
     assert report.code == 0, report.err
     assert "geneval" in (tmp_path / "report/report.json").read_text()
+
+
+def test_the_benchmark_serves_as_reward_with_what_reward_server_sees(
+    folder: Path, tmp_path: Path, networks: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for each, path in (
+        (weights.GENEVAL_DETECTOR, networks["detector"]),
+        (weights.GENEVAL_CLASSIFIER, networks["classifier"]),
+    ):
+        each.path.parent.mkdir(parents=True, exist_ok=True)
+        each.path.symlink_to(path)
+    monkeypatch.setattr(weights, "GENEVAL_DETECTOR", replace(weights.GENEVAL_DETECTOR, sha256=""))
+    monkeypatch.setattr(weights, "GENEVAL_CLASSIFIER", replace(weights.GENEVAL_CLASSIFIER, files=("config.json",)))
+    geneval_benchmark._server.cache_clear()
+    prompts = prompt_sets.load("geneval")
+    images_BYXC = np.stack([np.asarray(Image.open(folder / f"{p.id}/samples/00000.png")) for p in prompts])
+    go(folder, tmp_path / "out", networks, options={"fidelity": "reward-server"})
+    samples = [s for s in stored.load_all_samples(tmp_path / "out") if s.image_index == 0]
+    for name, key in (("", "correct"), ("-dense", "dense"), ("-strict", "strict")):
+        output = REWARDS.load(f"geneval-server{name}")()(images_BYXC, prompts)
+        assert list(output.values_B) == [sample.values[key] for sample in samples]
+        assert list(output.anomalies["strict"]) == [sample.values["strict"] for sample in samples]
+    geneval_benchmark._server.cache_clear()

@@ -13,8 +13,10 @@ from typing import Any
 import pytest
 
 from gcpo_bench import prompt_sets
+from gcpo_bench.datasets import Prompt
 from gcpo_bench.errors import ConfigError, CorruptDataError, PrerequisiteError
 from gcpo_bench.prompt_sets import SETS, PromptSet, fetch, load, normalized, overlap, read_geneval, texts, verify
+from gcpo_bench.registry import PROMPT_SETS, Entry
 
 from .conftest import Cli
 
@@ -142,6 +144,25 @@ def test_overlap_is_told_exactly_and_normalised() -> None:
     assert found.normalized == ("two cats", "abc")
     assert found.total == 5
     assert normalized("  It's  a\tDog. ") == "it s a dog"
+
+
+def test_evaluation_sets_on_this_machine_are_searched_for_leaks(
+    cli: Cli, tmp_path: Path, tiny: PromptSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert prompt_sets.leaks(["a photo of two cats"]) == {}  # nothing is there to compare with
+    fetch("tiny", put(tmp_path / "stick", "metadata.jsonl"))
+    (name, found), *rest = prompt_sets.leaks(["A photo of two cats", "a dog"]).items()
+    assert (name, found.normalized, found.exact, rest) == ("tiny", ("a photo of two cats",), (), [])
+    monkeypatch.setitem(PROMPT_SETS.entries, "leaky", Entry("tests.test_prompt_sets:leaky", "two prompts"))
+    small = ["sampling.prompts_per_step=1", "sampling.group_size=2", "logging.tracked_prompts=1", "data.prompts=leaky"]
+    options = [part for setting in small for part in ("-o", setting)]
+    trained = cli("train", "--model", "scenes-8", "--num-steps", "1", *options)  # this model does not know these words
+    assert "warning: 1 of 2 evaluation prompts of tiny are training prompts" in trained.err
+
+
+def leaky() -> list[Prompt]:
+    include = [{"class": "circle", "count": 1}]
+    return [Prompt(id="x", text="a photo of two cats", metadata={"tag": "single_object", "include": include})]
 
 
 def test_prompts_come_from_sets_and_files(tmp_path: Path) -> None:

@@ -10,7 +10,6 @@ Source: mmdet 2.28.2 and 3.3.0 (parameter names), transformers 5 `modeling_mask2
 
 from __future__ import annotations
 
-import hashlib
 import math
 import pickle
 import re
@@ -23,6 +22,7 @@ from torch import Tensor
 from transformers import Mask2FormerConfig, Mask2FormerForUniversalSegmentation, SwinConfig
 
 from gcpo_bench.errors import CorruptDataError, PrerequisiteError
+from gcpo_bench.files import sha256
 
 UNUSED = re.compile(r"\.relative_position_index$")
 """Buffers that transformers computes."""
@@ -267,9 +267,3 @@ def load(path: Path, *, sha256_prefix: str = "") -> tuple[Mask2FormerForUniversa
             f"{path} is not mmdet's Mask2Former with a Swin backbone: {reason}",
             hint="GenEval's checkpoint is mask2former_swin-s-p4-w7-224_lsj_8x2_50e_coco of mmdet 2.x",
         ) from error
-
-
-def sha256(path: Path) -> str:
-    """Hexadecimal digest of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
