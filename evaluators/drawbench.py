@@ -10,7 +10,7 @@ Misspelt prompts are meant so and are not mended.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from gcpo_bench.datasets import Prompt
@@ -58,7 +58,9 @@ class DrawBench(PanelBenchmark):
     name = prompt_set = "drawbench"
     version = "1"
 
-    def __init__(self, panel: Panel, prompts: Sequence[Prompt], scales: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self, panel: Panel, read: Callable[[], Sequence[Prompt]], scales: Mapping[str, str] | None = None
+    ) -> None:
         """
         Args:
             panel: its first scorer is the headline.
@@ -66,16 +68,12 @@ class DrawBench(PanelBenchmark):
         Raises:
             ConfigError: an unknown scorer or scale.
         """
-        super().__init__(panel)
+        super().__init__(panel, read)
         self.headline = panel.names[0]
         for scorer in scales or {}:
             if scorer not in panel.names:
                 raise ConfigError(f"scorer {scorer!r} is not on the panel", hint=did_you_mean(scorer, panel.names))
         self._scales = {scorer: (label, display_scale(scorer, label)) for scorer, label in (scales or {}).items()}
-        self._prompts = tuple(prompts)
-
-    def prompts(self) -> Sequence[Prompt]:
-        return self._prompts
 
     def summarize(self, samples: Sequence[SampleScore]) -> dict[str, Metric]:
         """`overall` and `task/<category>` of the headline, `<scorer>` and `<scorer>/<category>` of every scorer.
@@ -119,9 +117,7 @@ def drawbench(world: str = "", *, options: Mapping[str, Any] | None = None, devi
     Args:
         world: not used.
         options: `scorers`, names with + between, default `PANEL`; and `scale.<scorer>`, a display scale.
-    Raises:
-        ConfigError: an unknown option, scorer or scale. PrerequisiteError: prompts or weights are not there.
-        CorruptDataError: prompts are not the published ones.
+    Raises ConfigError for an unknown option, scorer or scale; what is missing is told by `prompts`.
     """
     given = dict(options or {})
     names = [name.strip() for name in str(given.pop("scorers", "+".join(PANEL))).split("+")]
@@ -129,4 +125,4 @@ def drawbench(world: str = "", *, options: Mapping[str, Any] | None = None, devi
     if given:
         raise ConfigError(f"DrawBench has no option {next(iter(given))!r}", hint="known: scorers, scale.<scorer>")
     panel = Panel(names, options={name: {"device": device} for name in names if name not in OUTSIDE})
-    return (LastingDrawBench if panel.is_lasting else DrawBench)(panel, drawbench_prompts(), scales)
+    return (LastingDrawBench if panel.is_lasting else DrawBench)(panel, drawbench_prompts, scales)

@@ -12,7 +12,7 @@ Sources: tgxs002/HPSv2 `hpsv2/evaluation.py`; zghhui/GCPO `llamaGen/hpsv2`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -88,15 +88,11 @@ class HpsBenchmark(LastingPanelBenchmark):
 
     version = "1"
 
-    def __init__(self, preset: str, panel: Panel, prompts: Sequence[Prompt]) -> None:
+    def __init__(self, preset: str, panel: Panel, read: Callable[[], Sequence[Prompt]]) -> None:
         """`panel` has one scorer, whose values are cosines."""
-        super().__init__(panel)
+        super().__init__(panel, read)
         self.name = self.prompt_set = preset
         (self.headline,) = panel.names
-        self._prompts = tuple(prompts)
-
-    def prompts(self) -> Sequence[Prompt]:
-        return self._prompts
 
     def summarize(self, samples: Sequence[SampleScore]) -> dict[str, Metric]:
         """`overall`, the mean over prompts, and `task/<style>`, times 100; pictures without a score are counted.
@@ -136,12 +132,10 @@ def hps_benchmark(
     Args:
         world: not used.
         options: `version` (v2.1 or v2.0), `antialias`, `fit` (pad or crop), `precision` (float32 or autocast), as text.
-    Raises:
-        ConfigError: an unknown option. PrerequisiteError: prompts or weights are not there.
-        CorruptDataError: prompts are not the published ones.
+    Raises ConfigError for an unknown option; what is missing is told by `prompts`.
     """
     panel = _panel(options or {}, device)
-    return HpsBenchmark("hps-benchmark", panel, benchmark_prompts())
+    return HpsBenchmark("hps-benchmark", panel, benchmark_prompts)
 
 
 def hps_gcpo400(
@@ -149,7 +143,7 @@ def hps_gcpo400(
 ) -> HpsBenchmark:
     """The GCPO family's 400 prompts; as `hps_benchmark`."""
     panel = _panel(options or {}, device)
-    return HpsBenchmark("hps-gcpo400", panel, gcpo_prompts())
+    return HpsBenchmark("hps-gcpo400", panel, gcpo_prompts)
 
 
 CHOICES: Mapping[str, Mapping[str, Any]] = {

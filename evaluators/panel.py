@@ -6,7 +6,7 @@ depends on image and prompt text only, so it can be kept, split over processes a
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -34,23 +34,24 @@ class Panel:
         Args:
             scorers: registered names, or scorers.
             options: name -> arguments of the function behind it.
-        Raises:
-            ConfigError: no scorer, one twice, or an unknown name. PrerequisiteError: weights are not there.
+        Raises ConfigError for no scorer, one twice, or an unknown name. Nothing is loaded.
         """
         self._given = {scorer if isinstance(scorer, str) else scorer.name: scorer for scorer in scorers}
         if not self._given or len(self._given) < len(scorers):
             raise ConfigError("a panel needs at least one scorer, each once", hint=f"known: {', '.join(SCORERS)}")
-        registered = [scorer for scorer in scorers if isinstance(scorer, str)]
-        for name in registered:
-            if name not in SCORERS:
-                raise ConfigError(f"unknown scorer {name!r}", hint=did_you_mean(name, SCORERS))
+        for scorer in scorers:
+            if isinstance(scorer, str) and scorer not in SCORERS:
+                raise ConfigError(f"unknown scorer {scorer!r}", hint=did_you_mean(scorer, SCORERS))
         self._options = options or {}
         self._is_tested = False
-        require(registered)
 
     @property
     def names(self) -> tuple[str, ...]:
         return tuple(self._given)
+
+    def require(self) -> None:
+        """Raises PrerequisiteError that names every file of weights that is not there."""
+        require([name for name, scorer in self._given.items() if isinstance(scorer, str)])
 
     @property
     def is_lasting(self) -> bool:
@@ -121,8 +122,18 @@ def verdict(seen: Mapping[str, Any]) -> Judged:
 class PanelBenchmark:
     """What benchmarks on a panel have in common: looking in batches. See `types.Benchmark`."""
 
-    def __init__(self, panel: Panel) -> None:
+    def __init__(self, panel: Panel, read: Callable[[], Sequence[Prompt]]) -> None:
+        """`read` gives the prompts, when they are asked for."""
         self.panel = panel
+        self._read = read
+
+    def prompts(self) -> Sequence[Prompt]:
+        """Raises PrerequisiteError where prompts or weights are not on this machine: before anything is drawn.
+
+        Summing up again what was seen before needs neither.
+        """
+        self.panel.require()
+        return self._read()
 
     def problem(self, image_YXC: npt.NDArray[np.uint8]) -> str:
         """Why this image cannot be scored; empty where it can."""

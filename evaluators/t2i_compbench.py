@@ -76,21 +76,35 @@ class AttributeBenchmark:
     version = VERSION
     headline = "attribute"
 
-    def __init__(self, category: str, prompts: Sequence[Prompt], found: Phrases, make: Callable[[], Answerer]) -> None:
-        """`make` loads the model when the first picture is looked at."""
+    def __init__(
+        self,
+        category: str,
+        *,
+        read: Callable[[], Sequence[Prompt]],
+        parse: Callable[[], Phrases],
+        make: Callable[[], Answerer],
+    ) -> None:
+        """Prompts, their phrases and the model are each asked for when they are needed."""
         if category not in ATTRIBUTES:
             raise ConfigError(f"{category!r} is no attribute", hint=f"known: {', '.join(ATTRIBUTES)}")
         self.name = self.prompt_set = prompt_set(category)
-        self._prompts = tuple(prompts)
-        self._phrases = found
+        self._read = read
+        self._parse = parse
         self._make = make
 
     @cached_property
     def model(self) -> Answerer:
         return self._make()
 
+    @cached_property
+    def phrases(self) -> Phrases:
+        return self._parse()
+
     def prompts(self) -> Sequence[Prompt]:
-        return self._prompts
+        """Raises PrerequisiteError where prompts or their phrases are not on this machine."""
+        prompts = self._read()
+        _ = self.phrases
+        return prompts
 
     def problem(self, image_YXC: npt.NDArray[np.uint8]) -> str:
         return ""
@@ -99,7 +113,7 @@ class AttributeBenchmark:
         return dict(self.model.identity)
 
     def question(self, prompt: Prompt) -> list[str]:
-        return list(compbench.questions(self._phrases.of(prompt.text).phrases))
+        return list(compbench.questions(self.phrases.of(prompt.text).phrases))
 
     def observe(self, image_YXC: npt.NDArray[np.uint8], question: Sequence[str]) -> list[list[Any]]:
         """Question and probability of each."""
@@ -107,10 +121,10 @@ class AttributeBenchmark:
         return [[text, answer] for text, answer in zip(question, answers, strict=True)]
 
     def unfit(self, prompt: Prompt) -> str:
-        return "" if prompt.text in self._phrases.prompts else "its noun phrases are not in the table"
+        return "" if prompt.text in self.phrases.prompts else "its noun phrases are not in the table"
 
     def settings(self) -> dict[str, Any]:
-        return {"noun_phrases": self._phrases.parser}
+        return {"noun_phrases": self.phrases.parser}
 
     def judge(self, observation: Sequence[Sequence[Any]], prompt: Prompt) -> Judged:
         """The product of the answers; the reason lists every question with its answer."""
@@ -140,15 +154,19 @@ def _attribute(category: str, options: Mapping[str, Any] | None, device: str | N
     table = given.pop("noun_phrases", None)
     if given:
         raise ConfigError(f"T2I-CompBench has no option {next(iter(given))!r}", hint="known: noun_phrases")
-    require(["blip-vqa"])
-    found = phrases.load(Path(table) if table else None)
+
+    def read() -> Sequence[Prompt]:
+        require(["blip-vqa"])
+        return prompt_sets.load(prompt_set(category))
 
     def make() -> Answerer:
         from .scorers.blip_vqa import blip_vqa
 
         return blip_vqa(device=device)
 
-    return AttributeBenchmark(category, prompt_sets.load(prompt_set(category)), found, make)
+    return AttributeBenchmark(
+        category, read=read, parse=lambda: phrases.load(Path(table) if table else None), make=make
+    )
 
 
 def color(
@@ -156,8 +174,7 @@ def color(
 ) -> AttributeBenchmark:
     """With prompts, table and weights on this machine; `world` is not used, option: `noun_phrases`, another table.
 
-    Raises ConfigError for another option, PrerequisiteError where something is missing, CorruptDataError where it is
-    not what it should be.
+    Raises ConfigError for another option; what is missing is told by `prompts`.
     """
     return _attribute("color", options, device)
 
@@ -183,14 +200,10 @@ class NonSpatialBenchmark(LastingPanelBenchmark):
     name = prompt_set = prompt_set("non-spatial")
     version = VERSION
 
-    def __init__(self, panel: Panel, prompts: Sequence[Prompt]) -> None:
+    def __init__(self, panel: Panel, read: Callable[[], Sequence[Prompt]]) -> None:
         """`panel` has one scorer."""
-        super().__init__(panel)
+        super().__init__(panel, read)
         (self.headline,) = panel.names
-        self._prompts = tuple(prompts)
-
-    def prompts(self) -> Sequence[Prompt]:
-        return self._prompts
 
     def summarize(self, samples: Sequence[SampleScore]) -> dict[str, Metric]:
         return summarize(samples, self.headline, unit="raw")
@@ -199,7 +212,7 @@ class NonSpatialBenchmark(LastingPanelBenchmark):
 def non_spatial(world: str = "", *, device: str | None = None) -> NonSpatialBenchmark:
     """With prompts and weights on this machine; `world` is not used."""
     panel = Panel(["clip-score-b32"], options={"clip-score-b32": {"device": device}})
-    return NonSpatialBenchmark(panel, prompt_sets.load(prompt_set("non-spatial")))
+    return NonSpatialBenchmark(panel, lambda: prompt_sets.load(prompt_set("non-spatial")))
 
 
 # ---------------------------------------------------------------- from stored detections

@@ -10,7 +10,7 @@ import math
 import os
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,7 @@ from gcpo_bench.evaluators.hps import (
 )
 from gcpo_bench.evaluators.panel import Panel, PanelBenchmark
 from gcpo_bench.evaluators.runner import ShardDone, evaluate_folder, rescore
+from gcpo_bench.evaluators.scorers.clip_weights import ARCHITECTURES
 from gcpo_bench.evaluators.scorers.hps import load_hps
 from gcpo_bench.evaluators.scorers.images import HPS
 from gcpo_bench.evaluators.scorers.types import Images, Score, Scorer, Unscored, check_images
@@ -43,6 +44,7 @@ from gcpo_bench.evaluators.stored import load_all_samples
 from gcpo_bench.evaluators.types import SampleScore
 from gcpo_bench.registry import BENCHMARKS, Entry
 
+from .conftest import Cli
 from .scorer_factory import GELU, clip_tokenizer_folder, open_clip_state, pictures, save, small
 
 PUBLISHED = Path(os.environ.get("GCPO_BENCH_TEST_DATA", Path(__file__).parents[2] / "shared" / "data"))
@@ -115,14 +117,14 @@ def test_missing_hps_prompts_and_weights_are_told_before_anything_is_drawn(
 ) -> None:
     monkeypatch.setenv("GCPO_BENCH_HOME", str(tmp_path))
     with pytest.raises(PrerequisiteError, match=r"hps-v2\.1: .*HPS_v2\.1_compressed\.pt is missing"):
-        BENCHMARKS.load("hps-benchmark")(world="scenes-12")
+        BENCHMARKS.load("hps-benchmark")(world="scenes-12").prompts()
     clip_tokenizer_folder(tmp_path / "weights" / "clip-vit-large-patch14")
     for name in ("HPS_v2.1_compressed.pt", "HPS_v2_compressed.pt"):
         (tmp_path / "weights" / name).write_bytes(b"not opened before the first picture")
     with pytest.raises(PrerequisiteError, match=r"anime\.json are missing"):
-        BENCHMARKS.load("hps-benchmark")(world="scenes-12")
+        BENCHMARKS.load("hps-benchmark")(world="scenes-12").prompts()
     with pytest.raises(PrerequisiteError, match="hps-gcpo400 are not on this machine"):
-        BENCHMARKS.load("hps-gcpo400")(world="scenes-12")
+        BENCHMARKS.load("hps-gcpo400")(world="scenes-12").prompts()
     benchmark_folder().mkdir(parents=True)
     hps_folder(benchmark_folder())
     benchmark = BENCHMARKS.load("hps-benchmark")(options={"version": "v2.0", "antialias": "False", "fit": "crop"})
@@ -162,7 +164,9 @@ def test_the_published_summary_is_that_of_groups_of_80(seed: int, spread: float)
 
 
 def test_hps_metrics_are_means_times_100_with_the_spread_of_groups(tmp_path: Path) -> None:
-    benchmark = HpsBenchmark("hps-benchmark", Panel([Brightness(name="hps")]), benchmark_prompts(hps_folder(tmp_path)))
+    benchmark = HpsBenchmark(
+        "hps-benchmark", Panel([Brightness(name="hps")]), lambda: benchmark_prompts(hps_folder(tmp_path))
+    )
     level = dict(zip(STYLES, (0.30, 0.31, 0.29, 0.26), strict=True))
     samples = [sample(prompt, hps=level[prompt.tag]) for prompt in benchmark.prompts()]
     metrics = benchmark.summarize(samples)
@@ -175,7 +179,9 @@ def test_hps_metrics_are_means_times_100_with_the_spread_of_groups(tmp_path: Pat
 
 
 def test_missing_hps_pictures_are_counted_and_the_published_summary_is_withheld(tmp_path: Path) -> None:
-    benchmark = HpsBenchmark("hps-benchmark", Panel([Brightness(name="hps")]), benchmark_prompts(hps_folder(tmp_path)))
+    benchmark = HpsBenchmark(
+        "hps-benchmark", Panel([Brightness(name="hps")]), lambda: benchmark_prompts(hps_folder(tmp_path))
+    )
     samples = [sample(prompt, hps=0.3) for prompt in benchmark.prompts()[:-1]]
     samples.append(sample(benchmark.prompts()[-1]))
     metrics = benchmark.summarize(samples)
@@ -202,8 +208,6 @@ def drawbench_csv(counts: Mapping[str, int]) -> bytes:
 
 def with_drawbench(content: bytes, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Let this content be the published one."""
-    from dataclasses import replace
-
     monkeypatch.setenv("GCPO_BENCH_HOME", str(folder))
     known = replace(prompt_sets.SETS["drawbench"], sha256=hashlib.sha256(content).hexdigest())
     monkeypatch.setattr(prompt_sets, "SETS", {**prompt_sets.SETS, "drawbench": known})
@@ -229,11 +233,11 @@ def test_other_categories_are_refused(tmp_path: Path, monkeypatch: pytest.Monkey
 def test_everything_a_panel_lacks_is_told_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with_drawbench(drawbench_csv(CATEGORIES), tmp_path, monkeypatch)
     with pytest.raises(PrerequisiteError) as caught:
-        BENCHMARKS.load("drawbench")(world="scenes-12")
+        BENCHMARKS.load("drawbench")(world="scenes-12").prompts()
     assert all(f"{name}: " in str(caught.value) for name in PANEL)
     make = BENCHMARKS.load("drawbench")
     with pytest.raises(PrerequisiteError, match="pickscore: "):
-        make(options={"scorers": "pickscore + deqa"}, device="cpu")
+        make(options={"scorers": "pickscore + deqa"}, device="cpu").prompts()
     for options, message in (
         ({"scorers": "hps-v2.1+hps-v2.1"}, "each once"),
         ({"scorers": "hps"}, "unknown scorer 'hps'"),
@@ -260,11 +264,13 @@ PROMPTS = tuple(
 
 
 def bench(*scorers: Scorer, scales: Mapping[str, str] | None = None) -> DrawBench:
-    return DrawBench(Panel(scorers or (Brightness(), Brightness(name="pickscore", factor=0.1))), PROMPTS, scales)
+    return DrawBench(
+        Panel(scorers or (Brightness(), Brightness(name="pickscore", factor=0.1))), lambda: PROMPTS, scales
+    )
 
 
 def lasting(*scorers: Scorer) -> LastingDrawBench:
-    return LastingDrawBench(Panel(scorers or (Brightness(),)), PROMPTS)
+    return LastingDrawBench(Panel(scorers or (Brightness(),)), lambda: PROMPTS)
 
 
 def grey(*levels: int) -> npt.NDArray[np.uint8]:
@@ -431,3 +437,41 @@ def test_the_published_prompts_have_their_counts(tmp_path: Path, monkeypatch: py
     assert [sum(prompt.tag == style for prompt in hps) for style in STYLES] == [100] * 4
     text = "".join(f"{prompt.text.strip()}\n" for prompt in hps)
     assert hashlib.sha256(text.encode()).hexdigest().startswith("f28a37d578e21a9a")
+
+
+# ---------------------------------------------------------------- from the command line
+
+
+def test_a_folder_is_scored_from_the_command_line(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Prompts and weights from their folders, the real model in miniature, one damaged picture."""
+    with_drawbench(drawbench_csv(CATEGORIES), tmp_path / "home", monkeypatch)
+    architecture = replace(GELU, pixels=224, patch=112)
+    monkeypatch.setitem(ARCHITECTURES, "ViT-H-14", architecture)
+    weights = tmp_path / "home" / "weights"
+    clip_tokenizer_folder(weights / "clip-vit-large-patch14")
+    save(open_clip_state(architecture, seed=8), weights / "HPS_v2.1_compressed.pt", epoch=1)
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    names = [f"{prompt.id}-0.png" for prompt in drawbench_prompts() if int(prompt.id) in {0, 25, 26, 199}]
+    for name, image in zip(names, pictures(len(names)), strict=True):
+        Image.fromarray(image).save(folder / name)
+    asked = ("evaluate", "--images", "pictures", "--bench", "drawbench", "--images-per-prompt", "1", "--allow-partial")
+    options = ("--option", "scorers=hps-v2.1", "--option", "scale.hps-v2.1=x100", "--device", "cpu", "--json")
+    result = cli(*asked, *options)
+    assert result.code == 0, result.err
+    metrics = json.loads(result.out)["metrics"]
+    assert (metrics["overall"]["n"], metrics["overall"]["unscored"], metrics["overall"]["unit"]) == (4, 196, "x100")
+    assert metrics["overall"]["value"] == metrics["hps-v2.1"]["value"]
+    rows = (tmp_path / "evaluations" / "pictures" / "drawbench" / "samples.jsonl").read_text().splitlines()
+    values = [json.loads(row)["values"].get("hps-v2.1") for row in rows]
+    raw = [value for value in values if value is not None]
+    assert metrics["overall"]["value"] == pytest.approx(100 * sum(raw) / 4)
+    (tmp_path / "home").rename(tmp_path / "away")  # summing up again needs no prompts and no weights
+    again = cli("evaluate", "--images", "pictures", "--bench", "drawbench", "--rescore", *options)
+    assert json.loads(again.out)["metrics"] == metrics
+    (tmp_path / "away").rename(tmp_path / "home")
+    (folder / names[0]).write_bytes(b"no picture")
+    damaged = cli(*asked, *options)
+    assert damaged.code == 5
+    assert "is not scored: the image file" in damaged.err
+    assert json.loads(damaged.out)["metrics"]["overall"]["n"] == 3

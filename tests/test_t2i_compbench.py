@@ -62,7 +62,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> BlipVqa:
 
 
 def benchmark(model: BlipVqa) -> AttributeBenchmark:
-    return AttributeBenchmark("color", PROMPTS, TABLE, lambda: model)
+    return AttributeBenchmark("color", read=lambda: PROMPTS, parse=lambda: TABLE, make=lambda: model)
 
 
 def test_a_picture_s_score_is_the_product_of_its_answers_and_says_them(model: BlipVqa) -> None:
@@ -96,7 +96,7 @@ def test_pictures_from_files_are_kept_and_averaged(model: BlipVqa, tmp_path: Pat
     def gone() -> Any:
         raise AssertionError("the model is loaded again")
 
-    kept = AttributeBenchmark("color", PROMPTS, TABLE, gone)
+    kept = AttributeBenchmark("color", read=lambda: PROMPTS, parse=lambda: TABLE, make=gone)
     kept.look = made.look  # type: ignore[method-assign]
     again, _ = observe(kept, Place(out=tmp_path / "out", root=folder), found, None)
     assert again == samples
@@ -109,26 +109,27 @@ def test_a_prompt_whose_phrases_are_not_known_cannot_be_judged_by(model: BlipVqa
     with pytest.raises(CorruptDataError, match="does not hold 'a yellow bird'"):
         benchmark(model).question(other)
     with pytest.raises(ConfigError, match="no attribute"):
-        AttributeBenchmark("colour", PROMPTS, TABLE, lambda: model)
+        AttributeBenchmark("colour", read=lambda: PROMPTS, parse=lambda: TABLE, make=lambda: model)
 
 
 def test_what_is_missing_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GCPO_BENCH_HOME", str(tmp_path))
     for category in ("color", "shape", "texture"):
         with pytest.raises(PrerequisiteError, match=r"blip-vqa: .*model_base_vqa_capfilt_large\.pth"):
-            BENCHMARKS.load(f"t2i-compbench-{category}")(world="scenes-12")
+            BENCHMARKS.load(f"t2i-compbench-{category}")(world="scenes-12").prompts()
     with pytest.raises(ConfigError, match="no option 'antialias'"):
         BENCHMARKS.load("t2i-compbench-color")(options={"antialias": "false"})
     with pytest.raises(PrerequisiteError, match="clip-score-b32"):
-        BENCHMARKS.load("t2i-compbench-non-spatial")(world="scenes-12")
+        BENCHMARKS.load("t2i-compbench-non-spatial")(world="scenes-12").prompts()
     weights = tmp_path / "weights"
     bert_tokenizer_folder(weights / "bert-base-uncased")
     (weights / "model_base_vqa_capfilt_large.pth").write_bytes(b"not opened before the first picture")
-    with pytest.raises(PrerequisiteError, match="noun phrases of T2I-CompBench's prompts are not at"):
-        BENCHMARKS.load("t2i-compbench-shape")(world="scenes-12")
-    phrases.save(TABLE, phrases.table_file())
     with pytest.raises(PrerequisiteError, match="t2i-compbench-shape are not on this machine"):
-        BENCHMARKS.load("t2i-compbench-shape")(world="scenes-12")
+        BENCHMARKS.load("t2i-compbench-shape")(world="scenes-12").prompts()
+    with pytest.raises(PrerequisiteError, match="noun phrases of T2I-CompBench's prompts are not at"):
+        _ = BENCHMARKS.load("t2i-compbench-shape")(world="scenes-12").phrases
+    phrases.save(TABLE, phrases.table_file())
+    assert BENCHMARKS.load("t2i-compbench-shape")(world="scenes-12").phrases == TABLE
 
 
 # ---------------------------------------------------------------- noun phrases
@@ -284,7 +285,7 @@ def test_what_a_category_needs_is_asked_for() -> None:
 
 
 def test_non_spatial_relations_are_one_scorer_s_mean() -> None:
-    made = NonSpatialBenchmark(Panel([Brightness()]), PROMPTS)
+    made = NonSpatialBenchmark(Panel([Brightness()]), lambda: PROMPTS)
     judged = made.score(np.stack([np.full((8, 8, 3), level, dtype=np.uint8) for level in (10, 30, 50)]), PROMPTS)
     assert [dict(values) for values, _, _ in judged] == [{"brightness": 10}, {"brightness": 30}, {"brightness": 50}]
     assert (made.name, made.headline) == ("t2i-compbench-non-spatial", "brightness")
