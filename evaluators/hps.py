@@ -24,6 +24,8 @@ from gcpo_bench.errors import ConfigError, CorruptDataError, PrerequisiteError, 
 from gcpo_bench.files import read_json, storage
 from gcpo_bench.prompt_sets import load
 
+from .images import ImageSet
+from .layouts import of_hps_folder
 from .metrics import stratified
 from .panel import LastingPanelBenchmark, Panel
 from .scorers.scales import displayed, scale
@@ -77,12 +79,6 @@ def gcpo_prompts() -> tuple[Prompt, ...]:
     return tuple(replace(prompt, metadata={"tag": STYLES[row // block]}) for row, prompt in enumerate(rows))
 
 
-def official_file(prompt: Prompt) -> str:
-    """Where HPSv2 expects this prompt's picture: `anime/00000.jpg`."""
-    style, _, row = prompt.id.rpartition("-")
-    return f"{style}/{row}.jpg"
-
-
 class HpsBenchmark(LastingPanelBenchmark):
     """One of the two presets."""
 
@@ -93,6 +89,10 @@ class HpsBenchmark(LastingPanelBenchmark):
         super().__init__(panel, read)
         self.name = self.prompt_set = preset
         (self.headline,) = panel.names
+
+    def official_pictures(self, folder: Path, prompts: Sequence[Prompt], images_per_prompt: int) -> ImageSet | None:
+        """A folder in HPSv2's layout; None where it is none, or this preset has no layout."""
+        return of_hps_folder(folder, prompts) if self.name == "hps-benchmark" else None
 
     def summarize(self, samples: Sequence[SampleScore]) -> dict[str, Metric]:
         """`overall`, the mean over prompts, and `task/<style>`, times 100; pictures without a score are counted.

@@ -29,6 +29,8 @@ from gcpo_bench.errors import ConfigError, CorruptDataError
 from gcpo_bench.files import read_jsonl
 
 from . import compbench, phrases
+from .images import ImageSet
+from .layouts import compbench_file, of_compbench_folder
 from .metrics import stratified
 from .panel import LastingPanelBenchmark, Panel
 from .phrases import Phrases
@@ -43,11 +45,6 @@ VERSION = "1"
 
 def prompt_set(category: str) -> str:
     return f"t2i-compbench-{category}"
-
-
-def official_file(prompt: Prompt, index: int, images_per_prompt: int = IMAGES_PER_PROMPT) -> str:
-    """Where T2I-CompBench expects the `index`-th picture: `samples/<prompt>_000012.png`, numbered over the category."""
-    return f"samples/{prompt.text}_{int(prompt.id) * images_per_prompt + index:06d}.png"
 
 
 def summarize(samples: Sequence[SampleScore], key: str, unit: str = "share") -> dict[str, Metric]:
@@ -108,6 +105,10 @@ class AttributeBenchmark:
 
     def problem(self, image_YXC: npt.NDArray[np.uint8]) -> str:
         return ""
+
+    def official_pictures(self, folder: Path, prompts: Sequence[Prompt], images_per_prompt: int) -> ImageSet | None:
+        """A folder in T2I-CompBench's layout; None where it is none."""
+        return of_compbench_folder(folder, prompts, images_per_prompt)
 
     def look(self) -> dict[str, Any]:
         return dict(self.model.identity)
@@ -205,6 +206,10 @@ class NonSpatialBenchmark(LastingPanelBenchmark):
         super().__init__(panel, read)
         (self.headline,) = panel.names
 
+    def official_pictures(self, folder: Path, prompts: Sequence[Prompt], images_per_prompt: int) -> ImageSet | None:
+        """A folder in T2I-CompBench's layout; None where it is none."""
+        return of_compbench_folder(folder, prompts, images_per_prompt)
+
     def summarize(self, samples: Sequence[SampleScore]) -> dict[str, Metric]:
         return summarize(samples, self.headline, unit="raw")
 
@@ -293,7 +298,7 @@ def score_detections(
                     prompt=prompt.text,
                     tag=prompt.tag,
                     image_index=index,
-                    image=official_file(prompt, index, images_per_prompt),
+                    image=compbench_file(prompt, index, images_per_prompt),
                     values=values,
                     reason="",
                     detections=tuple(seen or ()),

@@ -31,7 +31,6 @@ from gcpo_bench.evaluators.hps import (
     benchmark_folder,
     benchmark_prompts,
     gcpo_prompts,
-    official_file,
     published_summary,
 )
 from gcpo_bench.evaluators.panel import Panel, PanelBenchmark
@@ -95,7 +94,27 @@ def test_hps_reads_800_prompts_of_each_style(tmp_path: Path) -> None:
     assert [prompt.tag for prompt in prompts[::800]] == list(STYLES)
     assert prompts[801].id == "concept-art-00001"
     assert prompts[801].text == "concept-art number 1"
-    assert official_file(prompts[801]) == "concept-art/00001.jpg"
+
+
+def test_a_folder_in_hpsv2_s_layout_is_read_as_it_is(tmp_path: Path) -> None:
+    texts = tmp_path / "texts"
+    texts.mkdir()
+    benchmark = HpsBenchmark("hps-benchmark", Panel([Brightness()]), lambda: benchmark_prompts(hps_folder(texts)))
+    prompts = benchmark.prompts()
+    assert benchmark.official_pictures(texts, prompts, 1) is None
+    folder = tmp_path / "pictures"
+    for name in ("concept-art/00001.jpg", "anime/00799.png", "anime/notes.txt"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(b"x")
+    found = benchmark.official_pictures(folder, prompts, 1)
+    assert found is not None
+    assert len(found.pictures) == 3200
+    there = [(each.prompt.text, each.path.name) for each in found.pictures if not each.is_missing]
+    assert there == [("anime number 799", "00799.png"), ("concept-art number 1", "00001.jpg")]
+    assert found.notes == ("'anime/notes.txt' is no image that is asked for",)
+    assert found.pictures[-1].path == folder / "photo" / "00799.jpg"
+    other = HpsBenchmark("hps-gcpo400", Panel([Brightness()]), lambda: prompts)
+    assert other.official_pictures(folder, prompts, 1) is None
 
 
 @pytest.mark.parametrize(

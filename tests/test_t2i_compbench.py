@@ -20,13 +20,13 @@ from gcpo_bench.errors import ConfigError, CorruptDataError, PrerequisiteError
 from gcpo_bench.evaluators import compbench, phrases
 from gcpo_bench.evaluators.images import of_folder
 from gcpo_bench.evaluators.judging import Place, observe
+from gcpo_bench.evaluators.layouts import compbench_file
 from gcpo_bench.evaluators.panel import Panel
 from gcpo_bench.evaluators.phrases import Parsed, Phrases
 from gcpo_bench.evaluators.scorers.blip_vqa import BlipVqa, load_blip_vqa
 from gcpo_bench.evaluators.t2i_compbench import (
     AttributeBenchmark,
     NonSpatialBenchmark,
-    official_file,
     read_detections,
     score_detections,
     summarize,
@@ -291,8 +291,17 @@ def test_non_spatial_relations_are_one_scorer_s_mean() -> None:
     assert (made.name, made.headline) == ("t2i-compbench-non-spatial", "brightness")
 
 
-def test_official_files_are_numbered_over_the_category() -> None:
-    assert official_file(PROMPTS[2], 3) == "samples/a green bench_000023.png"
+def test_a_folder_in_the_official_layout_is_numbered_over_the_category(tmp_path: Path) -> None:
+    assert compbench_file(PROMPTS[2], 3, 10) == "samples/a green bench_000023.png"
+    made = NonSpatialBenchmark(Panel([Brightness()]), lambda: PROMPTS)
+    assert made.official_pictures(tmp_path, PROMPTS, 2) is None
+    (tmp_path / "samples").mkdir()
+    for name in ("a green bench_000005.png", "a green bench_000023.png"):
+        (tmp_path / "samples" / name).write_bytes(b"x")
+    found = made.official_pictures(tmp_path, PROMPTS, 2)
+    assert found is not None
+    assert [each.index for each in found.pictures if not each.is_missing] == [1]
+    assert found.notes == ("'samples/a green bench_000023.png' is no image that is asked for",)
 
 
 @pytest.mark.skipif(not PUBLISHED.is_dir(), reason="no copies of the published sets here")
@@ -302,4 +311,4 @@ def test_the_published_prompts_load(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         prompt_sets.fetch(f"t2i-compbench-{category}", PUBLISHED)
         prompts = prompt_sets.load(f"t2i-compbench-{category}")
         assert len(prompts) == 300
-        assert official_file(prompts[-1], 9).endswith("_002999.png")
+        assert compbench_file(prompts[-1], 9, 10).endswith("_002999.png")
