@@ -131,7 +131,8 @@ def hps_benchmark(
 
     Args:
         world: not used.
-        options: `version` (v2.1 or v2.0), `antialias`, `fit` (pad or crop), `precision` (float32 or autocast), as text.
+        options: `version` (v2.1 or v2.0), `backend` (transformers or hpsv2), `antialias`, `fit` (pad or crop) and
+            `precision` (float32 or autocast), as text.
     Raises ConfigError for an unknown option; what is missing is told by `prompts`.
     """
     panel = _panel(options or {}, device)
@@ -147,7 +148,8 @@ def hps_gcpo400(
 
 
 CHOICES: Mapping[str, Mapping[str, Any]] = {
-    "version": {"v2.1": "hps-v2.1", "v2.0": "hps-v2.0"},
+    "version": {"v2.1": "v2.1", "v2.0": "v2.0"},
+    "backend": {"transformers": "hps", "hpsv2": "hpsv2-package"},
     "antialias": {"true": True, "false": False},
     "fit": {"pad": "pad", "crop": "crop"},
     "precision": {"float32": "float32", "autocast": "autocast"},
@@ -162,7 +164,14 @@ def _panel(options: Mapping[str, Any], device: str | None) -> Panel:
         if str(value).lower() not in CHOICES[key]:
             raise ConfigError(f"HPS option {key} cannot be {value!r}", hint=f"known: {', '.join(CHOICES[key])}")
     chosen = {key: choices[str(options.get(key, next(iter(choices)))).lower()] for key, choices in CHOICES.items()}
-    name = chosen.pop("version")
+    name = f"{chosen.pop('backend')}-{chosen.pop('version')}"
+    if name.startswith("hpsv2"):
+        for key in ("antialias", "fit"):
+            chosen.pop(key)
+            if key in options:
+                raise ConfigError(
+                    f"HPS option {key} has no effect on the package hpsv2", hint="leave it out, or backend=hpsv2"
+                )
     return Panel([name], options={name: {**chosen, "device": device}})
 
 

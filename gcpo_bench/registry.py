@@ -149,6 +149,12 @@ SCORERS = Registry(
     {
         "hps-v2.1": Entry("gcpo_bench.evaluators.scorers.hps:hps_v21", "Human Preference Score v2.1"),
         "hps-v2.0": Entry("gcpo_bench.evaluators.scorers.hps:hps_v20", "Human Preference Score v2.0"),
+        "hpsv2-package-v2.1": Entry(
+            "gcpo_bench.evaluators.scorers.hps_package:hps_package_v21", "HPS v2.1 by the package hpsv2 itself"
+        ),
+        "hpsv2-package-v2.0": Entry(
+            "gcpo_bench.evaluators.scorers.hps_package:hps_package_v20", "HPS v2.0 by the package hpsv2 itself"
+        ),
         "clip-score": Entry("gcpo_bench.evaluators.scorers.clip_score:clip_score", "cosine in OpenAI's CLIP ViT-L/14"),
         "clip-score-b32": Entry(
             "gcpo_bench.evaluators.scorers.clip_score:clip_score_b32", "cosine in OpenAI's CLIP ViT-B/32"

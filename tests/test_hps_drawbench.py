@@ -154,7 +154,11 @@ def test_missing_hps_prompts_and_weights_are_told_before_anything_is_drawn(
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [({"antialiased": "no"}, "HPS has no option 'antialiased'"), ({"fit": "stretch"}, "fit cannot be 'stretch'")],
+    [
+        ({"antialiased": "no"}, "HPS has no option 'antialiased'"),
+        ({"fit": "stretch"}, "fit cannot be 'stretch'"),
+        ({"backend": "hpsv2", "fit": "crop"}, "no effect on the package hpsv2"),
+    ],
 )
 def test_unknown_hps_options_are_refused(options: Mapping[str, str], message: str) -> None:
     with pytest.raises(ConfigError, match=message):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import math
+import sys
 import zipfile
 from dataclasses import replace
 from pathlib import Path
@@ -38,6 +39,7 @@ from gcpo_bench.evaluators.scorers.clip_weights import (
 )
 from gcpo_bench.evaluators.scorers.compute import Compute
 from gcpo_bench.evaluators.scorers.hps import HPS, load_hps
+from gcpo_bench.evaluators.scorers.hps_package import HpsPackage
 from gcpo_bench.evaluators.scorers.image_reward import DEVIATION, MEAN, ImageReward, ImageRewardModel, load_image_reward
 from gcpo_bench.evaluators.scorers.images import Preprocessing
 from gcpo_bench.evaluators.scorers.pickscore import PickScore, load_pickscore
@@ -631,6 +633,40 @@ def test_a_scorer_is_loaded_from_the_weights_folder(
     assert list(REWARDS.load("hps-v2.1")()(image[None], [Prompt(id="0", text="a dog")]).values_B) == scorer.score(
         [image], ["a dog"]
     )
+
+
+def test_hpsv2_s_own_code_is_an_option_that_says_what_it_lacks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GCPO_BENCH_HOME", str(tmp_path))
+    with pytest.raises(PrerequisiteError, match=r"HPS_v2\.1_compressed\.pt is missing"):
+        SCORERS.load("hpsv2-package-v2.1")()
+    save(open_clip_state(GELU), tmp_path / "weights" / "HPS_v2.1_compressed.pt")
+    monkeypatch.setitem(sys.modules, "hpsv2", None)  # as where it is not installed
+    with pytest.raises(PrerequisiteError, match="the package hpsv2 cannot be imported"):
+        SCORERS.load("hpsv2-package-v2.1")()
+
+
+def test_a_picture_on_which_hpsv2_fails_is_unscored() -> None:
+    class Model(torch.nn.Module):
+        """Like hpsv2's: features of unit length, and a fixed size of pictures."""
+
+        def forward(self, pixels_BCYX: torch.Tensor, ids_BT: torch.Tensor) -> dict[str, torch.Tensor]:
+            if pixels_BCYX.shape[2:] != (8, 8):
+                raise RuntimeError("The size of tensor a (9) must match the size of tensor b (8)\nat dimension 1")
+            half = pixels_BCYX.mean().reshape(1, 1)
+            return {"image_features": half, "text_features": ids_BT[:, :1].float()}
+
+    scorer = HpsPackage(
+        model=Model(),
+        preprocess=lambda image: torch.from_numpy(np.array(image)).permute(2, 0, 1) / 255,
+        tokenize=lambda texts: torch.tensor([[len(text)] for text in texts]),
+        version="v2.1",
+        weights="xxh3:0",
+        compute=Compute(),
+    )
+    scores = scorer.score([np.full((8, 8, 3), 51, np.uint8), picture(9, 8)], ["four", "a"])
+    assert scores[0] == pytest.approx(0.8)
+    assert scores[1] == Unscored("hpsv2 failed: The size of tensor a (9) must match the size of tensor b (8)")
+    assert scorer.name == "hpsv2-package-v2.1"
 
 
 def test_a_scorer_is_a_reward(files: Path) -> None:

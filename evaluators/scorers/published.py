@@ -10,7 +10,7 @@ from pathlib import Path
 
 from gcpo_bench.errors import CorruptDataError, PrerequisiteError
 
-from ..weights import Weights, locate
+from ..weights import Weights
 
 _HUB = "https://huggingface.co"
 _CLIP_WORDS = ("vocab.json", "merges.txt")
@@ -96,6 +96,8 @@ NUM_BYTES = {AESTHETIC_HEAD.name: 3_714_759}
 NEEDS: Mapping[str, Sequence[Weights]] = {
     "hps-v2.0": (HPS_V20, CLIP_TOKENIZER),
     "hps-v2.1": (HPS_V21, CLIP_TOKENIZER),
+    "hpsv2-package-v2.0": (HPS_V20,),
+    "hpsv2-package-v2.1": (HPS_V21,),
     "clip-score": (CLIP_L14,),
     "clip-score-b32": (CLIP_B32, CLIP_TOKENIZER),
     "pickscore": (PICKSCORE, CLIP_TOKENIZER),
@@ -108,7 +110,18 @@ NEEDS: Mapping[str, Sequence[Weights]] = {
 
 def find(weights: Weights) -> Path:
     """The file or folder. Raises PrerequisiteError where it is not there, CorruptDataError where its size is wrong."""
-    path = locate(weights)
+    path = weights.path
+    missing = [path / name for name in weights.files if not (path / name).is_file()]
+    if missing or not path.exists():
+        how = (
+            f"hf download {weights.source} --local-dir {path}"
+            if weights.files
+            else f"download {weights.source} to {path}"
+        )
+        raise PrerequisiteError(
+            f"{weights.purpose}: {missing[0] if missing else path} is missing ({weights.size}, {weights.licence})",
+            hint=how,
+        )
     expected = NUM_BYTES.get(weights.name)
     if expected is not None and path.stat().st_size != expected:
         raise CorruptDataError(

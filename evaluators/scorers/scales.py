@@ -37,6 +37,8 @@ _CLIP = {"raw": RAW, "x100": Scale(factor=100, floor=0)}
 SCALES: Mapping[str, Mapping[str, Scale]] = {
     "hps-v2.0": _HPS,
     "hps-v2.1": _HPS,
+    "hpsv2-package-v2.0": _HPS,
+    "hpsv2-package-v2.1": _HPS,
     "clip-score": _CLIP,
     "clip-score-b32": _CLIP,
     "pickscore": {"raw": RAW, "/26": Scale(factor=1 / 26), "/100": Scale(factor=1 / 100)},

@@ -44,7 +44,9 @@ from gcpo_bench.datasets import Prompt
 from gcpo_bench.evaluators.hps import STYLES, published_summary
 from gcpo_bench.evaluators.scorers import images as presets
 from gcpo_bench.evaluators.scorers.clip_weights import ARCHITECTURES, Architecture, Tower, clip_of
+from gcpo_bench.evaluators.scorers.compute import Compute
 from gcpo_bench.evaluators.scorers.hps import HPS, load_hps
+from gcpo_bench.evaluators.scorers.hps_package import load_hps_package
 from gcpo_bench.evaluators.scorers.tokens import clip_ids, clip_tokenizer
 from gcpo_bench.evaluators.types import SampleScore
 
@@ -232,6 +234,28 @@ def scores(folder: Path, prompts: Sequence[str]) -> dict[str, float]:
     return {"scores": len(ODD) + len(prompts[:20]), "difference": worst}
 
 
+def package(folder: Path) -> dict[str, Any]:
+    """Largest difference of the two backends, each loaded from one file: `hps_package` and `hps`."""
+    from hpsv2.src.open_clip import factory
+
+    config = {
+        "embed_dim": SMALL.embed,
+        "vision_cfg": {"image_size": 224, "layers": 3, "width": 160, "head_width": 80, "patch_size": 14},
+        "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 128, "heads": 2, "layers": 3},
+    }
+    factory._MODEL_CONFIGS["ViT-H-14"] = config  # instead of the large one
+    with checkpoint(folder) as (path, ours):
+        theirs = load_hps_package(path, version="v2.1", compute=Compute())
+        shown = [picture(*size, seed) for seed, size in enumerate(SIZES)]
+        pairs = zip(theirs.score(shown, ODD), ours.score(shown, ODD), strict=True)
+        worst = 0.0
+        for a, b in pairs:
+            assert isinstance(a, float)
+            assert isinstance(b, float)
+            worst = max(worst, abs(a - b))
+        return {"scores": len(shown), "difference": worst, "versions": dict(theirs.identity)}
+
+
 def benchmark(folder: Path) -> dict[str, Any]:
     """What `evaluate_benchmark` prints for 4 x 800 small pictures, and what our summary says of them."""
     from hpsv2.evaluation import evaluate_benchmark
@@ -293,6 +317,7 @@ def main() -> None:
             ("tokens", lambda: tokens(prompts)),
             ("features", features),
             ("scores", lambda: scores(Path(folder), prompts)),
+            ("package", lambda: package(Path(folder))),
             ("benchmark", lambda: benchmark(Path(folder))),
         ):
             results[name] = compare()
