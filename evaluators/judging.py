@@ -126,6 +126,8 @@ def observe(
         digests[picture.path] = _look(benchmark, store, picture)
     if on_image:
         on_image(len(own), len(own))
+    if place.shard:
+        store.refresh()  # so of shards that run at the same time, the last one finds all the others' observations
     waiting = ShardDone(
         f"shard {'/'.join(map(str, place.shard or ()))}: its {len(own)} images are looked at, others are not",
         hint="run the other shards; the last one writes the scores, or a call without --shard",

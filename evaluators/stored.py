@@ -3,6 +3,7 @@
 <out>/
   samples.jsonl    one object an image: values, reason, detections
   scores.json      metrics and identity; written last, so its presence means that all is there
+  results.jsonl    the same in GenEval's own format, for that benchmark
   prompts.jsonl    id, text and metadata of each prompt, where observations are kept that can be judged again
 """
 
@@ -116,6 +117,11 @@ def _to_json(evaluation: Evaluation) -> dict[str, Any]:
         if math.isnan(fields["stderr"]):  # JSON has no NaN
             fields["stderr"] = None
     return record
+
+
+def save_files(out: Path, files: Mapping[str, str]) -> None:
+    for name, text in files.items():
+        write_text(out / name, text)
 
 
 def save_prompts(out: Path, prompts: Sequence[Prompt]) -> None:

@@ -143,6 +143,10 @@ class ObservingBenchmark(Benchmark, Protocol):
         """Values, reason and detections."""
         ...
 
+    def export(self, samples: Sequence[SampleScore], prompts: Mapping[str, Prompt]) -> dict[str, str]:
+        """Files (name -> text) in the format of the benchmark's own program; `prompts` by id."""
+        ...
+
     def self_test(self) -> None:
         """Raises CorruptDataError where something with a known verdict gets another one; runs before each scoring."""
         ...
