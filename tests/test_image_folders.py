@@ -243,7 +243,7 @@ def test_a_runs_own_folder_of_images_is_scored_too(folder: Path, tmp_path: Path,
 def test_shards_batches_stops_and_caches_change_no_bit(folder: Path, tmp_path: Path, networks: dict[str, Any]) -> None:
     go(folder, tmp_path / "straight", networks)
     want = contents(tmp_path / "straight")
-    for batch_rows in (1, 64):
+    for batch_rows in (1, 8, 64):
         go(folder, tmp_path / f"rows-{batch_rows}", networks, batch_rows=batch_rows)
         assert contents(tmp_path / f"rows-{batch_rows}") == want
 
