@@ -8,6 +8,7 @@ Source: GenEval, arXiv 2310.11513, code af4902f. Which program's image handling 
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, fields
@@ -163,6 +164,28 @@ class GenEvalBenchmark:
             "images_correct": stratified(scored, "correct", by_prompt=True, unscored=missing),
             "prompts_correct": stratified(scored, "correct", by_prompt=True, reduce=max, unscored=missing),
         }
+
+    def export(self, samples: Sequence[SampleScore], prompts: Mapping[str, Prompt]) -> dict[str, str]:
+        """results.jsonl as GenEval's `evaluate_images.py` writes it and its `summary_scores.py` reads it."""
+        rows = []
+        for sample in samples:
+            if sample.unscored:
+                continue
+            prompt = prompts[sample.prompt_id]
+            details: dict[str, list[list[float]]] = {}
+            for found in sample.detections:
+                details.setdefault(found.label, []).append([*found.box, found.confidence])
+            row = {
+                "filename": sample.image,
+                "tag": sample.tag,
+                "prompt": sample.prompt,
+                "correct": bool(sample.values["correct"]),
+                "reason": sample.reason,
+                "metadata": json.dumps({**prompt.metadata, "prompt": prompt.text}),
+                "details": json.dumps(details),
+            }
+            rows.append(json.dumps(row))
+        return {"results.jsonl": "".join(f"{row}\n" for row in rows)}
 
     def self_test(self) -> None:
         """Raises CorruptDataError where detections with a known verdict get another one."""

@@ -21,7 +21,7 @@ from gcpo_bench.files import checksum_of
 from . import images
 from .images import Picture
 from .observations import Observations, Seen
-from .types import Benchmark, Judged, ObservingBenchmark, SampleScore
+from .types import Benchmark, ExportingBenchmark, Judged, ObservingBenchmark, SampleScore
 
 BATCH_PIXELS = 64_000_000
 """A batch of images is closed at so many pixels, whatever `batch_rows` allows."""
@@ -64,6 +64,10 @@ class Place:
 
 def is_observing(benchmark: Benchmark) -> TypeGuard[ObservingBenchmark]:
     return hasattr(benchmark, "observe")
+
+
+def is_exporting(benchmark: Benchmark) -> TypeGuard[ExportingBenchmark]:
+    return hasattr(benchmark, "export")
 
 
 def score(benchmark: Benchmark, place: Place, pictures: Sequence[Picture], batch_rows: int) -> list[SampleScore]:
@@ -126,6 +130,8 @@ def observe(
         digests[picture.path] = _look(benchmark, store, picture)
     if on_image:
         on_image(len(own), len(own))
+    if place.shard:
+        store.refresh()  # so of shards that run at the same time, the last one finds all the others' observations
     waiting = ShardDone(
         f"shard {'/'.join(map(str, place.shard or ()))}: its {len(own)} images are looked at, others are not",
         hint="run the other shards; the last one writes the scores, or a call without --shard",

@@ -41,8 +41,13 @@ class Observations:
         key = digest(self.look)[:16]
         name = key if shard is None else f"{key}-shard-{shard[0]}-of-{shard[1]}"
         self._path = folder / f"{name}.jsonl"
+        self._pattern = f"{key}*.jsonl"
         self._entries: dict[str, Seen] = {}
-        for path in sorted(folder.glob(f"{key}*.jsonl")):
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Read what other processes have added meanwhile."""
+        for path in sorted(self._path.parent.glob(self._pattern)):
             self._read(path)
 
     def get(self, image_digest: str, question: Any) -> Seen | None:

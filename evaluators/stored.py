@@ -3,6 +3,7 @@
 <out>/
   samples.jsonl    one object an image: values, reason, detections
   scores.json      metrics and identity; written last, so its presence means that all is there
+  results.jsonl    the same in GenEval's own format, for that benchmark
   prompts.jsonl    id, text and metadata of each prompt, where observations are kept that can be judged again
 """
 
@@ -52,12 +53,16 @@ def _jsonl(rows: Iterable[Mapping[str, Any]]) -> str:
 
 
 def known(out: Path, identity: Mapping[str, Any]) -> Evaluation | None:
-    """What an earlier call left, if it is whole and of the same identity; a damaged file is made again."""
+    """What an earlier call left, if it is whole and of the same identity; a damaged file is made again.
+
+    Nor is it enough where images could not be scored: they may have been mended.
+    """
     try:
         found = load(out)
     except (RunError, CorruptDataError):
         return None
-    return found if (out / "samples.jsonl").is_file() and found.identity == identity else None
+    is_whole = (out / "samples.jsonl").is_file() and not any(metric.unscored for metric in found.metrics.values())
+    return found if is_whole and found.identity == identity else None
 
 
 def load_evaluation(run: Run, benchmark: str) -> Evaluation:
@@ -116,6 +121,11 @@ def _to_json(evaluation: Evaluation) -> dict[str, Any]:
         if math.isnan(fields["stderr"]):  # JSON has no NaN
             fields["stderr"] = None
     return record
+
+
+def save_files(out: Path, files: Mapping[str, str]) -> None:
+    for name, text in files.items():
+        write_text(out / name, text)
 
 
 def save_prompts(out: Path, prompts: Sequence[Prompt]) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 from PIL import Image
 
@@ -184,6 +185,27 @@ def test_genevals_own_layout_is_scored_as_it_is(folder: Path, tmp_path: Path, ne
     assert 0 < sum(values) < len(values)
 
 
+def test_results_are_also_written_as_geneval_writes_them(
+    folder: Path, tmp_path: Path, networks: dict[str, Any]
+) -> None:
+    """The sums as GenEval's summary_scores.py makes them: with pandas, grouped by tag and by the metadata's text."""
+    evaluation = go(folder, tmp_path / "out", networks)
+    frame = pd.read_json(tmp_path / "out/results.jsonl", orient="records", lines=True, dtype=False)
+    assert list(frame) == ["filename", "tag", "prompt", "correct", "reason", "metadata", "details"]
+    assert [json.loads(line) for line in frame["metadata"].iloc[::IMAGES]] == DEMANDS
+    assert frame["correct"].mean() == pytest.approx(evaluation.metrics["images_correct"].value)
+    any_correct = frame.groupby("metadata")["correct"].any().mean()
+    assert any_correct == pytest.approx(evaluation.metrics["prompts_correct"].value)
+    tasks = frame.groupby("tag", sort=False)["correct"].mean()
+    assert tasks.mean() == pytest.approx(evaluation.metrics["overall"].value)
+    boxes = [found for text in frame["details"] for of_class in json.loads(text).values() for found in of_class]
+    assert all(len(found) == 5 for found in boxes)
+    assert boxes
+    want = (tmp_path / "out/results.jsonl").read_bytes()
+    rescore(tmp_path / "out", "geneval")
+    assert (tmp_path / "out/results.jsonl").read_bytes() == want
+
+
 def test_the_prompts_need_not_be_on_this_machine_where_the_folder_has_them_all(
     folder: Path, tmp_path: Path, networks: dict[str, Any]
 ) -> None:
@@ -221,7 +243,7 @@ def test_a_runs_own_folder_of_images_is_scored_too(folder: Path, tmp_path: Path,
 def test_shards_batches_stops_and_caches_change_no_bit(folder: Path, tmp_path: Path, networks: dict[str, Any]) -> None:
     go(folder, tmp_path / "straight", networks)
     want = contents(tmp_path / "straight")
-    for batch_rows in (1, 64):
+    for batch_rows in (1, 8, 64):
         go(folder, tmp_path / f"rows-{batch_rows}", networks, batch_rows=batch_rows)
         assert contents(tmp_path / f"rows-{batch_rows}") == want
 
@@ -236,6 +258,15 @@ def test_shards_batches_stops_and_caches_change_no_bit(folder: Path, tmp_path: P
         assert contents(out) == want
         assert len(observations(out)) == TOTAL
         assert len(list((out / "observations").iterdir())) == count
+
+    out = tmp_path / "at the same time"
+
+    def run_the_other(done: int, total: int) -> None:
+        if done == total:
+            go(folder, out, networks, shard=(2, 2))
+
+    go(folder, out, networks, shard=(1, 2), on_image=run_the_other)
+    assert contents(out) == want
 
     def stop(done: int, total: int) -> None:
         if done == 5:
