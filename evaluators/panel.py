@@ -7,7 +7,6 @@ depends on image and prompt text only, so it can be kept, split over processes a
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -43,6 +42,7 @@ class Panel:
             if isinstance(scorer, str) and scorer not in SCORERS:
                 raise ConfigError(f"unknown scorer {scorer!r}", hint=did_you_mean(scorer, SCORERS))
         self._options = options or {}
+        self._loaded: dict[str, Scorer] = {}
         self._is_tested = False
 
     @property
@@ -50,25 +50,26 @@ class Panel:
         return tuple(self._given)
 
     def require(self) -> None:
-        """Raises PrerequisiteError that names every file of weights that is not there."""
+        """Raises PrerequisiteError that names all weights that are not there, or an address that is not given."""
         require([name for name, scorer in self._given.items() if isinstance(scorer, str)])
+        for name in OUTSIDE & self._given.keys():
+            self.scorer(name)  # takes no time: it reads where to ask
 
     @property
     def is_lasting(self) -> bool:
         """Whether what it says of an image now it will always say."""
         return not OUTSIDE & self._given.keys()
 
-    @cached_property
-    def scorers(self) -> Mapping[str, Scorer]:
-        """Loaded here: their weights are large."""
-        return {
-            name: SCORERS.load(scorer)(**self._options.get(name, {})) if isinstance(scorer, str) else scorer
-            for name, scorer in self._given.items()
-        }
+    def scorer(self, name: str) -> Scorer:
+        """Loaded when it is first asked for: most have large weights."""
+        if name not in self._loaded:
+            given = self._given[name]
+            self._loaded[name] = SCORERS.load(given)(**self._options.get(name, {})) if isinstance(given, str) else given
+        return self._loaded[name]
 
     def look(self) -> dict[str, Any]:
         """What its scores depend on beside image and text. Loads the scorers."""
-        return {"scorers": {name: dict(scorer.identity) for name, scorer in self.scorers.items()}}
+        return {"scorers": {name: dict(self.scorer(name).identity) for name in self.names}}
 
     def see(self, images: Images, texts: Sequence[str]) -> list[dict[str, Any]]:
         """The record of each image."""
@@ -78,7 +79,7 @@ class Panel:
     def _see(self, images: Images, texts: Sequence[str], names: Sequence[str]) -> list[dict[str, Any]]:
         found: list[dict[str, Any]] = [{"values": {}, "unscored": {}} for _ in texts]
         for name in names:
-            for record, score in zip(found, self.scorers[name].score(images, texts), strict=True):
+            for record, score in zip(found, self.scorer(name).score(images, texts), strict=True):
                 if isinstance(score, Unscored):
                     record["unscored"][name] = score.reason
                 else:

@@ -276,7 +276,13 @@ def test_everything_a_panel_lacks_is_told_at_once(tmp_path: Path, monkeypatch: p
 def test_what_an_outside_scorer_could_not_say_is_asked_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """So only panels that always say the same keep what they saw."""
     with_drawbench(drawbench_csv(CATEGORIES), tmp_path, monkeypatch)
-    assert not hasattr(BENCHMARKS.load("drawbench")(options={"scorers": "deqa"}), "observe")
+    monkeypatch.delenv("GCPO_BENCH_DEQA", raising=False)
+    with_deqa = BENCHMARKS.load("drawbench")(options={"scorers": "deqa"})
+    assert not hasattr(with_deqa, "observe")
+    with pytest.raises(PrerequisiteError, match="GCPO_BENCH_DEQA names none"):
+        with_deqa.prompts()
+    monkeypatch.setenv("GCPO_BENCH_DEQA", "python deqa_worker.py model")
+    assert len(with_deqa.prompts()) == 200
     assert hasattr(lasting(), "observe")
 
 

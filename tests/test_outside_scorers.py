@@ -315,6 +315,7 @@ class Server:
         self.questions: list[dict[str, Any]] = []
         self.headers: list[dict[str, str]] = []
         self.paths: list[str] = []
+        self.location = ""
         self.released = threading.Event()
         outer = self
 
@@ -330,6 +331,8 @@ class Server:
                     return
                 self.send_response(answer[0])
                 self.send_header("Content-Length", str(len(answer[1])))
+                if outer.location:
+                    self.send_header("Location", outer.location)
                 self.end_headers()
                 self.wfile.write(answer[1])
 
@@ -445,6 +448,13 @@ def test_refusals_are_unscored_and_a_busy_server_is_asked_again(server: Server) 
     assert len(server.questions) == 5
 
 
+def test_a_redirect_is_not_followed(server: Server) -> None:
+    server.reply = lambda _: (302, b"")
+    server.location = server.url.replace("/v1", "/elsewhere")
+    assert reason(UnifiedReward(url=server.url, key="secret").score([grey(0)], ["a"])) == "the server answers 302 Found"
+    assert server.paths == ["/v1/chat/completions"]
+
+
 def test_a_silent_server_is_not_waited_for_and_the_other_pictures_are_scored(server: Server) -> None:
     server.reply = lambda question: None if caption(question) == "b" else (200, completion("Final Score: 3"))
     started = time.monotonic()
@@ -480,6 +490,8 @@ def test_the_question_is_part_of_the_identity(tmp_path: Path, monkeypatch: pytes
     assert plain.identity["question"] != other.identity["question"]
     with pytest.raises(ConfigError, match="no http address"):
         UnifiedReward(url="127.0.0.1:1")
+    with pytest.raises(ConfigError, match="parallel is 0"):
+        UnifiedReward(url="http://a/v1", parallel=0)
     with pytest.raises(ConfigError, match="does not hold"):
         UnifiedReward(url="http://a/v1", question="Rate it.")
 

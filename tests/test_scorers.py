@@ -21,6 +21,7 @@ from safetensors.torch import save_file
 from transformers import CLIPModel
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
+from gcpo_bench.config import RewardConfig
 from gcpo_bench.datasets import Prompt
 from gcpo_bench.errors import ConfigError, CorruptDataError, PrerequisiteError, TrainingError
 from gcpo_bench.evaluators.scorers import images as pixels
@@ -48,6 +49,7 @@ from gcpo_bench.evaluators.scorers.scales import SCALES, scale
 from gcpo_bench.evaluators.scorers.tokens import bert_tokenizer, clip_ids, clip_tokenizer
 from gcpo_bench.evaluators.scorers.types import MAX_ASPECT, Scorer, Unscored
 from gcpo_bench.registry import REWARDS, SCORERS
+from gcpo_bench.training.rewards import WeightedSum
 
 from .reference import blip as blip_reference
 from .reference import clip as clip_reference
@@ -630,9 +632,9 @@ def test_a_scorer_is_loaded_from_the_weights_folder(
         clip_ids(scorer.clip.tokenizer, ["a dog"], GELU.context)[0].tolist(),
     )
     assert scorer.score([image], ["a dog"]) == pytest.approx([expected], abs=1e-5)
-    assert list(REWARDS.load("hps-v2.1")()(image[None], [Prompt(id="0", text="a dog")]).values_B) == scorer.score(
-        [image], ["a dog"]
-    )
+    trained_on = WeightedSum([RewardConfig(name="hps-v2.1", weight=10), RewardConfig(name="hps-v2.1", weight=-9)])
+    output = trained_on(np.stack([image, image[::-1]]), [Prompt(id="0", text="a dog")] * 2)
+    assert output.values_B == pytest.approx(scorer.score([image, image[::-1]], ["a dog"] * 2))
 
 
 def test_hpsv2_s_own_code_is_an_option_that_says_what_it_lacks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -78,6 +78,9 @@ class UnifiedReward:
         parts = urlsplit(self.url)
         if parts.scheme not in {"http", "https"} or not parts.netloc:
             raise ConfigError(f"{self.url!r} is no http address", hint="write it as http://127.0.0.1:8000/v1")
+        for name in ("attempts", "parallel"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"UnifiedReward's {name} is {getattr(self, name)}", hint="use 1 or more")
         if "{prompt}" not in self.question:
             raise ConfigError("UnifiedReward's question does not hold {prompt}", hint="mark where the caption goes")
 
@@ -131,7 +134,7 @@ class UnifiedReward:
         request = urllib.request.Request(f"{self.url.rstrip('/')}/chat/completions", data=body, headers=headers)
         # a proxy for the outside world must not be asked for this machine
         here = urlsplit(self.url).hostname in {"127.0.0.1", "localhost", "::1"}
-        opener = urllib.request.build_opener(*([urllib.request.ProxyHandler({})] if here else []))
+        opener = urllib.request.build_opener(_NoRedirect, *([urllib.request.ProxyHandler({})] if here else []))
         deadline = time.monotonic() + self.timeout_s
         with opener.open(request, timeout=self.timeout_s) as response:
             reply = b""
@@ -142,6 +145,13 @@ class UnifiedReward:
                 if time.monotonic() > deadline:  # the socket's own limit is for each piece
                     raise TimeoutError
             return reply
+
+
+class _NoRedirect(urllib.request.HTTPRedirectHandler):
+    """A redirect would carry the key to somebody else."""
+
+    def redirect_request(self, *_: Any) -> None:
+        return None
 
 
 def read_score(reply: bytes) -> Score:
