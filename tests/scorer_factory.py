@@ -113,6 +113,8 @@ def image_reward_state(size: BlipSize, seed: int = 2) -> dict[str, Tensor]:
         **{f"blip.visual_encoder.{name}": value for name, value in towers["vision"].items()},
         **{f"blip.text_encoder.{name}": value for name, value in towers["text"].items()},
         "blip.text_encoder.embeddings.position_ids": torch.arange(size.positions)[None],
+        "blip.vision_proj.weight": torch.zeros(4, size.vision_width),  # in the published file, read by nobody
+        "blip.text_proj.bias": torch.zeros(4),
         **head_state(size.text_width, "mlp.", seed + 2),
     }
 

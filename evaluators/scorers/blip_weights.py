@@ -7,6 +7,7 @@ Sources: salesforce/BLIP `models/vit.py`, `models/med.py`, transformers `modelin
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -29,6 +30,10 @@ _IN_BLOCK = {
     "mlp.fc1": "mlp.fc1",
     "mlp.fc2": "mlp.fc2",
 }
+UNUSED = re.compile(
+    r"(vision_proj|text_proj|itm_head)(_m)?\.|(visual_encoder|text_encoder)_m\.|(image_|text_|ptr_)?queue|temp$"
+)
+"""Parts of BLIP that serve its pretraining and retrieval; ImageReward's file carries projections that nothing reads."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,9 +102,11 @@ def _vision_name(name: str) -> str:
 
 
 def split(state: State, prefixes: Mapping[str, str]) -> dict[str, dict[str, Tensor]]:
-    """Tensors by the part they belong to, without its prefix; those of no part are under ""."""
+    """Tensors by the part they belong to, without its prefix; those of no part are under "", `UNUSED` ones left out."""
     parts: dict[str, dict[str, Tensor]] = {part: {} for part in [*prefixes, ""]}
     for name, value in state.items():
+        if UNUSED.match(name.removeprefix("blip.")):
+            continue
         part = next((part for part, prefix in prefixes.items() if name.startswith(prefix)), "")
         parts[part][name.removeprefix(prefixes[part]) if part else name] = value
     return parts

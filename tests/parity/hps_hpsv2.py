@@ -12,6 +12,10 @@ and drawing that it imports and does not use here, and the operators that torchv
 
 from __future__ import annotations
 
+from . import operators  # noqa: F401  # before torchvision is imported
+
+# isort: split
+
 import argparse
 import contextlib
 import importlib
@@ -33,13 +37,6 @@ import numpy.typing as npt
 import torch
 from PIL import Image
 
-OPERATORS: Any = torch.library.Library("torchvision", "DEF")  # type: ignore[no-untyped-call]
-"""Of torchvision, before anything imports it; they last as long as this object."""
-for _name in ("nms", "qnms"):
-    with contextlib.suppress(RuntimeError):
-        OPERATORS.define(f"{_name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-
-# ruff: noqa: E402
 from gcpo_bench.datasets import Prompt
 from gcpo_bench.evaluators.hps import STYLES, published_summary
 from gcpo_bench.evaluators.scorers import images as presets
