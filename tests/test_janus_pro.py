@@ -13,8 +13,10 @@ from gcpo_bench import runs
 from gcpo_bench.config import RunConfig
 from gcpo_bench.errors import ConfigError
 from gcpo_bench.resolve import resolve
+from gcpo_bench.training import graphs
 from gcpo_bench.training.decoding import sample, sample_in_batches
 from gcpo_bench.training.learner import build_learner
+from gcpo_bench.training.logprobs import token_logprobs
 from gcpo_bench.training.policies.janus_pro import SIZES, JanusPro, build
 
 from .conftest import Cli
@@ -56,7 +58,7 @@ def test_teacher_forced_logprobs_are_those_of_transformers(policy: JanusPro) -> 
     unused = ("vision_model", "model.aligner", "lm_head", "vqmodel.encoder", "vqmodel.quant_conv")
     assert [name for name in loaded.missing_keys if not any(part in name for part in unused)] == []
     tokens_BT = sample(policy, TEXTS, uniforms(3)).tokens_BT
-    for text, tokens_T, ours_T in zip(TEXTS, tokens_BT, policy.logprobs(TEXTS, tokens_BT), strict=True):
+    for text, tokens_T, ours_T in zip(TEXTS, tokens_BT, token_logprobs(policy, TEXTS, tokens_BT), strict=True):
         ids, _ = policy.prompt_ids([text])
         words = torch.cat([ids, torch.tensor([[policy.begin_of_image]])], dim=1)
         image = theirs.prepare_embeddings_for_image_generation(tokens_T[None, :-1])
@@ -72,7 +74,7 @@ def test_teacher_forced_logprobs_are_those_of_transformers(policy: JanusPro) -> 
 @pytest.mark.parametrize("guidance", [1.0, 3.0])
 def test_sampled_logprobs_are_the_teacher_forced_ones(policy: JanusPro, guidance: float) -> None:
     samples = sample(policy, TEXTS, uniforms(3), guidance_scale=guidance)
-    torch.testing.assert_close(samples.logprobs_BT, policy.logprobs(TEXTS, samples.tokens_BT), atol=1e-4, rtol=0)
+    torch.testing.assert_close(samples.logprobs_BT, token_logprobs(policy, TEXTS, samples.tokens_BT), atol=1e-4, rtol=0)
     assert len(torch.unique(samples.tokens_BT)) > 10
 
 
@@ -86,6 +88,21 @@ def test_a_row_does_not_depend_on_its_batch(policy: JanusPro, guidance: float) -
         assert torch.equal(parts.tokens_BT, whole.tokens_BT)
         torch.testing.assert_close(parts.logprobs_BT, whole.logprobs_BT, atol=1e-5, rtol=0)
         torch.testing.assert_close(parts.entropy_BT, whole.entropy_BT, atol=1e-5, rtol=0)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("guidance", [1.0, 3.0])
+def test_steps_of_fixed_shapes_draw_the_same(
+    policy: JanusPro, monkeypatch: pytest.MonkeyPatch, guidance: float
+) -> None:
+    monkeypatch.setattr(graphs, "BUCKET", 16)  # several within an image
+    for seed, texts in enumerate((TEXTS, TEXTS[::-1], TEXTS[:2])):  # the second batch reuses the first one's memory
+        noise = uniforms(len(texts), seed)
+        free = sample(policy, texts, noise, guidance_scale=guidance)
+        fixed = sample(policy, texts, noise, guidance_scale=guidance, graphs=True)
+        assert torch.equal(fixed.tokens_BT, free.tokens_BT)
+        torch.testing.assert_close(fixed.logprobs_BT, free.logprobs_BT, atol=1e-5, rtol=0)
+        torch.testing.assert_close(fixed.entropy_BT, free.entropy_BT, atol=1e-5, rtol=0)
 
 
 @torch.no_grad()

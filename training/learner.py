@@ -52,7 +52,7 @@ def build_learner(config: RunConfig, run: Run | None = None) -> Learner:
         reward=WeightedSum(config.rewards),
         selectors=build_selectors(config.selection),
         weighting=build_weighting(config.weighting),
-        workers=Workers(config.num_threads),
+        workers=Workers(config.num_threads if config.policy.device == "cpu" else 1),
     )
 
 

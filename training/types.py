@@ -171,6 +171,9 @@ class Selector(Protocol):
 
 
 class Weighting(Protocol):
+    """May have an attribute `detached`: True promises that no gradient flows through the factor, so that the output
+    layer is differentiated at the selected tokens only."""
+
     def __call__(self, logprobs_BT: Tensor, ref_logprobs_BT: Tensor, selected_BT: Tensor) -> Tensor:
         """float BT: the factor of the policy term; carries gradient only where the method says so."""
         ...
@@ -188,10 +191,11 @@ class Policy(Protocol):
     grid: tuple[int, int]
     vocab_size: int
 
-    def start(self, texts_B: Sequence[str], *, guided: bool = False) -> Any:
+    def start(self, texts_B: Sequence[str], *, guided: bool = False, reuse: Any = None) -> Any:
         """Read the prompts: the state of a cached decode before its first image token.
 
-        With `guided`, as many rows again follow, one a prompt, that know nothing of it.
+        With `guided`, as many rows again follow, one a prompt, that know nothing of it. `reuse` is a state that is no
+        longer needed: its memory may be taken, and then it is what is returned.
         """
         ...
 
@@ -199,8 +203,12 @@ class Policy(Protocol):
         """Logits (B, V) of the next token after `tokens_B` (None before the first); advances `state`."""
         ...
 
-    def logprobs(self, texts_B: Sequence[str], tokens_BT: Tensor) -> Tensor:
-        """float32 BT by teacher forcing, conditional branch, temperature 1; carries gradient."""
+    def hidden(self, texts_B: Sequence[str], tokens_BT: Tensor) -> Tensor:
+        """Last hidden states (B, T, D) by teacher forcing, conditional branch: the one at t predicts token t."""
+        ...
+
+    def head(self, hidden: Tensor) -> Tensor:
+        """Logits (..., V) of hidden states (..., D)."""
         ...
 
     def embed(self, tokens_BT: Tensor, kind: Literal["projected", "codebook"]) -> Tensor:

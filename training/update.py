@@ -15,6 +15,7 @@ from gcpo_bench.config import OptimizerConfig, RunConfig
 from . import health
 from .advantages import zero_variance_groups
 from .learner import Learner, trained_parameters
+from .logprobs import token_logprobs
 from .losses import denominators, policy_loss
 from .metrics import Metrics
 from .parallel import slices
@@ -110,7 +111,8 @@ def micro_batch(
     learner: Learner, parameters: list[nn.Parameter], texts_B: list[str], tokens_BT: Tensor, part: Batch
 ) -> Share:
     """Touches nothing shared, so micro-batches can run side by side."""
-    logprobs_BT = learner.policy.logprobs(texts_B, tokens_BT)
+    where_BT = None if gradient_everywhere(learner) else part.selected_BT
+    logprobs_BT = token_logprobs(learner.policy, texts_B, tokens_BT, differentiated_BT=where_BT)
     output = policy_loss(logprobs_BT, part, learner.weighting, learner.config.loss)
     on_logprobs_BT, *gradients = torch.autograd.grad(output.loss, [logprobs_BT, *parameters], allow_unused=True)
     difference_BT = part.ref_logprobs_BT - logprobs_BT.detach()
@@ -125,6 +127,11 @@ def micro_batch(
         weights_on_selected=output.weights_BT[part.selected_BT],
         gradient_abs=torch.stack([size_BT[chosen_BT].sum(), size_BT[~chosen_BT].sum()]),
     )
+
+
+def gradient_everywhere(learner: Learner) -> bool:
+    """Whether tokens that are not selected get gradient too: through the weight, or through the divergence."""
+    return learner.config.loss.kl_tokens == "all" or not getattr(learner.weighting, "detached", False)
 
 
 def minibatches(config: RunConfig, rows: int, step: int, epoch: int) -> list[Tensor]:

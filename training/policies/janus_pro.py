@@ -10,7 +10,7 @@ Sources: deepseek-ai/Janus (template, unconditional branch, decoding of image to
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -19,7 +19,6 @@ import torch
 import torch.nn.functional as F
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 from transformers import (
     JanusConfig,
     JanusVisionConfig,
@@ -34,14 +33,16 @@ from transformers.models.janus.modeling_janus import JanusVQVAEAlignerMLP, Janus
 
 from gcpo_bench.errors import ConfigError
 
+from .kv_cache import KVCache
+
 TEMPLATES = {
     "janus-pro": "<|User|>: {text}\n\n<|Assistant|>:",
     "janus": "User: {text}\n\nAssistant:",
 }
 """The released trainer uses `janus`, which Janus-Pro was not tuned with (deepseek-ai/Janus issue 210)."""
 BOS, PAD, BEGIN_OF_IMAGE = "<｜begin▁of▁sentence｜>", "<｜▁pad▁｜>", "<begin_of_image>"
-HEAD_ROWS = 2048
-"""Positions whose logits exist at once while log-probabilities are computed."""
+PROMPT_MULTIPLE = 16
+"""Prompt slots of a cached decode: few different shapes, so that memory and graphs serve again."""
 DECODE_ROWS = 16
 """Images that the image decoder makes at once."""
 
@@ -97,16 +98,16 @@ SIZES = {
 
 @dataclass(slots=True, kw_only=True)
 class DecodeState:
-    """R rows (unconditional ones last, if any), P slots of prompt and T of image. Grows by `step`."""
+    """R rows, unconditional ones last, if any; P slots of prompt and T of image."""
 
-    keys_LRHSE: Tensor
-    values_LRHSE: Tensor
-    visible_RS: Tensor
-    """bool: the prompt's own words, and image slots up to the current one."""
-    lengths_R: Tensor
-    """Words of each prompt: the position of the begin-of-image token."""
-    prompt_slots: int
-    next_slot: int = field(default=0)
+    cache: KVCache
+    position_R1: Tensor
+    """int64: that of each row's next token. The begin-of-image token's is the number of words of the prompt."""
+
+    @property
+    def advanced(self) -> list[Tensor]:
+        """What a step counts up on the device."""
+        return [self.cache.slot_1, self.position_R1]
 
 
 class JanusPro(nn.Module):
@@ -114,6 +115,9 @@ class JanusPro(nn.Module):
 
     The language model with its word embeddings is trained; everything between it and pixels is frozen, as released.
     """
+
+    fixed_shapes = True
+    """A step can be recorded: see `gcpo_bench.training.graphs`."""
 
     def __init__(self, config: JanusConfig, tokenizer: PreTrainedTokenizerBase, template: str = "janus-pro") -> None:
         super().__init__()
@@ -155,13 +159,13 @@ class JanusPro(nn.Module):
 
     # ------------------------------------------------------------ prompts
 
-    def prompt_ids(self, texts_B: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """int64 (B, P), padded on the right, and the lengths (B,); the begin-of-image token is not among them."""
+    def prompt_ids(self, texts_B: Sequence[str], multiple: int = 1) -> tuple[Tensor, Tensor]:
+        """int64 (B, P), padded on the right to a multiple, and the lengths (B,); without the begin-of-image token."""
         rows = [
             [self.bos, *self.tokenizer.encode(self.template.format(text=text), add_special_tokens=False)]
             for text in texts_B
         ]
-        longest = max(map(len, rows))
+        longest = -(-max(map(len, rows)) // multiple) * multiple
         device = self.generation_embeddings.weight.device
         ids_BP = torch.tensor([row + [self.pad] * (longest - len(row)) for row in rows], device=device)
         return ids_BP, torch.tensor([len(row) for row in rows], device=device)
@@ -214,61 +218,51 @@ class JanusPro(nn.Module):
             x_BSD = self._finish(layer, x_BSD, *self._project(layer, x_BSD, positions_BS), visible)
         return self.language_model.norm(x_BSD[:, prompt:])  # type: ignore[no-any-return]
 
-    def logprobs(self, texts_B: Sequence[str], tokens_BT: Tensor) -> Tensor:
-        """float32 (B, T): conditional branch, temperature 1. Logits exist for a few rows at a time, then and again
-        when the gradient is computed."""
-        hidden_ND = self.hidden(texts_B, tokens_BT).flatten(0, 1)
-        parts = zip(torch.split(hidden_ND, HEAD_ROWS), torch.split(tokens_BT.flatten(), HEAD_ROWS), strict=True)
-        found = [checkpoint(self._token_logprobs, hidden, tokens, use_reentrant=False) for hidden, tokens in parts]
-        return torch.cat(found).view(tokens_BT.shape)
-
-    def _token_logprobs(self, hidden_ND: Tensor, tokens_N: Tensor) -> Tensor:
-        return -F.cross_entropy(self.generation_head(hidden_ND).float(), tokens_N, reduction="none")
+    def head(self, hidden: Tensor) -> Tensor:
+        """(..., V)."""
+        return self.generation_head(hidden)  # type: ignore[no-any-return]
 
     # ------------------------------------------------------------ cached decoding
 
-    def start(self, texts_B: Sequence[str], *, guided: bool = False) -> DecodeState:
+    def start(self, texts_B: Sequence[str], *, guided: bool = False, reuse: DecodeState | None = None) -> DecodeState:
         """Each distinct prompt is read once, however many rows it has."""
         distinct = list(dict.fromkeys(texts_B))
-        ids, lengths = self.prompt_ids(distinct)
+        ids, lengths = self.prompt_ids(distinct, PROMPT_MULTIPLE)
         row_of = torch.tensor([distinct.index(text) for text in texts_B], device=ids.device)
         if guided:
             row_of = torch.cat([row_of, row_of + len(distinct)])
             ids, lengths = torch.cat([ids, self.unconditional(ids)]), torch.cat([lengths, lengths])
-        prompt, image = ids.shape[1], self.grid[0] * self.grid[1]
         x = self.word_vectors(ids)
-        shape = (len(self.language_model.layers), len(row_of), self.key_heads, prompt + image, self.head_dim)
-        slots = torch.arange(prompt, device=ids.device)
+        slots = torch.arange(ids.shape[1], device=ids.device)
         own = slots < lengths[:, None]
-        state = DecodeState(
-            keys_LRHSE=x.new_zeros(shape),
-            values_LRHSE=x.new_zeros(shape),
-            visible_RS=F.pad(own[row_of], (0, image)),
-            lengths_R=lengths[row_of],
-            prompt_slots=prompt,
-            next_slot=prompt,
+        cache = KVCache.laid_out(
+            x,
+            layers=len(self.language_model.layers),
+            heads=self.key_heads,
+            width=self.head_dim,
+            prompt_RP=own[row_of],
+            tokens=self.grid[0] * self.grid[1],
+            reuse=reuse.cache if reuse else None,
         )
         visible = (slots <= slots[:, None]) & own[:, None, None, :] | (slots == slots[:, None])
         for index, layer in enumerate(self.language_model.layers):
             q, k, v = self._project(layer, x, slots.expand(len(ids), -1))
-            state.keys_LRHSE[index, :, :, :prompt] = k[row_of]
-            state.values_LRHSE[index, :, :, :prompt] = v[row_of]
+            cache.fill(index, k[row_of], v[row_of])
             x = self._finish(layer, x, q, k, v, visible)
-        return state
+        if reuse is None or reuse.cache is not cache:
+            return DecodeState(cache=cache, position_R1=lengths[row_of, None])
+        reuse.position_R1.copy_(lengths[row_of, None])
+        return reuse
 
     def step(self, state: DecodeState, tokens_B: Tensor | None) -> Tensor:
-        slot, rows = state.next_slot, len(state.lengths_R)
-        x = self._begin(rows) if tokens_B is None else self.token_vectors(tokens_B[:, None])
-        positions = (state.lengths_R + slot - state.prompt_slots)[:, None]
-        state.visible_RS[:, slot] = True
-        visible = state.visible_RS[:, None, None, : slot + 1]
+        x = self._begin(len(state.position_R1)) if tokens_B is None else self.token_vectors(tokens_B[:, None])
+        visible = state.cache.open_slot()
         for index, layer in enumerate(self.language_model.layers):
-            q, k, v = self._project(layer, x, positions)
-            keys, values = state.keys_LRHSE[index], state.values_LRHSE[index]
-            keys[:, :, slot : slot + 1], values[:, :, slot : slot + 1] = k, v
-            x = self._finish(layer, x, q, keys[:, :, : slot + 1], values[:, :, : slot + 1], visible)
-        state.next_slot += 1
-        return self.generation_head(self.language_model.norm(x[:, 0]))  # type: ignore[no-any-return]
+            q, k, v = self._project(layer, x, state.position_R1)
+            x = self._finish(layer, x, q, *state.cache.extend(index, k, v), visible)
+        state.cache.close_slot()
+        state.position_R1 += 1
+        return self.head(self.language_model.norm(x[:, 0]))
 
     # ------------------------------------------------------------ tokens as vectors and pixels
 
