@@ -131,7 +131,7 @@ def sample_in_batches(
     def part(rows: slice) -> Samples:
         return sample(policy, texts_B[rows], uniforms_BT[rows], **options)
 
-    parts = (workers or Workers(1)).map(part, slices(len(texts_B), batch_rows))
+    parts = list((workers or Workers(1)).map(part, slices(len(texts_B), batch_rows)))
     return Samples(
         tokens_BT=torch.cat([part.tokens_BT for part in parts]),
         logprobs_BT=torch.cat([part.logprobs_BT for part in parts]),

@@ -14,7 +14,7 @@ import typer
 from gcpo_bench import __version__
 from gcpo_bench.errors import GcpoBenchError
 
-from . import ablate, analyze, doctor, evaluate, gate, ls, pretrain, report, sample, show, train, work
+from . import ablate, analyze, doctor, evaluate, gate, ls, models, pretrain, report, sample, show, train, work
 
 UsageError: type[Exception] = typer.BadParameter.__mro__[1]  # Typer bundles its own click: this finds either
 INTERNAL_ERROR = 70
@@ -65,6 +65,7 @@ for module, example in (
     app.command(name, epilog=f"Example: {example}")(getattr(module, f"{name}_command"))
 app.add_typer(analyze.app, name="analyze")
 app.add_typer(gate.baseline_app, name="baseline")
+app.add_typer(models.app, name="models")
 app.command("work", hidden=True)(work.work_command)
 
 

@@ -74,6 +74,9 @@ def train_command(
         if dry_run:
             _print_plan(config, runs_dir / name)
             return
+        from gcpo_bench.training.starts import start_weights
+
+        start_weights(config, runs_dir)  # what is missing is told before there is a run
         run = runs.create(runs_dir, name, config)
     _train(config, run, runs_dir, resume=resume)
 

@@ -81,7 +81,7 @@ def run_cell(cell: Cell, runs_dir: Path) -> None:
 
 
 def _start(cell: Cell, runs_dir: Path) -> Run:
-    from gcpo_bench.training.checkpoints import start_run
+    from gcpo_bench.training.starts import start_run
 
     return start_run(cell.config, runs_dir)
 

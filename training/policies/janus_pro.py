@@ -11,7 +11,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from pathlib import Path
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +20,7 @@ import torch
 import torch.nn.functional as F
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from transformers import (
     JanusConfig,
     JanusVisionConfig,
@@ -31,7 +33,7 @@ from transformers import (
 )
 from transformers.models.janus.modeling_janus import JanusVQVAEAlignerMLP, JanusVQVAEHead
 
-from gcpo_bench.errors import ConfigError
+from gcpo_bench.errors import ConfigError, CorruptDataError
 
 from .kv_cache import KVCache
 
@@ -40,6 +42,16 @@ TEMPLATES = {
     "janus": "User: {text}\n\nAssistant:",
 }
 """The released trainer uses `janus`, which Janus-Pro was not tuned with (deepseek-ai/Janus issue 210)."""
+UNUSED = (
+    "lm_head.",
+    "model.vision_model.",
+    "model.aligner.",
+    "model.vqmodel.encoder.",
+    "model.vqmodel.quant_conv.",
+)
+"""Of the published tensors: what understanding images and writing text take."""
+WIDE = 4096
+"""From this width on activations are computed again in the backward pass: 7 B would hold some 3 GB an image."""
 BOS, PAD, BEGIN_OF_IMAGE = "<｜begin▁of▁sentence｜>", "<｜▁pad▁｜>", "<begin_of_image>"
 PROMPT_MULTIPLE = 16
 """Prompt slots of a cached decode: few different shapes, so that memory and graphs serve again."""
@@ -116,6 +128,15 @@ class JanusPro(nn.Module):
     The language model with its word embeddings is trained; everything between it and pixels is frozen, as released.
     """
 
+    published_type = "janus"
+    parts: ClassVar = {
+        "language-model": ("language_model.",),
+        "transformer": ("language_model.layers.", "language_model.norm."),
+        "generation": ("language_model.", "generation_"),
+    }
+    """What can be trained: with word embeddings, as released; without them; with the image token layers too."""
+    adapted = "language_model"
+    """Where low-rank adapters go."""
     fixed_shapes = True
     """A step can be recorded: see `gcpo_bench.training.graphs`."""
 
@@ -137,8 +158,7 @@ class JanusPro(nn.Module):
         del self.vqmodel.encoder, self.vqmodel.quant_conv
         self.heads, self.key_heads = text.num_attention_heads, text.num_key_value_heads
         self.head_dim = text.hidden_size // text.num_attention_heads
-        for name, parameter in self.named_parameters():
-            parameter.requires_grad_(name.startswith("language_model."))
+        self.recompute: Literal["auto", "on", "off"] = "auto"
         self.bos, self.pad, self.begin_of_image = (self._special(token) for token in (BOS, PAD, BEGIN_OF_IMAGE))
 
     def _special(self, token: str) -> int:
@@ -147,6 +167,12 @@ class JanusPro(nn.Module):
         if not isinstance(index, int) or index == self.tokenizer.unk_token_id:
             raise ConfigError(f"the tokenizer does not know {token!r}", hint="take the tokenizer of a Janus checkpoint")
         return index
+
+    def published_name(self, name: str) -> str:
+        return f"model.{name}"
+
+    def is_unused(self, published_name: str) -> bool:
+        return published_name.startswith(UNUSED)
 
     def initialize(self, generator: torch.Generator) -> None:
         """Random weights: normal 0.02, norms 1, biases 0."""
@@ -214,9 +240,16 @@ class JanusPro(nn.Module):
         own_BS = (slots < lengths_B[:, None]) | (slots >= prompt)
         # a pad sees itself only, so that its row is finite; nothing sees it
         visible = (slots <= slots[:, None]) & own_BS[:, None, None, :] | (slots == slots[:, None])
+        again = self.recompute == "on" or (self.recompute == "auto" and x_BSD.shape[-1] >= WIDE)
         for layer in self.language_model.layers:
-            x_BSD = self._finish(layer, x_BSD, *self._project(layer, x_BSD, positions_BS), visible)
+            if again and torch.is_grad_enabled():
+                x_BSD = checkpoint(self._block, layer, x_BSD, positions_BS, visible, use_reentrant=False)
+            else:
+                x_BSD = self._block(layer, x_BSD, positions_BS, visible)
         return self.language_model.norm(x_BSD[:, prompt:])  # type: ignore[no-any-return]
+
+    def _block(self, layer: Any, x_BSD: Tensor, positions_BS: Tensor, visible: Tensor) -> Tensor:
+        return self._finish(layer, x_BSD, *self._project(layer, x_BSD, positions_BS), visible)
 
     def head(self, hidden: Tensor) -> Tensor:
         """(..., V)."""
@@ -301,6 +334,22 @@ def byte_tokenizer() -> PreTrainedTokenizerFast:
     return tokenizer
 
 
-def build(name: str, *, template: str = "") -> JanusPro:
-    """The policy of a published size with unset weights; load or `initialize` them."""
-    return JanusPro(SIZES[name].config(), byte_tokenizer(), template or "janus-pro")
+def build(name: str, *, template: str = "", folder: Path | None = None) -> JanusPro:
+    """The policy of a published size with unset weights; load or `initialize` them.
+
+    Args:
+        folder: of published weights, whose tokenizer is taken; without it a token is a byte.
+    """
+    return JanusPro(SIZES[name].config(), _tokenizer(folder), template or "janus-pro")
+
+
+def _tokenizer(folder: Path | None) -> PreTrainedTokenizerBase:
+    if folder is None:
+        return byte_tokenizer()
+    path = folder / "tokenizer.json"
+    if not path.is_file():
+        raise CorruptDataError(f"{path} is missing", hint="fetch the model again, with its tokenizer")
+    try:
+        return PreTrainedTokenizerFast(tokenizer_file=str(path), bos_token=BOS, pad_token=PAD)  # type: ignore[no-untyped-call]
+    except Exception as error:  # the tokenizers library raises bare Exceptions
+        raise CorruptDataError(f"{path} is no tokenizer: {error}", hint="fetch the model again") from error
