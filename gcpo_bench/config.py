@@ -45,7 +45,7 @@ class PolicyConfig(Config):
     """Which part learns, for models that name several; empty: the model's first. The rest is frozen."""
     lora: LoraConfig | None = None
     """Train low-rank adapters instead; the reference is then the policy without them, not a second copy."""
-    recompute: Literal["auto", "on", "off"] = "auto"
+    recompute: Literal["auto", "always", "never"] = "auto"
     """Compute activations again in the backward pass instead of keeping them; auto: for wide models."""
 
 

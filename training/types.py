@@ -164,6 +164,18 @@ class Observation:
     ref_logprobs_BT: Tensor
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Work:
+    """What decoding a token takes, whoever does it: for floors and estimates."""
+
+    parameters: int
+    """Of the transformer's layers and the output layer: read once a step, 2 FLOPs each a row."""
+    cache_per_slot: int
+    """Keys and values, numbers a row and token."""
+    width: int
+    layers: int
+
+
 class Selector(Protocol):
     def __call__(self, signals: TokenSignals, taken_BT: Tensor) -> Tensor:
         """bool BT: the tokens it takes, none of them where `taken_BT` is True."""
@@ -218,3 +230,5 @@ class Policy(Protocol):
     def decode(self, tokens_BT: Tensor) -> Any:
         """numpy uint8 images (B, Y, X, 3)."""
         ...
+
+    def work(self) -> Work: ...

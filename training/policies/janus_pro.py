@@ -35,6 +35,7 @@ from transformers.models.janus.modeling_janus import JanusVQVAEAlignerMLP, Janus
 
 from gcpo_bench.errors import ConfigError, CorruptDataError
 
+from ..types import Work
 from .kv_cache import KVCache
 
 TEMPLATES = {
@@ -102,6 +103,9 @@ class Size:
 SIZES = {
     "janus-pro-1b": Size(width=2048, mlp=5632, layers=24, heads=16),
     "janus-pro-7b": Size(width=4096, mlp=11_008, layers=30, heads=32),
+    "janus-pro-small": Size(
+        width=512, mlp=1408, layers=8, heads=8, words=320, side=12, channels=32, multipliers=(1, 2), latent=32
+    ),
     "janus-pro-tiny": Size(
         width=64, mlp=128, layers=2, heads=4, words=320, side=6, codes=64, channels=32, multipliers=(1, 2), latent=32
     ),
@@ -158,7 +162,7 @@ class JanusPro(nn.Module):
         del self.vqmodel.encoder, self.vqmodel.quant_conv
         self.heads, self.key_heads = text.num_attention_heads, text.num_key_value_heads
         self.head_dim = text.hidden_size // text.num_attention_heads
-        self.recompute: Literal["auto", "on", "off"] = "auto"
+        self.recompute: Literal["auto", "always", "never"] = "auto"
         self.bos, self.pad, self.begin_of_image = (self._special(token) for token in (BOS, PAD, BEGIN_OF_IMAGE))
 
     def _special(self, token: str) -> int:
@@ -205,7 +209,7 @@ class JanusPro(nn.Module):
     def word_vectors(self, ids: Tensor) -> Tensor:
         return self.language_model.embed_tokens(ids)  # type: ignore[no-any-return]
 
-    def _begin(self, rows: int) -> Tensor:
+    def begin(self, rows: int) -> Tensor:
         """(rows, 1, D): the input that predicts the first image token."""
         index = torch.full((rows, 1), self.begin_of_image, device=self.generation_embeddings.weight.device)
         return self.word_vectors(index)
@@ -234,13 +238,13 @@ class JanusPro(nn.Module):
         """Last hidden states (B, T, D), the one at t predicting token t."""
         ids_BP, lengths_B = self.prompt_ids(texts_B)
         rows, prompt = ids_BP.shape
-        x_BSD = torch.cat([self.word_vectors(ids_BP), self._begin(rows), self.token_vectors(tokens_BT[:, :-1])], dim=1)
+        x_BSD = torch.cat([self.word_vectors(ids_BP), self.begin(rows), self.token_vectors(tokens_BT[:, :-1])], dim=1)
         slots = torch.arange(x_BSD.shape[1], device=ids_BP.device)
         positions_BS = torch.where(slots < prompt, slots, lengths_B[:, None] + slots - prompt)
         own_BS = (slots < lengths_B[:, None]) | (slots >= prompt)
         # a pad sees itself only, so that its row is finite; nothing sees it
         visible = (slots <= slots[:, None]) & own_BS[:, None, None, :] | (slots == slots[:, None])
-        again = self.recompute == "on" or (self.recompute == "auto" and x_BSD.shape[-1] >= WIDE)
+        again = self.recompute == "always" or (self.recompute == "auto" and x_BSD.shape[-1] >= WIDE)
         for layer in self.language_model.layers:
             if again and torch.is_grad_enabled():
                 x_BSD = checkpoint(self._block, layer, x_BSD, positions_BS, visible, use_reentrant=False)
@@ -288,7 +292,7 @@ class JanusPro(nn.Module):
         return reuse
 
     def step(self, state: DecodeState, tokens_B: Tensor | None) -> Tensor:
-        x = self._begin(len(state.position_R1)) if tokens_B is None else self.token_vectors(tokens_B[:, None])
+        x = self.begin(len(state.position_R1)) if tokens_B is None else self.token_vectors(tokens_B[:, None])
         visible = state.cache.open_slot()
         for index, layer in enumerate(self.language_model.layers):
             q, k, v = self._project(layer, x, state.position_R1)
@@ -296,6 +300,15 @@ class JanusPro(nn.Module):
         state.cache.close_slot()
         state.position_R1 += 1
         return self.head(self.language_model.norm(x[:, 0]))
+
+    def work(self) -> Work:
+        layers = self.language_model.layers
+        return Work(
+            parameters=count(layers) + count(self.generation_head),
+            cache_per_slot=2 * len(layers) * self.key_heads * self.head_dim,
+            width=self.language_model.config.hidden_size,
+            layers=len(layers),
+        )
 
     # ------------------------------------------------------------ tokens as vectors and pixels
 
@@ -315,6 +328,11 @@ class JanusPro(nn.Module):
         parts = [self.vqmodel.decode(part).float().cpu().numpy() for part in torch.split(tokens_BT, DECODE_ROWS)]  # type: ignore[arg-type]
         images_BCYX = np.concatenate(parts)
         return ((images_BCYX + 1) / 2 * 255).clip(0, 255).astype(np.uint8).transpose(0, 2, 3, 1)
+
+
+def count(module: nn.Module) -> int:
+    """Numbers in its parameters."""
+    return sum(parameter.numel() for parameter in module.parameters())
 
 
 def rotate(x_BHSE: Tensor, cos_BSE: Tensor, sin_BSE: Tensor) -> Tensor:

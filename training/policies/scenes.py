@@ -23,6 +23,8 @@ from torch import Tensor, nn
 from gcpo_bench import scenes
 from gcpo_bench.errors import ConfigError
 
+from ..types import Work
+
 PROMPT_WORDS = 10
 PAD = 0
 
@@ -239,6 +241,16 @@ class ScenesPolicy(nn.Module):
             x_B1D = block.extend(x_B1D, state.keys_LBHSE[layer], state.values_LBHSE[layer], state.length)  # type: ignore[operator]
         state.length += 1
         return F.linear(self.norm(x_B1D[:, 0]), state.head_VD)
+
+    def work(self) -> Work:
+        arch = self.architecture
+        head = self.vocab_size * arch.width
+        return Work(
+            parameters=sum(parameter.numel() for parameter in self.blocks.parameters()) + head,
+            cache_per_slot=2 * arch.layers * arch.width,
+            width=arch.width,
+            layers=arch.layers,
+        )
 
     # ------------------------------------------------------------ tokens as vectors and pixels
 
