@@ -103,14 +103,14 @@ def _computed(config: RunConfig, policy: Policy) -> Estimate:
         "optimizer moments": 2 * trained * 4,
         "float32 copies": trained * 4 if rounded else 0,
     }
-    rollout = {"keys and values": rows * guided * (tokens + PROMPT_SLOTS) * work.cache_per_slot * size}
-    update = {
+    # the cache is kept from rollout to rollout, with the graphs recorded on it, so all of this adds up
+    in_turn = {
+        "keys and values": rows * guided * (tokens + PROMPT_SLOTS) * work.cache_per_slot * size,
         "gradients": trained * (4 + size),
         "activations": micro * (tokens + PROMPT_SLOTS) * work.width * size * (work.layers * kept + KEPT_PER_LAYER),
         "logits": min(CHUNK_LOGITS, micro * tokens * policy.vocab_size) * (2 * 4 + 2 * size),
     }
-    largest = rollout if sum(rollout.values()) > sum(update.values()) else update
-    parts = always | largest
+    parts = always | in_turn
     moved = rollout_bytes(work, rows * guided, tokens, size, PROMPT_SLOTS) * -(-images // rows)
     seconds = moved / H200_BYTES_PER_S + update_flops(work, images, tokens) / H200_FLOPS_PER_S
     checkpoint = trained * (size + 8 + (4 if rounded else 0))
