@@ -122,7 +122,8 @@ class Block(nn.Module):
 
     def project(self, x_BSD: Tensor, places_2SF: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values, (B, H, S, E) each; without places, queries and keys are 0."""
-        qkv = self.attention.wqkv(self.attention_norm(x_BSD)).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        shape = (*x_BSD.shape[:2], 3, self.heads, -1)
+        qkv = self.attention.wqkv(self.attention_norm(x_BSD)).view(shape).permute(2, 0, 3, 1, 4)
         queries_keys = rotate(qkv[:2], places_2SF) if places_2SF is not None else torch.zeros_like(qkv[:2])
         return queries_keys[0], queries_keys[1], qkv[2]
 
@@ -148,7 +149,7 @@ class Transformer(nn.Module):
 def rotate(x_xSE: Tensor, places_2SF: Tensor) -> Tensor:
     """Rotary positions (RoFormer, arXiv 2104.09864), neighbours paired; in the precision of `places_2SF`."""
     cos_SF, sin_SF = places_2SF
-    even, odd = x_xSE.unflatten(-1, (-1, 2)).unbind(-1)
+    even, odd = x_xSE[..., 0::2], x_xSE[..., 1::2]
     turned = torch.stack([even * cos_SF - odd * sin_SF, odd * cos_SF + even * sin_SF], dim=-1)
     return turned.flatten(-2).type_as(x_xSE)
 

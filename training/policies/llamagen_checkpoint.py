@@ -14,6 +14,8 @@ from __future__ import annotations
 import argparse
 import pickle
 import re
+import struct
+import warnings
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -49,6 +51,11 @@ HUGGING_FACE = {
     ".input_layernorm.": ".attention_norm.",
     ".post_attention_layernorm.": ".ffn_norm.",
 }
+DAMAGED = (
+    *(RuntimeError, EOFError, ValueError, LookupError, TypeError, AttributeError),
+    *(AssertionError, ArithmeticError, MemoryError, struct.error, zipfile.BadZipFile),
+)
+"""What torch raises on a file with changed bytes."""
 FILE_HINT = (
     "transformer: t2i_XL_stage1_256.pt for llamagen-xl-256, t2i_XL_stage2_512.pt for llamagen-xl-512, or a Hugging "
     "Face conversion of them; image tokenizer: vq_ds16_t2i.pt"
@@ -114,23 +121,24 @@ def _load_safetensors(path: Path) -> dict[str, Tensor]:
 
 def _load_archive(path: Path) -> object:
     with path.open("rb") as file:
-        is_zip, is_whole = file.read(2) == b"PK", zipfile.is_zipfile(path)
-    if is_zip and not is_whole:
-        raise CorruptDataError(f"{path} is cut off: the end of the archive is missing", hint=COPY_HINT)
+        is_zip = file.read(2) == b"PK"
     try:
+        if is_zip and not zipfile.is_zipfile(path):
+            raise CorruptDataError(f"{path} is cut off: the end of the archive is missing", hint=COPY_HINT)
         # the training script stores its arguments beside the tensors; a Namespace is a plain record
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)  # type: ignore[no-any-return]
+        with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings(action="ignore"):
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
     except pickle.UnpicklingError as error:
         # torch's message goes on to recommend what would run the file's code
-        found = re.search(r"GLOBAL (\S+)", str(error))
+        found = re.search(r"GLOBAL ([\w.]+)", str(error))
         what = f"it refers to {found[1]}" if found else "it is damaged, or no file of torch.save"
         raise CorruptDataError(
             f"{path} is no plain archive of tensors: {what}; nothing in it was run",
             hint=f"give a published file. {FILE_HINT}",
         ) from error
-    except (RuntimeError, EOFError, ValueError, LookupError, TypeError, AttributeError, AssertionError) as error:
-        reason = str(error).strip().partition("\n")[0] or type(error).__name__
+    except DAMAGED as error:
+        reason = str(error).strip().partition("\n")[0]
+        reason = reason if " " in reason else type(error).__name__  # some are a bare number
         raise CorruptDataError(f"{path} is no whole archive of tensors: {reason}", hint=COPY_HINT) from error
 
 

@@ -29,8 +29,7 @@ class Residual(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         changed = self.conv1(F.silu(self.norm1(x)))
         changed = self.conv2(F.silu(self.norm2(changed)))
-        kept: Tensor = self.nin_shortcut(x) if hasattr(self, "nin_shortcut") else x
-        return kept + changed
+        return changed + (self.nin_shortcut(x) if hasattr(self, "nin_shortcut") else x)  # type: ignore[no-any-return]
 
 
 class Attention(nn.Module):
@@ -45,8 +44,8 @@ class Attention(nn.Module):
     def forward(self, x_BCYX: Tensor) -> Tensor:
         normed = self.norm(x_BCYX)
         q, k, v = (project(normed).flatten(2).mT for project in (self.q, self.k, self.v))
-        seen = F.scaled_dot_product_attention(q, k, v).mT.unflatten(2, x_BCYX.shape[2:])
-        return x_BCYX + self.proj_out(seen)  # type: ignore[no-any-return]
+        seen = F.scaled_dot_product_attention(q, k, v).mT
+        return x_BCYX + self.proj_out(seen.reshape(x_BCYX.shape))  # type: ignore[no-any-return]
 
 
 class Upsample(nn.Module):
