@@ -79,15 +79,11 @@ def logits(
             qkv = weights[prefix + "attention.wqkv.weight"] @ rms_norm(
                 vector, weights[prefix + "attention_norm.weight"]
             )
-            q, k, v = (
-                qkv[:width].split(head_dim),
-                qkv[width : 2 * width].split(head_dim),
-                qkv[2 * width :].split(head_dim),
-            )
+            q, k, v = (list(torch.split(part, head_dim)) for part in torch.split(qkv, width))
             factors = turns(slot - TEXT_SLOTS, side, head_dim) if slot >= TEXT_SLOTS else [0j] * (head_dim // 2)
             queries.append([turned(part, factors) for part in q])
             keys.append([turned(part, factors) for part in k])
-            values.append(list(v))
+            values.append(v)
         attended = []
         for slot, vector in enumerate(x):
             seen = [key for key in range(slot + 1) if is_seen(slot, key, length)]
