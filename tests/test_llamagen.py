@@ -152,6 +152,15 @@ def test_a_row_does_not_depend_on_its_batch(policy: LlamaGen, guidance: float) -
 
 
 @torch.no_grad()
+def test_a_hidden_state_depends_on_the_tokens_before_it_only(policy: LlamaGen) -> None:
+    tokens_BT = random_tokens(3)
+    whole = policy.hidden(TEXTS, tokens_BT)
+    for length in (1, 5):
+        part = policy.hidden(TEXTS, tokens_BT[:, :length])
+        torch.testing.assert_close(part, whole[:, :length], atol=1e-5, rtol=0)
+
+
+@torch.no_grad()
 def test_a_prompt_is_read_once_and_guidance_1_reads_no_unconditional_one(policy: LlamaGen) -> None:
     read: list[int] = []
     hook = policy.transformer.cls_embedding.cap_proj.register_forward_hook(lambda *call: read.append(len(call[2])))

@@ -122,7 +122,7 @@ class Block(nn.Module):
 
     def project(self, x_BSD: Tensor, places_2SF: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values, (B, H, S, E) each; without places, queries and keys are 0."""
-        shape = (*x_BSD.shape[:2], 3, self.heads, -1)
+        shape = (*x_BSD.shape[:2], 3, self.heads, x_BSD.shape[2] // self.heads)
         qkv = self.attention.wqkv(self.attention_norm(x_BSD)).view(shape).permute(2, 0, 3, 1, 4)
         queries_keys = rotate(qkv[:2], places_2SF) if places_2SF is not None else torch.zeros_like(qkv[:2])
         return queries_keys[0], queries_keys[1], qkv[2]
