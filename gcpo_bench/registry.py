@@ -102,6 +102,10 @@ POLICIES = Registry(
         "janus-pro-7b": Entry(
             "gcpo_bench.training.policies.janus_pro:build", "Janus-Pro-7B, 384 px images of 24x24 tokens"
         ),
+        "janus-pro-small": Entry(
+            "gcpo_bench.training.policies.janus_pro:build",
+            "Janus-Pro's classes at 27 M parameters and a codebook of 16,384, random weights only: for benchmarks",
+        ),
         "janus-pro-tiny": Entry(
             "gcpo_bench.training.policies.janus_pro:build",
             "Janus-Pro's classes in miniature, for tests",
@@ -121,6 +125,9 @@ POLICIES = Registry(
 REWARDS = Registry(
     "reward",
     {
+        "redness": Entry(
+            "gcpo_bench.evaluators.pixels:Redness", "how much more red than green and blue: to see that training works"
+        ),
         "geneval": Entry("gcpo_bench.evaluators.scenes:GenEvalReward", "GenEval's rule: 1 if correct, else 0"),
         "geneval-dense": Entry(
             "gcpo_bench.evaluators.scenes:DenseGenEvalReward", "mean of GenEval's partial terms, exact counts"

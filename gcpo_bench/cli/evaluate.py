@@ -78,7 +78,7 @@ class _Settings:
 
 def _evaluated(settings: _Settings, run: Run, *, with_start: bool) -> dict[str, Any]:
     """Scores of the run and its start, and the paired difference."""
-    from gcpo_bench.training.checkpoints import start_run
+    from gcpo_bench.training.starts import start_run
 
     result: dict[str, Any] = {"run": run.name, "path": str(run.path), "benchmark": settings.benchmark}
     result["metrics"] = _evaluate(settings, run)
@@ -98,9 +98,10 @@ def _evaluate(settings: _Settings, run: Run) -> dict[str, Any]:
     import torch
 
     from gcpo_bench.evaluators.runner import evaluate
-    from gcpo_bench.training.checkpoints import load_policy, weights_digest
+    from gcpo_bench.training.checkpoints import weights_digest
     from gcpo_bench.training.decoding import sample_in_batches
     from gcpo_bench.training.parallel import Workers
+    from gcpo_bench.training.starts import load_policy
 
     workers = Workers(settings.num_threads)
     policy = load_policy(run)
