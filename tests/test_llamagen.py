@@ -14,14 +14,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import JanusVQVAE, JanusVQVAEConfig
 
 from gcpo_bench import runs
 from gcpo_bench.errors import ConfigError, CorruptDataError, PrerequisiteError
-from gcpo_bench.training import checkpoints
+from gcpo_bench.resolve import resolve
+from gcpo_bench.training import checkpoints, estimate, graphs, starts
 from gcpo_bench.training.decoding import sample, sample_in_batches
+from gcpo_bench.training.logprobs import token_logprobs
 from gcpo_bench.training.policies import llamagen_text
 from gcpo_bench.training.policies.llamagen import SIZES, LlamaGen, build, places
 from gcpo_bench.training.policies.llamagen_checkpoint import convert
@@ -33,14 +35,6 @@ from .reference import llamagen as reference
 TEXTS = ["a red circle", "two very big blue squares beside a dog", "x"]
 TOKENS = 16
 CPU = torch.device("cpu")
-REWARD = """
-from gcpo_bench.evaluators.types import SceneReward
-
-class Redness:
-    def __call__(self, images_BYXC, prompts_B):
-        means = images_BYXC.mean(axis=(1, 2)) / 255
-        return SceneReward(values_B=tuple(float(r - (g + b) / 2) for r, g, b in means), anomalies={})
-"""
 
 
 def make_policy() -> LlamaGen:
@@ -65,11 +59,6 @@ def uniforms(rows: int, seed: int = 0) -> Tensor:
 
 def random_tokens(rows: int) -> Tensor:
     return torch.randint(0, 64, (rows, TOKENS), generator=torch.Generator().manual_seed(1))
-
-
-def logprobs(policy: LlamaGen, texts: list[str], tokens_BT: Tensor) -> Tensor:
-    logits_BTV = policy.head(policy.hidden(texts, tokens_BT))
-    return logits_BTV.float().log_softmax(-1).gather(-1, tokens_BT[..., None])[..., 0]
 
 
 # ---------------------------------------------------------------- the transformer
@@ -123,16 +112,16 @@ def test_gradients_are_those_of_the_written_out_pass() -> None:
 @pytest.mark.parametrize("guidance", [1.0, 3.0])
 @torch.no_grad()
 def test_sampled_logprobs_are_the_teacher_forced_ones(policy: LlamaGen, guidance: float) -> None:
-    samples = sample(policy, TEXTS, uniforms(3), guidance_scale=guidance)  # type: ignore[arg-type]
-    torch.testing.assert_close(samples.logprobs_BT, logprobs(policy, TEXTS, samples.tokens_BT), atol=1e-4, rtol=0)
+    samples = sample(policy, TEXTS, uniforms(3), guidance_scale=guidance)
+    torch.testing.assert_close(samples.logprobs_BT, token_logprobs(policy, TEXTS, samples.tokens_BT), atol=1e-4, rtol=0)
     assert len(torch.unique(samples.tokens_BT)) > 10
 
 
 @torch.no_grad()
 def test_in_bfloat16_they_differ_by_rounding_only() -> None:
     policy = make_policy().bfloat16()
-    samples = sample(policy, TEXTS, uniforms(3))  # type: ignore[arg-type]
-    difference = (samples.logprobs_BT - logprobs(policy, TEXTS, samples.tokens_BT)).abs()
+    samples = sample(policy, TEXTS, uniforms(3))
+    difference = (samples.logprobs_BT - token_logprobs(policy, TEXTS, samples.tokens_BT)).abs()
     assert policy.hidden(TEXTS, samples.tokens_BT).dtype == torch.bfloat16
     assert difference.max() < 0.05
 
@@ -141,14 +130,40 @@ def test_in_bfloat16_they_differ_by_rounding_only() -> None:
 @torch.no_grad()
 def test_a_row_does_not_depend_on_its_batch(policy: LlamaGen, guidance: float) -> None:
     texts = [text for text in TEXTS for _ in range(2)]
-    whole = sample(policy, texts, uniforms(6), guidance_scale=guidance)  # type: ignore[arg-type]
+    whole = sample(policy, texts, uniforms(6), guidance_scale=guidance)
     for rows in (1, 4):
-        parts = sample_in_batches(policy, texts, uniforms(6), batch_rows=rows, guidance_scale=guidance)  # type: ignore[arg-type]
+        parts = sample_in_batches(policy, texts, uniforms(6), batch_rows=rows, guidance_scale=guidance)
         assert torch.equal(parts.tokens_BT, whole.tokens_BT)
         torch.testing.assert_close(parts.logprobs_BT, whole.logprobs_BT, atol=1e-5, rtol=0)
         torch.testing.assert_close(parts.entropy_BT, whole.entropy_BT, atol=1e-5, rtol=0)
     alone = torch.cat([policy.hidden([text], row[None]) for text, row in zip(texts, whole.tokens_BT, strict=True)])
     torch.testing.assert_close(policy.hidden(texts, whole.tokens_BT), alone, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("guidance", [1.0, 3.0])
+@torch.no_grad()
+def test_steps_of_fixed_shapes_draw_the_same(
+    policy: LlamaGen, monkeypatch: pytest.MonkeyPatch, guidance: float
+) -> None:
+    monkeypatch.setattr(graphs, "BUCKET", 8)  # several within an image
+    long = [f"{text} and one more very long text" for text in TEXTS]
+    for seed, texts in enumerate((TEXTS, TEXTS[::-1], long, TEXTS[:2])):  # the second batch reuses the first's memory
+        noise = uniforms(len(texts), seed)
+        free = sample(policy, texts, noise, guidance_scale=guidance)
+        fixed = sample(policy, texts, noise, guidance_scale=guidance, graphs=True)
+        assert torch.equal(fixed.tokens_BT, free.tokens_BT)
+        torch.testing.assert_close(fixed.logprobs_BT, free.logprobs_BT, atol=1e-5, rtol=0)
+        torch.testing.assert_close(fixed.entropy_BT, free.entropy_BT, atol=1e-5, rtol=0)
+
+
+def test_recomputed_activations_change_no_gradient(policy: LlamaGen) -> None:
+    parameters = list(policy.transformer.parameters())
+    found = []
+    for choice in ("never", "always"):
+        policy.recompute = choice
+        found.append(torch.autograd.grad(token_logprobs(policy, TEXTS, random_tokens(3)).sum(), parameters))
+    policy.recompute = "auto"
+    assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
 
 
 @torch.no_grad()
@@ -283,8 +298,8 @@ def test_the_full_model_has_the_published_names_shapes_and_size(name: str) -> No
     assert count == 777_678_080
     # the published 775M counts the class-conditional sibling: 1,001 classes in place of the text
     assert round((count - 3328 * 1280 + 1001 * 1280) / 1e6) == 775
-    trained = {name.partition(".")[0] for name, parameter in policy.named_parameters() if parameter.requires_grad}
-    assert trained == {"transformer"}
+    assert policy.work().parameters == count - 16_384 * 1280 - 3328 * 1280 - 1280
+    assert policy.work().cache_per_slot == 2 * 36 * 1280  # 180 KiB in bfloat16
 
 
 def test_the_image_tokenizer_with_its_encoder_has_the_published_size() -> None:
@@ -321,7 +336,8 @@ def test_pixels_are_those_of_transformers_copy_of_the_tokenizer(policy: LlamaGen
     assert loaded.unexpected_keys == []
     assert all(name.startswith(("encoder.", "quant_conv.")) for name in loaded.missing_keys)
     tokens_BT = random_tokens(3)
-    expected = (127.5 * theirs.decode(tokens_BT) + 128).clip(0, 255).permute(0, 2, 3, 1).numpy()  # type: ignore[arg-type]
+    codes: Any = tokens_BT
+    expected = (127.5 * theirs.decode(codes) + 128).clip(0, 255).permute(0, 2, 3, 1).numpy()
     images_BYXC = policy.decode(tokens_BT)
     assert images_BYXC.shape == (3, 8, 8, 3)
     assert images_BYXC.dtype == np.uint8
@@ -372,8 +388,8 @@ def test_states_read_in_inference_mode_can_be_trained_with() -> None:
     policy = make_policy()
     places.cache_clear()
     with torch.inference_mode():
-        samples = sample(policy, TEXTS, uniforms(3))  # type: ignore[arg-type]
-    logprobs(policy, TEXTS, samples.tokens_BT.clone()).sum().backward()  # type: ignore[no-untyped-call]
+        samples = sample(policy, TEXTS, uniforms(3))
+    token_logprobs(policy, TEXTS, samples.tokens_BT.clone()).sum().backward()  # type: ignore[no-untyped-call]
     assert all(parameter.grad is not None for parameter in policy.transformer.parameters())
 
 
@@ -487,7 +503,7 @@ def converted(transformer: Path, tokenizer: Path, out: Path) -> LlamaGen:
     path = convert("llamagen-tiny", transformer, tokenizer, out)
     record = runs.read_json(out / "llamagen-tiny.json")
     made = build("llamagen-tiny")
-    checkpoints.load_weights(made, path, expected_checksum=record["checksum"])
+    checkpoints.load_weights(made, path, expected_checksum=record["checksum"], whole=True)
     assert record["sources"]["transformer"]["checksum"] == runs.checksum(transformer)
     return made
 
@@ -531,16 +547,23 @@ def test_safetensors_files_and_folders_are_read_too(
     assert_same_weights(converted(folder / "model.safetensors", tokenizer, tmp_path / "out"), policy)
 
 
-def test_training_starts_from_converted_weights(
-    policy: LlamaGen, published: tuple[Path, Path], tmp_path: Path, cli: Cli
-) -> None:
+def test_training_starts_from_converted_weights(policy: LlamaGen, published: tuple[Path, Path], tmp_path: Path) -> None:
     convert("llamagen-tiny", *published, tmp_path / "out")
-    drawn = cli("show", "--model", "llamagen-tiny", "-o", f"policy.weights={tmp_path / 'out'}")
-    assert drawn.code == 0, drawn.err
-    from gcpo_bench.resolve import resolve
+    assert_same_weights(start_from(tmp_path / "out"), policy)
+    half = start_from(tmp_path / "out", "policy.dtype=bfloat16")
+    assert torch.equal(half.transformer.output.weight, policy.transformer.output.weight.bfloat16())
 
-    config = resolve(None, [f"policy.weights={tmp_path / 'out'}"], {"model": "llamagen-tiny"}).config
-    assert_same_weights(checkpoints.start_policy(config), policy)  # type: ignore[arg-type]
+
+def start_from(folder: Path, *more: str) -> LlamaGen:
+    config = resolve(None, [f"policy.weights={folder}", *more], {"model": "llamagen-tiny"}).config
+    return starts.start_policy(config)  # type: ignore[return-value]
+
+
+def test_a_folder_under_other_names_must_be_converted(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}', encoding="utf-8")
+    (tmp_path / "model.safetensors").write_bytes(b"")
+    with pytest.raises(ConfigError, match="holds LlamaGen under other names"):
+        start_from(tmp_path)
 
 
 class Foreign:
@@ -653,26 +676,58 @@ def test_no_cut_or_changed_byte_gives_a_traceback(policy: LlamaGen, published: t
 
 # ---------------------------------------------------------------- through the loop
 
+SMALL = (
+    "policy.random_init=true", "rewards=[{name: redness}]", "sampling.prompts_per_step=2", "sampling.group_size=4",
+    "sampling.guidance_scale=2.0", "logging.tracked_prompts=1", "optimizer.learning_rate=1e-3",
+    "optimizer.micro_batch_rows=3",
+)  # fmt: skip
+ADAPTERS = "policy.lora={rank: 2, targets: [wqkv, wo, w1, w2, w3]}"
+
+
+def train(cli: Cli, name: str, *overrides: str, method: str = "gcpo", steps: int = 3) -> None:
+    options = [part for setting in (*SMALL, *overrides) for part in ("-o", setting)]
+    base = ("train", "--model", "llamagen-tiny", "--method", method, "--num-steps", str(steps), "--name", name)
+    trained = cli(*base, *options)
+    assert trained.code == 0, trained.err
+
 
 @pytest.mark.parametrize("method", ["grpo", "gcpo", "gcpo-official"])
-def test_it_trains_resumes_and_draws(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str) -> None:
-    (tmp_path / "pixels.py").write_text(REWARD, encoding="utf-8")
-    monkeypatch.syspath_prepend(str(tmp_path))
-    small = ("policy.random_init=true", "rewards=[{name: 'pixels:Redness'}]", "sampling.prompts_per_step=2",
-             "sampling.group_size=4", "sampling.guidance_scale=2.0", "logging.tracked_prompts=1",
-             "optimizer.learning_rate=1e-3")  # fmt: skip
-    options = [part for setting in small for part in ("-o", setting)]
-    common = ("train", "--model", "llamagen-tiny", "--method", method, *options)
-    for arguments in (("--num-steps", "3", "--name", "a"), ("--num-steps", "2", "--name", "b")):
-        trained = cli(*common, *arguments)
-        assert trained.code == 0, trained.err
-    resumed = cli("train", "--resume", "--name", "b", "-o", "num_steps=3")
-    assert resumed.code == 0, resumed.err
-    straight, twice = (runs.open_run(name, tmp_path / "runs").metrics() for name in ("a", "b"))
-    assert [row["step"] for row in straight] == [1, 2, 3]
-    assert straight[0]["loss/kl_all"] == pytest.approx(0, abs=1e-9)
-    assert straight[2]["loss/kl_all"] > 0
-    assert straight[0]["tokens/selected_fraction"] == pytest.approx({"grpo": 1.0}.get(method, 3 / 16))
-    assert twice[2]["loss/total"] == straight[2]["loss/total"]
+def test_it_trains_and_draws(cli: Cli, tmp_path: Path, method: str) -> None:
+    train(cli, "a", method=method)
+    rows = runs.open_run("a", tmp_path / "runs").metrics()
+    assert [row["step"] for row in rows] == [1, 2, 3]
+    assert rows[0]["loss/kl_all"] == pytest.approx(0, abs=1e-9)
+    assert rows[2]["loss/kl_all"] > 0
+    assert rows[0]["tokens/selected_fraction"] == pytest.approx({"grpo": 1.0}.get(method, 3 / 16))
     drawn = cli("sample", "a", "a red circle", "-n", "2", "--guidance", "2")
     assert drawn.code == 0, drawn.err
+
+
+@pytest.mark.parametrize("options", [(), (ADAPTERS,), ("policy.dtype=bfloat16", "policy.trained=layers")])
+def test_a_resumed_run_is_the_unbroken_one(cli: Cli, tmp_path: Path, options: tuple[str, ...]) -> None:
+    train(cli, "whole", *options, steps=3)
+    train(cli, "parts", *options, steps=1)
+    resumed = cli("train", "--resume", "--name", "parts", "--num-steps", "3")
+    assert resumed.code == 0, resumed.err
+    whole, parts = (runs.open_run(name, tmp_path / "runs") for name in ("whole", "parts"))
+    for file in ("policy.safetensors", "optimizer.pt"):
+        assert (whole.checkpoint_path(3) / file).read_bytes() == (parts.checkpoint_path(3) / file).read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("options", "kept"),
+    [((), "transformer."), (("policy.trained=layers",), "transformer.layers."), ((ADAPTERS,), "lora_")],
+)
+def test_what_is_trained_is_what_a_checkpoint_holds(
+    cli: Cli, tmp_path: Path, options: tuple[str, ...], kept: str
+) -> None:
+    train(cli, "a", *options, steps=1)
+    tensors = load_file(runs.open_run("a", tmp_path / "runs").checkpoint_path(1) / "policy.safetensors")
+    assert tensors
+    assert all(kept in name or name == "transformer.norm.weight" for name in tensors)
+
+
+def test_a_gpu_that_is_too_small_is_told_before_it_starts() -> None:
+    config = resolve(None, ["policy.random_init=true"], {"model": "llamagen-xl-512"}).config
+    with pytest.raises(PrerequisiteError, match="llamagen-xl-512 needs about"):
+        estimate.require_memory(config, free_bytes=8_000_000_000)

@@ -6,7 +6,7 @@ what stands before it, and an image token scores all prompt states alike.
 
 Where we depart from the released code, with the same results:
 
-1. Prompts are padded on the left to the longest of the batch, in steps of 8, not to 120. Nothing sees the padding, and
+1. Prompts are padded on the left to the longest of the batch, in steps of 16, not to 120. Nothing sees the padding, and
    without places it shifts nothing.
 2. A prompt is read once, however many images are made of it; teacher forcing uses the same keys and values as decoding.
 3. There is no dropout, in any mode, and at guidance 1 no unconditional rows.
@@ -21,19 +21,23 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import lru_cache
-from typing import Literal
+from pathlib import Path
+from typing import ClassVar, Literal
 
 import numpy as np
 import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from gcpo_bench.errors import ConfigError
 
+from ..types import Work
 from . import llamagen_text
+from .kv_cache import KVCache
 from .llamagen_text import FLAN_T5, MAX_TOKENS, TextEncoder
 from .llamagen_vq import ImageDecoder
 
@@ -44,8 +48,10 @@ TEMPLATES = {
 """`gcpo` is what the released GCPO trainer reads; cleaned, its marks leave '< >a photo of ... < soi >' behind."""
 NORM_EPSILON = 1e-5
 ROTARY_BASE = 10_000
-SLOT_STEP = 8
-"""Prompts are padded to a multiple of it, so that a decode has few different shapes."""
+PROMPT_MULTIPLE = 16
+"""Prompt slots: few different shapes, so that memory and graphs serve again."""
+WIDE = 4096
+"""From this width on activations are computed again in the backward pass, unless asked otherwise."""
 DECODE_ROWS = 8
 """Images that the image decoder makes at once."""
 
@@ -182,20 +188,31 @@ class Prompts:
 
 @dataclass(slots=True, kw_only=True)
 class DecodeState:
-    """R rows (unconditional ones last, if any); the slots of the prompt come before those of the image."""
+    """R rows, unconditional ones last, if any; slots of the prompt and then of the image."""
 
-    keys_LRHSE: Tensor
-    values_LRHSE: Tensor
-    visible_RS: Tensor
-    """bool: the prompt's own states, and image slots up to the current one."""
-    first_RD: Tensor
-    """Hidden state that predicts the first token."""
+    cache: KVCache
     prompt_slots: int
-    next_slot: int = field(default=0)
+    first_RD: Tensor
+    """Hidden state that predicts the first token, with which nothing is read."""
+
+    @property
+    def advanced(self) -> list[Tensor]:
+        """What a step counts up on the device."""
+        return [self.cache.slot_1]
 
 
 class LlamaGen(nn.Module):
     """See `gcpo_bench.training.types.Policy`. The transformer is trained, the image tokenizer is not."""
+
+    parts: ClassVar = {
+        "transformer": ("transformer.",),
+        "layers": ("transformer.layers.", "transformer.norm."),
+    }
+    """What can be trained: all, as released; without the layers that read prompts and read and write tokens."""
+    adapted = "transformer"
+    """Where low-rank adapters go."""
+    fixed_shapes = True
+    """A step can be recorded: see `gcpo_bench.training.graphs`."""
 
     def __init__(self, size: Size, text: TextEncoder, template: str = "llamagen") -> None:
         super().__init__()
@@ -209,7 +226,8 @@ class LlamaGen(nn.Module):
         self.transformer = Transformer(size)
         self.vqmodel = ImageDecoder(
             codes=size.codes, channels=size.channels, multipliers=size.multipliers, latent=size.latent
-        ).requires_grad_(False)
+        )
+        self.recompute: Literal["auto", "always", "never"] = "auto"
 
     def initialize(self, generator: torch.Generator) -> None:
         """Random weights, and a small random text encoder: matrices normal 0.02, norms 1, biases 0.
@@ -235,7 +253,7 @@ class LlamaGen(nn.Module):
         """States of the text encoder (P, S, C), padded on the left, and bool (P, S): which slots hold one."""
         weight = self.transformer.tok_embeddings.weight
         states = [self.text(self.template.format(text=text), weight.device) for text in texts_P]
-        slots = -(-max(map(len, states)) // SLOT_STEP) * SLOT_STEP
+        slots = min(-(-max(map(len, states)) // PROMPT_MULTIPLE) * PROMPT_MULTIPLE, MAX_TOKENS)
         captions_PSC = weight.new_zeros(len(states), slots, self.size.caption)
         for caption_SC, own in zip(captions_PSC, states, strict=True):
             caption_SC[slots - len(own) :] = own
@@ -282,10 +300,18 @@ class LlamaGen(nn.Module):
         before_SS = torch.ones(length, length, dtype=torch.bool, device=tokens_BT.device).tril()
         prompt_BSS = prompts.visible_PS[prompt_B, None].expand(-1, length, -1)
         visible = torch.cat([prompt_BSS, before_SS.expand(len(texts_B), -1, -1)], dim=-1)[:, None]
-        for layer, (prompt_keys, prompt_values) in zip(self._layers(), prompts.keys_values, strict=True):
+        again = self.recompute == "always" or (self.recompute == "auto" and self.size.width >= WIDE)
+
+        def image_layer(layer: Block, x_BSD: Tensor, prompt_keys: Tensor, prompt_values: Tensor) -> Tensor:
             q, k, v = layer.project(x_BSD, places_2SF)
             keys, values = torch.cat([prompt_keys[prompt_B], k], dim=2), torch.cat([prompt_values[prompt_B], v], dim=2)
-            x_BSD = layer.finish(x_BSD, q, keys, values, visible)
+            return layer.finish(x_BSD, q, keys, values, visible)
+
+        for layer, (keys, values) in zip(self._layers(), prompts.keys_values, strict=True):
+            if again and torch.is_grad_enabled():
+                x_BSD = checkpoint(image_layer, layer, x_BSD, keys, values, use_reentrant=False)
+            else:
+                x_BSD = image_layer(layer, x_BSD, keys, values)
         return torch.cat([prompts.hidden_PD[prompt_B, None], self.transformer.norm(x_BSD)], dim=1)
 
     def head(self, hidden: Tensor) -> Tensor:
@@ -294,45 +320,48 @@ class LlamaGen(nn.Module):
 
     # ------------------------------------------------------------ cached decoding
 
-    def start(self, texts_B: Sequence[str], *, guided: bool = False) -> DecodeState:
+    def start(self, texts_B: Sequence[str], *, guided: bool = False, reuse: DecodeState | None = None) -> DecodeState:
         """Each distinct prompt is read once, however many rows it has."""
-        device = self.transformer.tok_embeddings.weight.device
-        texts_P, prompt_R = distinct(texts_B, device)
+        texts_P, prompt_R = distinct(texts_B, self.transformer.tok_embeddings.weight.device)
         if guided:
             prompt_R = torch.cat([prompt_R, prompt_R + len(texts_P)])
         prompts = self.read(texts_P, guided=guided)
-        slots, image = prompts.visible_PS.shape[1], self.grid[0] * self.grid[1] - 1  # the last token is never read
-        _, heads, _, head_dim = prompts.keys_values[0][0].shape
-        shape = (len(prompts.keys_values), len(prompt_R), heads, slots + image, head_dim)
-        state = DecodeState(
-            keys_LRHSE=prompts.hidden_PD.new_zeros(shape),
-            values_LRHSE=prompts.hidden_PD.new_zeros(shape),
-            visible_RS=F.pad(prompts.visible_PS[prompt_R], (0, image)),
-            first_RD=prompts.hidden_PD[prompt_R],
-            prompt_slots=slots,
-            next_slot=slots,
+        cache = KVCache.laid_out(
+            prompts.hidden_PD,
+            layers=self.size.layers,
+            heads=self.size.heads,
+            width=self.size.width // self.size.heads,
+            prompt_RP=prompts.visible_PS[prompt_R],
+            tokens=self.grid[0] * self.grid[1] - 1,  # the last token is never read
+            reuse=reuse.cache if reuse else None,
         )
         for index, (keys, values) in enumerate(prompts.keys_values):
-            state.keys_LRHSE[index, :, :, :slots] = keys[prompt_R]
-            state.values_LRHSE[index, :, :, :slots] = values[prompt_R]
-        return state
+            cache.fill(index, keys[prompt_R], values[prompt_R])
+        first_RD = prompts.hidden_PD[prompt_R]
+        if reuse is None or reuse.cache is not cache:
+            return DecodeState(cache=cache, prompt_slots=prompts.visible_PS.shape[1], first_RD=first_RD)
+        reuse.first_RD = first_RD
+        return reuse
 
     def step(self, state: DecodeState, tokens_B: Tensor | None) -> Tensor:
         if tokens_B is None:
             return self.head(state.first_RD)
-        slot = state.next_slot
-        place = slot - state.prompt_slots
-        places_2SF = self._places()[:, place : place + 1]
-        state.visible_RS[:, slot] = True
-        visible = state.visible_RS[:, None, None, : slot + 1]
         x = self.transformer.tok_embeddings(tokens_B[:, None])
+        places_21F = self._places().index_select(1, state.cache.slot_1 - state.prompt_slots)
+        visible = state.cache.open_slot()
         for index, layer in enumerate(self._layers()):
-            q, k, v = layer.project(x, places_2SF)
-            keys, values = state.keys_LRHSE[index], state.values_LRHSE[index]
-            keys[:, :, slot : slot + 1], values[:, :, slot : slot + 1] = k, v
-            x = layer.finish(x, q, keys[:, :, : slot + 1], values[:, :, : slot + 1], visible)
-        state.next_slot += 1
+            q, k, v = layer.project(x, places_21F)
+            x = layer.finish(x, q, *state.cache.extend(index, k, v), visible)
+        state.cache.close_slot()
         return self.head(self.transformer.norm(x[:, 0]))
+
+    def work(self) -> Work:
+        return Work(
+            parameters=count(self.transformer.layers) + count(self.transformer.output),
+            cache_per_slot=2 * self.size.layers * self.size.width,
+            width=self.size.width,
+            layers=self.size.layers,
+        )
 
     # ------------------------------------------------------------ tokens as vectors and pixels
 
@@ -352,6 +381,11 @@ class LlamaGen(nn.Module):
         return (127.5 * pixels_BYXC + 128).clip(0, 255).astype(np.uint8)  # rounds to the nearest, as released
 
 
+def count(module: nn.Module) -> int:
+    """Numbers in its parameters."""
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
 def distinct(texts_B: Sequence[str], device: torch.device) -> tuple[list[str], Tensor]:
     """The different ones of some texts, and int64 (B,): which of them each is."""
     texts_P = list(dict.fromkeys(texts_B))
@@ -359,11 +393,18 @@ def distinct(texts_B: Sequence[str], device: torch.device) -> tuple[list[str], T
     return texts_P, torch.tensor([index[text] for text in texts_B], device=device)
 
 
-def build(name: str, *, template: str = "", text_encoder: str = FLAN_T5) -> LlamaGen:
+def build(name: str, *, template: str = "", folder: Path | None = None, text_encoder: str = FLAN_T5) -> LlamaGen:
     """The policy of a published size with unset weights; load or `initialize` them.
 
-    `text_encoder` is a hub id or local folder, read when the first prompt is; the miniature has one of its own.
+    Args:
+        folder: of weights under a publisher's names; none is read without conversion.
+        text_encoder: hub id or local folder, read when the first prompt is; the miniature has one of its own.
     """
+    if folder is not None:
+        raise ConfigError(
+            f"{folder} holds LlamaGen under other names, or another model",
+            hint="convert it first: see gcpo_bench.training.policies.llamagen_checkpoint",
+        )
     size = SIZES[name]
     text = llamagen_text.random(size.caption) if name == "llamagen-tiny" else llamagen_text.pretrained(text_encoder)
     return LlamaGen(size, text, template or "llamagen")
