@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,7 +21,10 @@ from gcpo_bench.training import graphs, lora, starts
 from gcpo_bench.training.decoding import sample, sample_in_batches
 from gcpo_bench.training.learner import build_learner
 from gcpo_bench.training.logprobs import token_logprobs
+from gcpo_bench.training.metrics import Stopwatch
+from gcpo_bench.training.observation import draw_prompts, observe
 from gcpo_bench.training.policies.janus_pro import SIZES, JanusPro, build, byte_tokenizer
+from gcpo_bench.training.update import update
 
 from .conftest import Cli
 
@@ -183,6 +187,35 @@ def test_a_resumed_run_is_the_unbroken_one(cli: Cli, tmp_path: Path, redness: No
     for file in ("policy.safetensors", "optimizer.pt"):
         assert (whole.checkpoint_path(3) / file).read_bytes() == (parts.checkpoint_path(3) / file).read_bytes()
     assert whole.metrics()[2]["reward/mean"] == parts.metrics()[2]["reward/mean"]
+
+
+@pytest.mark.parametrize("method", ["gcpo", "gcpo-official"])
+def test_how_a_step_is_split_changes_neither_images_nor_update(method: str) -> None:
+    found = []
+    for rows, micro in ((1, 8), (8, 2), (64, 1)):
+        splits = (f"sampling.batch_rows={rows}", f"optimizer.micro_batch_rows={micro}")
+        small = ("rewards=[{name: redness}]", "sampling.prompts_per_step=2", "sampling.group_size=4")
+        learner = build_learner(settings(method, *small, *splits, "sampling.guidance_scale=3"))
+        seen = observe(learner, draw_prompts(learner.config, 1), "rollout/1", Stopwatch())
+        norm = update(learner, seen, 1)["optimizer/gradient_norm"]
+        found.append((seen.rollout.tokens_BT, norm, learner.parameters))
+    for tokens_BT, norm, parameters in found[1:]:
+        assert torch.equal(tokens_BT, found[0][0])
+        assert norm == pytest.approx(found[0][1], rel=1e-4)
+        # AdamW's first step is the sign of the gradient: where that is 0 but for rounding, the sign is rounding too
+        differ = sum(int((~torch.isclose(a, b, atol=1e-5)).sum()) for a, b in zip(parameters, found[0][2], strict=True))
+        assert differ < 0.01 * sum(parameter.numel() for parameter in parameters)
+
+
+@torch.no_grad()
+def test_in_bfloat16_sampled_logprobs_are_near_the_teacher_forced_ones() -> None:
+    policy: Any = starts.start_policy(settings("gcpo", "policy.dtype=bfloat16"))
+    for parameter in policy.parameters():
+        parameter.mul_(5 if parameter.ndim > 1 else 1)
+    samples = sample(policy, TEXTS, uniforms(3), guidance_scale=3.0)
+    assert samples.logprobs_BT.dtype == samples.entropy_BT.dtype == torch.float32
+    # two passes that round at other places; bfloat16 has 8 bits, logits here reach 10
+    torch.testing.assert_close(samples.logprobs_BT, token_logprobs(policy, TEXTS, samples.tokens_BT), atol=0.25, rtol=0)
 
 
 def test_adapters_alone_are_trained_and_kept_and_off_they_are_the_reference(
