@@ -8,6 +8,7 @@ import copy
 import io
 import pickle
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import JanusVQVAE, JanusVQVAEConfig
+from transformers import JanusVQVAE, JanusVQVAEConfig, T5ForConditionalGeneration
 
-from gcpo_bench import runs
+from gcpo_bench import models, runs
 from gcpo_bench.errors import ConfigError, CorruptDataError, PrerequisiteError
 from gcpo_bench.resolve import resolve
 from gcpo_bench.training import checkpoints, estimate, graphs, starts
@@ -296,6 +297,8 @@ def test_the_full_model_has_the_published_names_shapes_and_size(name: str) -> No
     # 36 layers of 4 x 1280^2 + 3 x 1280 x 3584 + 2 x 1280, 2 x 16384 x 1280 for codes, 2048 x 1280 + 1280^2 for text
     assert count == 36 * (4 * 1280**2 + 3 * 1280 * 3584 + 2 * 1280) + 2 * 16_384 * 1280 + 3328 * 1280 + 1280
     assert count == 777_678_080
+    # with the unconditional states, 4 bytes each: the 3.11 GB of the published files
+    assert round(4 * (count + 120 * 2048) / 1e7) == 311
     # the published 775M counts the class-conditional sibling: 1,001 classes in place of the text
     assert round((count - 3328 * 1280 + 1001 * 1280) / 1e6) == 775
     assert policy.work().parameters == count - 16_384 * 1280 - 3328 * 1280 - 1280
@@ -309,6 +312,7 @@ def test_the_image_tokenizer_with_its_encoder_has_the_published_size() -> None:
     count = sum(parameter.numel() for parameter in whole.parameters())
     encoder = sum(p.numel() for name, p in whole.named_parameters() if name.startswith(("encoder.", "quant_conv.")))
     assert round(count / 1e6) == 72
+    assert round(4 * (count + 65_536) / 1e6) == 288  # MB of the published file, with its count of codes
     assert sum(parameter.numel() for parameter in ours.parameters()) == count - encoder
 
 
@@ -401,19 +405,32 @@ def test_the_longest_prompt_fits_and_a_longer_one_is_refused(policy: LlamaGen) -
     assert "shorten the prompt" in refused.value.hint
 
 
-def test_a_text_encoder_that_is_not_there_is_named(tmp_path: Path) -> None:
-    policy = LlamaGen(SIZES["llamagen-tiny"], llamagen_text.pretrained(str(tmp_path)))
-    with pytest.raises(PrerequisiteError, match=r"text encoder .* cannot be loaded") as missing:
+@pytest.fixture
+def models_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("GCPO_BENCH_MODELS", str(tmp_path / "models"))
+    return tmp_path / "models"
+
+
+def test_a_text_encoder_that_is_not_there_is_named(models_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    policy = LlamaGen(SIZES["llamagen-tiny"], llamagen_text.flan_t5())
+    with pytest.raises(PrerequisiteError, match=r"text encoder google/flan-t5-xl cannot be loaded") as missing:
         policy.start(["x"])
-    assert "random_init" in missing.value.hint
+    assert "gcpo-bench models fetch flan-t5-xl" in missing.value.hint
     assert "\n" not in str(missing.value)
 
 
-def test_a_text_encoder_in_a_local_folder_is_read(tmp_path: Path) -> None:
-    tokenizer, model = llamagen_text.random(32)._load()
-    tokenizer.save_pretrained(tmp_path)
-    model.save_pretrained(tmp_path)
-    states = llamagen_text.pretrained(str(tmp_path))("a dog", CPU)
+def test_a_fetched_text_encoder_is_the_encoder_half_of_t5(cli: Cli, models_folder: Path, tmp_path: Path) -> None:
+    tokenizer, encoder = llamagen_text.random(32)._load()
+    whole = T5ForConditionalGeneration(encoder.config)
+    whole.load_state_dict(encoder.state_dict(), strict=False)
+    source = tmp_path / "stick"
+    tokenizer.save_pretrained(source)
+    whole.save_pretrained(source)
+    fetched = cli("models", "fetch", "flan-t5-xl", "--from", str(source))
+    assert fetched.code == 0, fetched.err
+    assert "next:" not in fetched.err
+    states = llamagen_text.flan_t5()("a dog", CPU)
     assert states.dtype == torch.bfloat16
     torch.testing.assert_close(states.float(), llamagen_text.random(32)("a dog", CPU), atol=0.1, rtol=0)
 
@@ -557,6 +574,40 @@ def test_training_starts_from_converted_weights(policy: LlamaGen, published: tup
 def start_from(folder: Path, *more: str) -> LlamaGen:
     config = resolve(None, [f"policy.weights={folder}", *more], {"model": "llamagen-tiny"}).config
     return starts.start_policy(config)  # type: ignore[return-value]
+
+
+def test_fetched_files_are_converted_and_trained_from(
+    policy: LlamaGen,
+    published: tuple[Path, Path],
+    models_folder: Path,
+    cli: Cli,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    files = tuple(path.name for path in published)
+    entry = replace(models.PUBLISHED["llamagen-xl-256"], files=files)
+    monkeypatch.setitem(models.PUBLISHED, "llamagen-tiny", entry)
+    source = published[0].parent
+    fetched = cli("models", "fetch", "llamagen-tiny", "--from", str(source))
+    assert fetched.code == 0, fetched.err
+    config = resolve(None, [], {"model": "llamagen-tiny"}).config
+    assert_same_weights(starts.start_policy(config), policy)  # type: ignore[arg-type]
+    assert cli("models", "verify", "llamagen-tiny").code == 0
+    published[0].unlink()
+    refused = cli("models", "fetch", "llamagen-tiny", "--from", str(source))
+    assert refused.code == 2
+    assert f"holds no {files[0]}" in refused.err
+
+
+def test_a_damaged_file_is_not_taken_for_fetched(
+    published: tuple[Path, Path], models_folder: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    entry = replace(models.PUBLISHED["llamagen-xl-256"], files=tuple(path.name for path in published))
+    monkeypatch.setitem(models.PUBLISHED, "llamagen-tiny", entry)
+    published[1].write_bytes(published[1].read_bytes()[:-100])
+    refused = cli("models", "fetch", "llamagen-tiny", "--from", str(published[0].parent))
+    assert refused.code == 5
+    assert "is cut off" in refused.err
+    assert models.local("llamagen-tiny") is None
 
 
 def test_a_folder_under_other_names_must_be_converted(tmp_path: Path) -> None:

@@ -38,7 +38,7 @@ from gcpo_bench.errors import ConfigError
 from ..types import Work
 from . import llamagen_text
 from .kv_cache import KVCache
-from .llamagen_text import FLAN_T5, MAX_TOKENS, TextEncoder
+from .llamagen_text import MAX_TOKENS, TextEncoder
 from .llamagen_vq import ImageDecoder
 
 TEMPLATES = {
@@ -393,18 +393,17 @@ def distinct(texts_B: Sequence[str], device: torch.device) -> tuple[list[str], T
     return texts_P, torch.tensor([index[text] for text in texts_B], device=device)
 
 
-def build(name: str, *, template: str = "", folder: Path | None = None, text_encoder: str = FLAN_T5) -> LlamaGen:
+def build(name: str, *, template: str = "", folder: Path | None = None) -> LlamaGen:
     """The policy of a published size with unset weights; load or `initialize` them.
 
     Args:
         folder: of weights under a publisher's names; none is read without conversion.
-        text_encoder: hub id or local folder, read when the first prompt is; the miniature has one of its own.
     """
     if folder is not None:
         raise ConfigError(
             f"{folder} holds LlamaGen under other names, or another model",
-            hint="convert it first: see gcpo_bench.training.policies.llamagen_checkpoint",
+            hint="gcpo-bench models fetch converts the published files; for others see docs/models.md",
         )
     size = SIZES[name]
-    text = llamagen_text.random(size.caption) if name == "llamagen-tiny" else llamagen_text.pretrained(text_encoder)
+    text = llamagen_text.random(size.caption) if name == "llamagen-tiny" else llamagen_text.flan_t5()
     return LlamaGen(size, text, template or "llamagen")

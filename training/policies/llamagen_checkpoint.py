@@ -5,8 +5,9 @@ names as safetensors; and transformers that were renamed to those of Hugging Fac
 -T2I-2, and what was trained from them). The renaming is read off zghhui/GCPO, `simpar/model/llama_model.py`, which
 loads such files: query, key and value projections apart, rotary pairs still neighbours, so rows keep their order.
 
-A `.pt` file is read as plain tensors only. What else such files hold is named here and left out; every other surplus,
-missing or misshapen tensor is an error. Nothing in a file tells 256 from 512 px: both have the same shapes.
+A `.pt` file is read as plain tensors only, which is all that the published ones hold by the hub's listing of them. What
+else such files may hold is named here and left out; every other surplus, missing or misshapen tensor is an error. Nothing
+in a file tells 256 from 512 px: both have the same shapes.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from safetensors.torch import load_file
 from safetensors.torch import save as dump_tensors
 from torch import Tensor, nn
 
-from gcpo_bench import runs
+from gcpo_bench import models, runs
 from gcpo_bench.errors import CorruptDataError, PrerequisiteError
 
 from .llamagen import build
@@ -88,6 +89,12 @@ def convert(model: str, transformer: Path, image_tokenizer: Path, out: Path) -> 
     }
     runs.write_json(out / f"{model}.json", record)
     return path
+
+
+def convert_folder(model: str, folder: Path) -> None:
+    """Convert, inside `folder`, what `gcpo-bench models fetch` brought there."""
+    transformer, image_tokenizer = models.published(model).files
+    convert(model, folder / transformer, folder / image_tokenizer, folder)
 
 
 def _file(source: Path) -> Path:

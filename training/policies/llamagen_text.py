@@ -23,16 +23,18 @@ from typing import Any
 from urllib.parse import unquote_plus
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 from transformers import AutoTokenizer, ByT5Tokenizer, PreTrainedTokenizerBase, T5Config, T5EncoderModel
 
+from gcpo_bench import models
 from gcpo_bench.errors import ConfigError, PrerequisiteError
 
 MAX_TOKENS = 120
 """The end-of-text token is one of them."""
 CACHED_TEXTS = 1024
 """Texts whose states are kept; about 80 kB each for 20 tokens."""
-FLAN_T5 = "google/flan-t5-xl"
+FLAN_T5 = "flan-t5-xl"
 
 Encoder = tuple[PreTrainedTokenizerBase, T5EncoderModel]
 
@@ -75,22 +77,26 @@ class TextEncoder:
             return model(input_ids=torch.tensor([ids], device=device)).last_hidden_state[0]  # type: ignore[no-any-return]
 
 
-def pretrained(source: str = FLAN_T5) -> TextEncoder:
-    """The encoder of a hub id or local folder, in bfloat16, in which LlamaGen's training captions were read."""
+def flan_t5() -> TextEncoder:
+    """What `gcpo-bench models fetch flan-t5-xl` brought, else what lies in Hugging Face's cache or on the hub."""
+    return TextEncoder(lambda: load_encoder(str(models.local(FLAN_T5) or models.published(FLAN_T5).hub_id)))
 
-    def load() -> Encoder:
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(source)
-            model = T5EncoderModel.from_pretrained(source, dtype=torch.bfloat16)
-        except (OSError, ValueError) as error:
-            reason = str(error).strip().splitlines()[0]
-            raise PrerequisiteError(
-                f"LlamaGen's text encoder {source} cannot be loaded: {reason}",
-                hint=f"fetch it where there is a network (hf download {FLAN_T5}), or take -o policy.random_init=true",
-            ) from error
-        return tokenizer, model.train(mode=False)
 
-    return TextEncoder(load)
+def load_encoder(source: str) -> Encoder:
+    """Of a local folder or hub id, in bfloat16, in which LlamaGen's training captions were read.
+
+    Raises PrerequisiteError where it cannot be loaded.
+    """
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source)
+        model = T5EncoderModel.from_pretrained(source, dtype=torch.bfloat16)
+    except (OSError, ValueError, SafetensorError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise PrerequisiteError(
+            f"LlamaGen's text encoder {source} cannot be loaded: {reason}",
+            hint=f"gcpo-bench models fetch {FLAN_T5}; or random weights: -o policy.random_init=true",
+        ) from error
+    return tokenizer, model.train(mode=False)
 
 
 def random(width: int) -> TextEncoder:
