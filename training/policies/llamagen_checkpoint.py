@@ -5,9 +5,9 @@ names as safetensors; and transformers that were renamed to those of Hugging Fac
 -T2I-2, and what was trained from them). The renaming is read off zghhui/GCPO, `simpar/model/llama_model.py`, which
 loads such files: query, key and value projections apart, rotary pairs still neighbours, so rows keep their order.
 
-A `.pt` file is read as plain tensors only, which is all that the published ones hold by the hub's listing of them. What
-else such files may hold is named here and left out; every other surplus, missing or misshapen tensor is an error. Nothing
-in a file tells 256 from 512 px: both have the same shapes.
+A `.pt` file is read as plain tensors only, which is all that the published ones hold by the hub's listing of them.
+What else such files may hold is named here and left out; every other surplus, missing or misshapen tensor is an error.
+Nothing in a file tells 256 from 512 px: both have the same shapes.
 """
 
 from __future__ import annotations
