@@ -1,7 +1,7 @@
 """Published weights of policies: where they come from, where they lie on this machine, whether they are whole.
 
 <models folder>/<name>/
-  the files of the source
+  the files of the source, and what was converted from them
   gcpo-bench.json    written last: source and the checksum of each file
 
 The models folder is `$GCPO_BENCH_MODELS`, or `gcpo-bench/models` in the user's cache folder.
@@ -9,6 +9,7 @@ The models folder is `$GCPO_BENCH_MODELS`, or `gcpo-bench/models` in the user's 
 
 from __future__ import annotations
 
+import importlib
 import os
 import shutil
 from collections.abc import Mapping
@@ -36,9 +37,12 @@ class Published:
     licence: str
     source: str
     """Who published them."""
+    convert: str = ""
+    """`"module:function"` that makes what a policy loads of the files in a folder; called with name and folder."""
 
 
 SAFETENSORS = ("*.safetensors", "*.safetensors.index.json", "*.json")
+LLAMAGEN = "gcpo_bench.training.policies.llamagen_checkpoint:convert_folder"
 PUBLISHED = {
     "janus-pro-1b": Published(
         hub_id="deepseek-community/Janus-Pro-1B",
@@ -53,6 +57,29 @@ PUBLISHED = {
         bytes_about=14_900_000_000,
         licence="DeepSeek model licence",
         source="DeepSeek, converted for transformers",
+    ),
+    "llamagen-xl-256": Published(
+        hub_id="peizesun/llamagen_t2i",
+        files=("t2i_XL_stage1_256.pt", "vq_ds16_t2i.pt"),
+        bytes_about=6_700_000_000,  # half of it made by conversion
+        licence="MIT",
+        source="LlamaGen's authors",
+        convert=LLAMAGEN,
+    ),
+    "llamagen-xl-512": Published(
+        hub_id="peizesun/llamagen_t2i",
+        files=("t2i_XL_stage2_512.pt", "vq_ds16_t2i.pt"),
+        bytes_about=6_700_000_000,
+        licence="MIT",
+        source="LlamaGen's authors",
+        convert=LLAMAGEN,
+    ),
+    "flan-t5-xl": Published(
+        hub_id="google/flan-t5-xl",
+        files=SAFETENSORS,
+        bytes_about=11_400_000_000,
+        licence="Apache 2.0",
+        source="Google; the text encoder of LlamaGen",
     ),
 }
 
@@ -82,7 +109,8 @@ def fetch(name: str, from_folder: Path | None = None) -> Path:
     An interrupted download goes on where it stopped.
 
     Raises:
-        ConfigError: an unknown name, or a folder that is not there.
+        ConfigError: an unknown name, or a folder that is not there or holds something else.
+        CorruptDataError: a file that is damaged or of another model, where files are converted.
         PrerequisiteError: no network, no such repository, a licence to accept first, or too little disk.
     """
     model, folder = published(name), models_dir() / name
@@ -95,6 +123,9 @@ def fetch(name: str, from_folder: Path | None = None) -> Path:
     else:
         _copy(model, from_folder, folder)
         source = str(from_folder.resolve())
+    if model.convert:
+        module, _, function = model.convert.partition(":")
+        getattr(importlib.import_module(module), function)(name, folder)
     files = sorted(
         path for path in folder.iterdir() if path.is_file() and path.name != RECORD and not path.name.endswith(".tmp")
     )
@@ -140,10 +171,10 @@ def _copy(model: Published, source: Path, folder: Path) -> None:
     if not source.is_dir():
         raise ConfigError(f"there is no folder {source}", hint="name the folder that holds the model's files")
     found = sorted({path for pattern in model.files for path in source.glob(pattern)})
-    if not any(path.suffix == ".safetensors" for path in found):
-        raise ConfigError(
-            f"{source} holds no .safetensors file", hint=f"it must hold the files of {model.hub_id} on the hub"
-        )
+    needed = (name for name in model.files if name == "*.safetensors" or "*" not in name)
+    if missing := [name for name in needed if not any(path.match(name) for path in found)]:
+        what = missing[0].replace("*.safetensors", ".safetensors file")
+        raise ConfigError(f"{source} holds no {what}", hint=f"it must hold the files of {model.hub_id} on the hub")
     _require_disk(folder, sum(path.stat().st_size for path in found))
     for path in found:
         if path.name == RECORD or path.resolve() == (folder / path.name).resolve():

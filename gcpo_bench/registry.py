@@ -110,6 +110,15 @@ POLICIES = Registry(
             "gcpo_bench.training.policies.janus_pro:build",
             "Janus-Pro's classes in miniature, for tests",
         ),
+        "llamagen-xl-256": Entry(
+            "gcpo_bench.training.policies.llamagen:build", "LlamaGen-XL stage 1, 256 px images of 16x16 tokens"
+        ),
+        "llamagen-xl-512": Entry(
+            "gcpo_bench.training.policies.llamagen:build", "LlamaGen-XL stage 2, 512 px images of 32x32 tokens"
+        ),
+        "llamagen-tiny": Entry(
+            "gcpo_bench.training.policies.llamagen:build", "LlamaGen's classes in miniature, for tests"
+        ),
     },
 )
 

@@ -55,9 +55,11 @@ def fetch_command(
 ) -> None:
     """Download a model's weights, or take them from a folder; an interrupted download goes on."""
     from gcpo_bench.models import fetch
+    from gcpo_bench.registry import POLICIES
 
     folder = fetch(name, from_folder)
-    note(f"next: gcpo-bench train --model {name} --dry-run")
+    if name in POLICIES:
+        note(f"next: gcpo-bench train --model {name} --dry-run")
     print(folder)
 
 
