@@ -91,7 +91,7 @@ def load_encoder(source: str) -> Encoder:
         tokenizer = AutoTokenizer.from_pretrained(source)
         model = T5EncoderModel.from_pretrained(source, dtype=torch.bfloat16)
     except (OSError, ValueError, SafetensorError) as error:
-        reason = str(error).strip().splitlines()[0]
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise PrerequisiteError(
             f"LlamaGen's text encoder {source} cannot be loaded: {reason}",
             hint=f"gcpo-bench models fetch {FLAN_T5}; or random weights: -o policy.random_init=true",
