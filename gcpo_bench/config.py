@@ -23,10 +23,8 @@ class LoraConfig(Config):
     rank: int = Field(32, ge=1)
     alpha: float = Field(64.0, gt=0)
     """The adapters' product is multiplied by alpha / rank."""
-    targets: tuple[str, ...] = Field(
-        ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"), min_length=1
-    )
-    """Linear layers that get an adapter, by the last part of their name."""
+    targets: tuple[str, ...] = ()
+    """Linear layers that get an adapter, by the last part of their name; empty: those of the transformer's layers."""
 
 
 class PolicyConfig(Config):

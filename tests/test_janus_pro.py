@@ -261,7 +261,7 @@ def test_recomputed_activations_change_no_gradient(policy: JanusPro) -> None:
     parameters = [p for name, p in policy.named_parameters() if name.startswith("language_model.layers")]
     found = []
     for choice in ("never", "always"):
-        policy.recompute = choice  # type: ignore[assignment]
+        policy.recompute = choice
         found.append(torch.autograd.grad(token_logprobs(policy, TEXTS, tokens).sum(), parameters))
     policy.recompute = "auto"
     assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
@@ -274,8 +274,8 @@ def test_recomputed_activations_change_no_gradient(policy: JanusPro) -> None:
 def folder(policy: JanusPro, tmp_path: Path) -> Path:
     """Random weights as transformers saves Janus, in two files, with a tokenizer."""
     config = SIZES["janus-pro-tiny"].config()
-    config.vision_config.num_hidden_layers = 1
-    config.vision_config.hidden_size = 64
+    vision: Any = config.vision_config
+    vision.num_hidden_layers, vision.hidden_size = 1, 64
     model = JanusForConditionalGeneration(config)
     model.load_state_dict({f"model.{name}": t for name, t in policy.state_dict().items()}, strict=False)
     made = tmp_path / "Janus-tiny"

@@ -16,7 +16,7 @@ import torch
 from gcpo_bench.config import RunConfig
 from gcpo_bench.errors import PrerequisiteError
 
-from . import starts
+from . import lora, starts
 from .floors import rollout_bytes, update_flops
 from .learner import as_module, build_learner
 from .logprobs import CHUNK_LOGITS
@@ -124,11 +124,13 @@ def _computed(config: RunConfig, policy: Policy) -> Estimate:
 
 
 def _adapters(config: RunConfig, module: torch.nn.Module) -> int:
-    lora = config.policy.lora
-    if lora is None:
+    if config.policy.lora is None:
         return 0
-    found = (layer for name, layer in module.named_modules() if name.rpartition(".")[2] in lora.targets)
-    return sum(lora.rank * sum(layer.weight.shape) for layer in found if isinstance(layer, torch.nn.Linear))
+    part = getattr(module, getattr(module, "adapted", ""), None)
+    if part is None:  # building the policy says so
+        return 0
+    shapes = (part.get_submodule(name).weight.shape for name in lora.adapted_layers(part, config.policy.lora))
+    return sum(config.policy.lora.rank * (rows + columns) for rows, columns in shapes)
 
 
 def check_memory(config: RunConfig) -> None:

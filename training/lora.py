@@ -35,19 +35,25 @@ def add(policy: nn.Module, config: LoraConfig, generator: torch.Generator) -> No
     if part is None:
         raise ConfigError(f"{type(policy).__name__} takes no adapters", hint="leave policy.lora out")
     policy.requires_grad_(False)
-    linear = [name for name, module in part.named_modules() if isinstance(module, nn.Linear)]
-    known = sorted({name.rpartition(".")[2] for name in linear})
-    if unknown := [name for name in config.targets if name not in known]:
-        raise ConfigError(f"policy.lora.targets: no layer {unknown[0]!r}", hint=f"known: {', '.join(known)}")
-    peft.inject_adapter_in_model(
-        peft.LoraConfig(r=config.rank, lora_alpha=config.alpha, target_modules=list(config.targets)), part
-    )
+    options: Any = {"r": config.rank, "lora_alpha": config.alpha, "target_modules": adapted_layers(part, config)}
+    peft.inject_adapter_in_model(peft.LoraConfig(**options), part)
     with torch.no_grad():
         for name, parameter in policy.named_parameters():
             if "lora_A" in name:
                 parameter.normal_(0.0, parameter.shape[1] ** -0.5, generator=generator)
             elif "lora_B" in name:
                 parameter.zero_()
+
+
+def adapted_layers(part: nn.Module, config: LoraConfig) -> list[str]:
+    """Names within `part` of the linear layers that get an adapter."""
+    linear = [name for name, module in part.named_modules() if isinstance(module, nn.Linear)]
+    if not config.targets:
+        return [name for name in linear if name.startswith("layers.")]
+    known = sorted({name.rpartition(".")[2] for name in linear})
+    if unknown := [name for name in config.targets if name not in known]:
+        raise ConfigError(f"policy.lora.targets: no layer {unknown[0]!r}", hint=f"known: {', '.join(known)}")
+    return [name for name in linear if name.rpartition(".")[2] in config.targets]
 
 
 @contextmanager

@@ -106,7 +106,7 @@ def build(config: PolicyConfig, folder: Path | None = None) -> Any:
         folder: published weights, whose tokenizer is taken.
     """
     options = {"folder": folder} if folder is not None and folder.is_dir() else {}
-    policy: nn.Module = POLICIES.load(config.name)(config.name, template=config.template, **options)
+    policy: Any = POLICIES.load(config.name)(config.name, template=config.template, **options)
     dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16}[config.dtype]
     policy = policy.to(dtype).train(mode=False)
     _freeze(policy, config)

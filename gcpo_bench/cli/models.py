@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -29,7 +29,7 @@ def ls_command(as_json: JsonOption = False) -> None:
     """List published weights: source, licence, size, and where they lie if they were fetched."""
     from gcpo_bench.models import PUBLISHED, local
 
-    rows = [
+    rows: list[dict[str, Any]] = [
         {
             "name": name,
             "source": model.hub_id,
@@ -42,7 +42,7 @@ def ls_command(as_json: JsonOption = False) -> None:
     if as_json:
         print_json(rows)
         return
-    table = [(row["name"], row["source"], row["licence"], size(int(row["bytes"])), row["here"] or "-") for row in rows]
+    table = [(row["name"], row["source"], row["licence"], size(row["bytes"]), row["here"] or "-") for row in rows]
     print_table(("name", "source", "licence", "size>", "here"), table)
 
 
