@@ -1,33 +1,56 @@
-"""A benchmark on a run: draw its images, judge them, leave samples.jsonl and scores.json in the run.
+"""A benchmark on a run or on any folder of images: judge every image, leave samples.jsonl and scores.json.
 
-<run>/evaluations/<benchmark>/
+<run>/evaluations/<benchmark>/, or where `evaluate_folder` is told to
   samples.jsonl    one object an image: values, reason, detections
   scores.json      metrics and identity; written last, so its presence means that all is there
+  observations/    what was seen in the images, where the benchmark keeps that apart; see `observations`
+  prompts.jsonl    the prompts, beside observations, so that these can be judged again on their own
 """
 
 from __future__ import annotations
 
-import json
-import math
+import inspect
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
-import numpy as np
-import numpy.typing as npt
-from PIL import Image
-
+from gcpo_bench import prompt_sets
 from gcpo_bench.datasets import Prompt
-from gcpo_bench.errors import ConfigError, CorruptDataError, RunError
+from gcpo_bench.errors import ConfigError, CorruptDataError, PrerequisiteError, RunError
 from gcpo_bench.registry import BENCHMARKS
-from gcpo_bench.runs import Run, checksum, read_json, read_jsonl, write_json, write_text
+from gcpo_bench.runs import Run
 
-from .generate import Request, digest, generate, read_manifest, requests
-from .types import Benchmark, Detection, Evaluation, Judged, Metric, Sampler, SampleScore
+from . import images, stored
+from .generate import digest, generate, requests
+from .images import ImageSet
+from .judging import Place, Shard, ShardDone, is_observing, judged, observe, score
+from .observations import Observations, Seen, looks
+from .stored import load_evaluation, load_samples
+from .types import Benchmark, Evaluation, Sampler
 
-MAX_PIXELS = 16_000_000
-"""An image file that claims more is refused before it is unpacked."""
+__all__ = [
+    "ShardDone",
+    "evaluate",
+    "evaluate_folder",
+    "first_per_task",
+    "load_evaluation",
+    "load_samples",
+    "make_benchmark",
+    "prompts_digest",
+    "rescore",
+]
+
+
+def make_benchmark(name: str, world: str, **given: Any) -> Benchmark:
+    """The benchmark behind a name. Raises ConfigError for an unknown name or an option that it does not have."""
+    factory = BENCHMARKS.load(name)
+    accepted = inspect.signature(factory).parameters
+    for key in given:
+        if key not in accepted:
+            raise ConfigError(
+                f"benchmark {name!r} has no option {key!r}", hint="leave it out, or choose another benchmark"
+            )
+    return cast(Benchmark, factory(world=world, **given))
 
 
 def evaluate(
@@ -44,7 +67,10 @@ def evaluate(
     weights_digest: str,
     limit: int | None = None,
     batch_rows: int = 256,
+    options: Mapping[str, Any] | None = None,
+    shard: Shard | None = None,
     on_batch: Callable[[int, int], None] | None = None,
+    on_image: Callable[[int, int], None] | None = None,
 ) -> Evaluation:
     """Score a run on a benchmark; picks up where an earlier call stopped, and returns at once what is already there.
 
@@ -54,15 +80,17 @@ def evaluate(
         weights_digest: of the weights behind `sampler`; with the settings it says whose images these are.
         limit: only the first so many prompts of each task.
         batch_rows: images drawn or judged at once; no score depends on it.
+        options: what else the benchmark takes, by name.
+        shard: draw and look at this process's share only; the call that finds all shares done writes the scores.
         on_batch: called with (images drawn, images wanted).
+        on_image: called with (images looked at, images wanted), for benchmarks that keep what they see.
     Raises:
-        ConfigError: unknown benchmark or world, a number below 1.
+        ConfigError: unknown benchmark, world or option, a number below 1.
         CorruptDataError: the evaluator fails its self-test, or not a single image can be scored.
+        ShardDone: the share is done, others are not.
     """
-    for name, value in (("images_per_prompt", images_per_prompt), ("limit", limit), ("batch_rows", batch_rows)):
-        if value is not None and value < 1:
-            raise ConfigError(f"{name} is {value}", hint="use 1 or more")
-    benchmark: Benchmark = BENCHMARKS.load(benchmark_name)(world=world)
+    _check_numbers(images_per_prompt=images_per_prompt, limit=limit, batch_rows=batch_rows)
+    benchmark = make_benchmark(benchmark_name, world, **(options or {}))
     prompts = first_per_task(benchmark.prompts(), limit)
     drawing = {
         "weights_digest": weights_digest,
@@ -71,14 +99,10 @@ def evaluate(
         "guidance_scale": guidance_scale,
         "temperature": temperature,
     }
-    identity = {
-        "benchmark": benchmark.name,
-        "version": benchmark.version,
-        "prompts_digest": prompts_digest(prompts),
-        "images_per_prompt": images_per_prompt,
-        **drawing,
-    }
-    if (known := _known(run, benchmark.name, identity)) is not None:
+    identity = _identity(benchmark, prompts, images_per_prompt) | drawing
+    place = Place(out=run.evaluation_dir(benchmark.name), root=run.path, shard=shard, is_drawn_to=sampler is not None)
+    place.check(benchmark)
+    if (known := stored.known(place.out, identity)) is not None:
         return known
     wanted = requests(prompts, images_per_prompt)
     folder = run.images_dir(benchmark.prompt_set)
@@ -86,15 +110,166 @@ def evaluate(
         generate(
             folder,
             sampler,
-            wanted,
+            place.share(wanted),
             tokens=tokens,
             seed=seed,
             identity=drawing,
             batch_rows=batch_rows,
             on_batch=on_batch,
         )
-    samples = score(benchmark, folder, wanted, root=run.path, batch_rows=batch_rows)
-    return _save(run, benchmark, samples, identity)
+    image_set = ImageSet(pictures=images.of_requests(folder, wanted))
+    return _score(benchmark, place, image_set, identity, batch_rows, on_image)
+
+
+def evaluate_folder(
+    folder: Path,
+    out: Path,
+    benchmark_name: str,
+    *,
+    world: str = "",
+    images_per_prompt: int = 4,
+    limit: int | None = None,
+    batch_rows: int = 256,
+    options: Mapping[str, Any] | None = None,
+    shard: Shard | None = None,
+    allow_partial: bool = False,
+    on_image: Callable[[int, int], None] | None = None,
+    on_note: Callable[[str], None] | None = None,
+) -> Evaluation:
+    """Score images that somebody else made: in GenEval's layout, or named `<prompt id>-<k>.png`.
+
+    Args:
+        out: where samples.jsonl and scores.json go; nothing is written into `folder`.
+        allow_partial: score a set in which files are missing; they are counted as unscored, and the scores say so.
+        on_note: called with each line about the folder before images are looked at.
+    Raises:
+        ConfigError: no such folder. CorruptDataError: files are missing. Else as `evaluate`.
+    """
+    _check_numbers(images_per_prompt=images_per_prompt, limit=limit, batch_rows=batch_rows)
+    images.check_folder(folder)
+    benchmark = make_benchmark(benchmark_name, world, **(options or {}))
+    place = Place(out=out, root=folder, shard=shard)
+    place.check(benchmark)
+    image_set = _found(folder, benchmark, images_per_prompt, limit)
+    missing = [picture for picture in image_set.pictures if picture.is_missing]
+    for line in (*image_set.notes, *(unscored_line(place.shown(each), images.MISSING) for each in missing)):
+        (on_note or (lambda line: None))(line)
+    if missing and not allow_partial:
+        raise CorruptDataError(
+            f"{folder}: {len(missing)} of {len(image_set.pictures)} images are missing, "
+            f"the first is {place.shown(missing[0])}",
+            hint="add them, or score what is there with --allow-partial",
+        )
+    prompts = list({picture.prompt.id: picture.prompt for picture in image_set.pictures}.values())
+    identity = _identity(benchmark, prompts, images_per_prompt) | {"missing": len(missing)}
+    return _score(benchmark, place, image_set, identity, batch_rows, on_image)
+
+
+def rescore(out: Path, benchmark_name: str, *, world: str = "", options: Mapping[str, Any] | None = None) -> Evaluation:
+    """Judge again what was seen before: no network is loaded and no image is opened.
+
+    Raises:
+        ConfigError: the benchmark keeps nothing to judge again.
+        RunError: nothing is stored here, or not with the fidelity asked for.
+        CorruptDataError: a stored file is damaged.
+    """
+    before = stored.load(out)
+    given = dict(options or {})
+    look = _stored_look(out, before, given.get("fidelity"))
+    if isinstance(look.get("fidelity"), dict):
+        given["fidelity"] = look["fidelity"]["name"]
+    benchmark = make_benchmark(benchmark_name, world, **given)
+    if not is_observing(benchmark):
+        raise ConfigError(
+            f"benchmark {benchmark_name!r} does not keep what it sees apart from its verdicts",
+            hint="leave --rescore out: its images are judged again",
+        )
+    benchmark.self_test()
+    store = Observations(out / "observations", look)
+    prompts = stored.load_prompts(out)
+    samples = []
+    for sample in stored.load_all_samples(out):
+        prompt = prompts.get(sample.prompt_id)
+        if prompt is None:
+            raise CorruptDataError(f"{out}: prompt {sample.prompt_id!r} is not stored", hint="leave --rescore out")
+        seen: Seen | None = Seen(problem=sample.unscored)
+        if sample.image_digest:
+            seen = store.get(sample.image_digest, benchmark.question(prompt))
+        if seen is None:
+            raise RunError(f"{out}: what was seen in {sample.image} is not stored", hint="leave --rescore out")
+        samples.append(judged(benchmark, seen, prompt, sample.image_index, sample.image, sample.image_digest))
+    stored.save_files(out, benchmark.export(samples, prompts))
+    identity = {**before.identity, "version": benchmark.version, "look": look, "settings": benchmark.settings()}
+    return stored.save(out, benchmark, samples, identity, before.notes)
+
+
+def _stored_look(out: Path, before: Evaluation, fidelity: str | None) -> dict[str, Any]:
+    """What the stored observations were made with: that of the last scores, or the one of this fidelity."""
+    last = before.identity.get("look")
+    if not isinstance(last, dict):
+        raise RunError(f"{out} holds no stored observations", hint="evaluate once without --rescore")
+    if fidelity is None or last.get("fidelity", {}).get("name") == fidelity:
+        return last
+    same = ("detector_digest", "classifier_digest", "observer", "device")
+    for look in looks(out / "observations"):
+        if look.get("fidelity", {}).get("name") == fidelity and all(look.get(key) == last.get(key) for key in same):
+            return look
+    raise RunError(f"{out}: nothing is stored with fidelity {fidelity!r}", hint="evaluate once without --rescore")
+
+
+def _check_numbers(**numbers: int | None) -> None:
+    for name, value in numbers.items():
+        if value is not None and value < 1:
+            raise ConfigError(f"{name} is {value}", hint="use 1 or more")
+
+
+def _identity(benchmark: Benchmark, prompts: Sequence[Prompt], images_per_prompt: int) -> dict[str, Any]:
+    identity: dict[str, Any] = {
+        "benchmark": benchmark.name,
+        "version": benchmark.version,
+        "prompts_digest": prompts_digest(prompts),
+        "images_per_prompt": images_per_prompt,
+    }
+    if is_observing(benchmark):
+        identity |= {"look": benchmark.look(), "settings": benchmark.settings()}
+    return identity
+
+
+def _found(folder: Path, benchmark: Benchmark, images_per_prompt: int, limit: int | None) -> ImageSet:
+    if benchmark.name not in prompt_sets.SETS or not images.is_geneval_layout(folder):
+        return images.of_folder(folder, first_per_task(benchmark.prompts(), limit), images_per_prompt)
+    try:
+        known = list(benchmark.prompts())
+    except PrerequisiteError:
+        known = None
+    published = prompt_sets.get(benchmark.name)
+    found = images.of_geneval_folder(folder, published, known, images_per_prompt)
+    wanted = {p.id for p in first_per_task([picture.prompt for picture in found.pictures[::images_per_prompt]], limit)}
+    return ImageSet(pictures=tuple(each for each in found.pictures if each.prompt.id in wanted), notes=found.notes)
+
+
+def _score(
+    benchmark: Benchmark,
+    place: Place,
+    image_set: ImageSet,
+    identity: Mapping[str, Any],
+    batch_rows: int,
+    on_image: Callable[[int, int], None] | None,
+) -> Evaluation:
+    notes: tuple[str, ...] = ()
+    if is_observing(benchmark):
+        samples, notes = observe(benchmark, place, image_set.pictures, on_image)
+        prompts = {each.prompt.id: each.prompt for each in image_set.pictures}
+        stored.save_prompts(place.out, list(prompts.values()))
+        stored.save_files(place.out, benchmark.export(samples, prompts))
+    else:
+        samples = score(benchmark, place, image_set.pictures, batch_rows)
+    lines = (unscored_line(sample.image, sample.unscored) for sample in samples if sample.unscored)
+    return stored.save(place.out, benchmark, samples, identity, (*image_set.notes, *notes, *lines))
+
+
+def unscored_line(image: str, reason: str) -> str:
+    return f"{image} is not scored: {reason}"
 
 
 def first_per_task(prompts: Sequence[Prompt], limit: int | None) -> list[Prompt]:
@@ -111,144 +286,3 @@ def first_per_task(prompts: Sequence[Prompt], limit: int | None) -> list[Prompt]
 def prompts_digest(prompts: Sequence[Prompt]) -> str:
     """SHA-256 over ids, texts and metadata, in order."""
     return digest([[prompt.id, prompt.text, prompt.metadata] for prompt in prompts])
-
-
-# ---------------------------------------------------------------- judging
-
-
-def score(
-    benchmark: Benchmark, folder: Path, wanted: Sequence[Request], *, root: Path, batch_rows: int = 256
-) -> list[SampleScore]:
-    """One SampleScore an image wanted, in order; a file that is missing, damaged or unfit is unscored, with the reason.
-
-    Where `folder` has a manifest, a file must also match its checksum there.
-    """
-    manifest = read_manifest(folder)
-    samples: list[SampleScore] = []
-    for start in range(0, len(wanted), batch_rows):
-        batch = wanted[start : start + batch_rows]
-        loaded = [_load(benchmark, folder / request.file, manifest.get(request.file, {})) for request in batch]
-        judged = _judge(benchmark, batch, loaded)
-        for row, (request, image) in enumerate(zip(batch, loaded, strict=True)):
-            values, reason, detections = judged.get(row, ({}, "", ()))
-            samples.append(
-                SampleScore(
-                    prompt_id=request.prompt.id,
-                    prompt=request.prompt.text,
-                    tag=request.prompt.tag,
-                    image_index=request.index,
-                    image=(folder / request.file).relative_to(root).as_posix(),
-                    values=values,
-                    reason=reason,
-                    detections=detections,
-                    unscored=image if isinstance(image, str) else "",
-                )
-            )
-    return samples
-
-
-def _judge(
-    benchmark: Benchmark, batch: Sequence[Request], loaded: Sequence[npt.NDArray[np.uint8] | str]
-) -> dict[int, Judged]:
-    """Row -> verdict of the images that could be loaded; images of one size are judged together."""
-    images = {row: image for row, image in enumerate(loaded) if not isinstance(image, str)}
-    judged: dict[int, Judged] = {}
-    for shape in dict.fromkeys(image.shape for image in images.values()):
-        rows = [row for row, image in images.items() if image.shape == shape]
-        verdicts = benchmark.score(np.stack([images[row] for row in rows]), [batch[row].prompt for row in rows])
-        judged.update(zip(rows, verdicts, strict=True))
-    return judged
-
-
-def _load(benchmark: Benchmark, path: Path, record: Mapping[str, Any]) -> npt.NDArray[np.uint8] | str:
-    """The image (Y, X, 3), or why there is none to score."""
-    if not path.is_file():
-        return "the image file is missing"
-    if "checksum" in record and record["checksum"] != checksum(path):
-        return "the image file does not match its checksum"
-    try:
-        with Image.open(path) as picture:
-            if picture.width * picture.height > MAX_PIXELS:
-                return f"the image has {picture.width}x{picture.height} pixels, more than {MAX_PIXELS:,}"
-            image_YXC = np.asarray(picture.convert("RGB"))
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        return f"the image file cannot be read: {type(error).__name__}"
-    return benchmark.problem(image_YXC) or image_YXC
-
-
-# ---------------------------------------------------------------- files
-
-
-def _save(run: Run, benchmark: Benchmark, samples: Sequence[SampleScore], identity: Mapping[str, Any]) -> Evaluation:
-    folder = run.evaluation_dir(benchmark.name)
-    (folder / "scores.json").unlink(missing_ok=True)  # never beside samples that it does not sum up
-    lines = (json.dumps(asdict(sample), ensure_ascii=False, allow_nan=False) for sample in samples)
-    write_text(folder / "samples.jsonl", "".join(line + "\n" for line in lines))
-    evaluation = Evaluation(
-        benchmark=benchmark.name, version=benchmark.version, metrics=benchmark.summarize(samples), identity=identity
-    )
-    if not evaluation.metrics:
-        raise CorruptDataError(
-            f"{benchmark.name}: none of the {len(samples)} images could be scored; the first: {samples[0].unscored}",
-            hint=f"look at {folder / 'samples.jsonl'} for the reason of each",
-        )
-    write_json(folder / "scores.json", _to_json(evaluation))
-    return evaluation
-
-
-def _known(run: Run, name: str, identity: Mapping[str, Any]) -> Evaluation | None:
-    """What an earlier call left, if it is whole and of the same identity; a damaged file is made again."""
-    try:
-        known = load_evaluation(run, name)
-    except (RunError, CorruptDataError):
-        return None
-    is_whole = (run.evaluation_dir(name) / "samples.jsonl").is_file()
-    return known if is_whole and known.identity == identity else None
-
-
-def load_evaluation(run: Run, benchmark: str) -> Evaluation:
-    """The scores of a finished evaluation. Raises RunError where there is none, CorruptDataError for a damaged file."""
-    path = _evaluated(run, benchmark, "scores.json")
-    record = read_json(path)
-    try:
-        metrics = {name: _metric(fields) for name, fields in record.pop("metrics").items()}
-        return Evaluation(metrics=metrics, **record)
-    except (TypeError, KeyError, AttributeError) as error:
-        raise _damaged(path, error) from error
-
-
-def load_samples(run: Run, benchmark: str) -> list[SampleScore]:
-    """Every image's score, prompt by prompt. Raises as `load_evaluation` does."""
-    path = _evaluated(run, benchmark, "samples.jsonl")
-    try:
-        return [_sample(record) for record in read_jsonl(path, forgive_torn_tail=False)]
-    except (TypeError, KeyError, AttributeError) as error:
-        raise _damaged(path, error) from error
-
-
-def _evaluated(run: Run, benchmark: str, file: str) -> Path:
-    path = run.evaluation_dir(benchmark) / file
-    if not path.is_file():
-        raise RunError(f"{run.path} has no {file} of benchmark {benchmark!r}", hint="evaluate the run first")
-    return path
-
-
-def _damaged(path: Path, error: Exception) -> CorruptDataError:
-    return CorruptDataError(f"{path} is damaged: {error}", hint="delete it and evaluate the run again")
-
-
-def _sample(record: dict[str, Any]) -> SampleScore:
-    detections = tuple(Detection(**{**item, "box": tuple(item["box"])}) for item in record.pop("detections"))
-    return SampleScore(**record, detections=detections)
-
-
-def _metric(fields: Mapping[str, Any]) -> Metric:
-    return Metric(**{**fields, "stderr": math.nan if fields["stderr"] is None else fields["stderr"]})
-
-
-def _to_json(evaluation: Evaluation) -> dict[str, Any]:
-    record = asdict(evaluation)
-    for fields in record["metrics"].values():
-        if math.isnan(fields["stderr"]):  # JSON has no NaN
-            fields["stderr"] = None
-    return record

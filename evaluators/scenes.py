@@ -6,9 +6,8 @@ the strict verdict, extra objects and unknown blobs are always given beside it.
 
 from __future__ import annotations
 
-import math
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -22,6 +21,7 @@ from gcpo_bench.scenes import BACKGROUND, COLORS, SHAPES, SceneObject, World, ge
 
 from .detectors.scenes import detect, worlds_of
 from .geneval import GenEval
+from .metrics import stratified
 from .types import Detection, Judged, Metric, SampleScore, SceneReward
 
 _GENEVAL = GenEval(SHAPES, COLORS)
@@ -192,56 +192,20 @@ class ScenesBenchmark:
         if not scored:
             return {}
         tasks = {
-            f"task/{tag}": _metric([s for s in scored if s.tag == tag], "correct", unscored=unscored[tag])
+            f"task/{tag}": stratified([s for s in scored if s.tag == tag], "correct", unscored=unscored[tag])
             for tag in dict.fromkeys(sample.tag for sample in scored)
         }
         missing = unscored.total()
         per_image: dict[str, Any] = {"unscored": missing, "higher_is_better": False, "unit": "per image"}
         return {
-            "overall": _metric(scored, "correct", unscored=missing),
+            "overall": stratified(scored, "correct", unscored=missing),
             **tasks,
-            "strict": _metric(scored, "strict", unscored=missing),
-            "extra_objects": _metric(scored, "extra_objects", **per_image),
-            "unknown_blobs": _metric(scored, "unknown_blobs", **per_image),
-            "images_correct": _metric(scored, "correct", by_prompt=True, unscored=missing),
-            "prompts_correct": _metric(scored, "correct", by_prompt=True, reduce=max, unscored=missing),
+            "strict": stratified(scored, "strict", unscored=missing),
+            "extra_objects": stratified(scored, "extra_objects", **per_image),
+            "unknown_blobs": stratified(scored, "unknown_blobs", **per_image),
+            "images_correct": stratified(scored, "correct", by_prompt=True, unscored=missing),
+            "prompts_correct": stratified(scored, "correct", by_prompt=True, reduce=max, unscored=missing),
         }
-
-
-def _mean(values: Sequence[float]) -> float:
-    return math.fsum(values) / len(values)
-
-
-def _variance(values: Sequence[float]) -> float:
-    return float(np.var(values, ddof=1)) if len(values) > 1 else math.nan
-
-
-def _metric(
-    samples: Sequence[SampleScore],
-    key: str,
-    *,
-    by_prompt: bool = False,
-    reduce: Callable[[Sequence[float]], float] = _mean,
-    **more: Any,
-) -> Metric:
-    """Stratified mean over prompts: prompts are drawn, tasks are fixed.
-
-    Value = sum_t w_t m_t and SE^2 = sum_t w_t^2 s_t^2 / n_t over tasks t of n_t prompts, where m_t and s_t are mean and
-    standard deviation of the prompts' values; w_t = 1 / T, or n_t / n where `by_prompt`. With equally many images a
-    prompt, the means over prompts are GenEval's means over images.
-    """
-    by_task: dict[str, dict[str, list[float]]] = {}
-    for sample in samples:
-        by_task.setdefault(sample.tag, {}).setdefault(sample.prompt_id, []).append(sample.values[key])
-    prompts = {tag: [reduce(values) for values in of_prompt.values()] for tag, of_prompt in by_task.items()}
-    weights = [len(values) if by_prompt else 1 for values in prompts.values()]
-    value = math.fsum(w * _mean(values) for w, values in zip(weights, prompts.values(), strict=True)) / sum(weights)
-    variance = math.fsum(
-        (w / sum(weights)) ** 2 * _variance(values) / len(values)
-        for w, values in zip(weights, prompts.values(), strict=True)
-    )
-    total = sum(map(len, prompts.values()))
-    return Metric(value=value, stderr=math.sqrt(variance), n=total, **more)
 
 
 # ---------------------------------------------------------------- rewards

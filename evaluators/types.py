@@ -42,6 +42,8 @@ class SampleScore:
     detections: tuple[Detection, ...] = ()
     unscored: str = ""
     """Why the image could not be scored; such an image is counted, never averaged as 0."""
+    image_digest: str = ""
+    """Checksum of the image file, where observations are kept under it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,6 +67,8 @@ class Evaluation:
     """"overall", "task/<tag>", "strict", "extra_objects", ..."""
     identity: Mapping[str, Any] = field(default_factory=dict)
     """What makes two evaluations comparable: prompt-set digest, weights digest, images per prompt, seed, guidance."""
+    notes: tuple[str, ...] = ()
+    """What was wrong or remarkable about the images, a line each."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,3 +110,43 @@ class Benchmark(Protocol):
         ...
 
     def summarize(self, samples: Sequence[SampleScore]) -> dict[str, Metric]: ...
+
+
+class ObservingBenchmark(Benchmark, Protocol):
+    """A benchmark that keeps what it sees apart from what it makes of it.
+
+    What was seen in an image is stored under (image digest, `look()`, question). So an evaluation can be stopped, split
+    over processes and gone on with, and the arithmetic can be done again without networks or images.
+    """
+
+    def look(self) -> dict[str, Any]:
+        """What an observation depends on beside image and question, as JSON: weights, flags. May load weights."""
+        ...
+
+    def question(self, prompt: Prompt) -> Any:
+        """What of a prompt an observation depends on, as JSON."""
+        ...
+
+    def observe(self, image_YXC: npt.NDArray[np.uint8], question: Any) -> Any:
+        """What is seen in an RGB image (uint8, Y x X x 3), as JSON; the same whatever was looked at before."""
+        ...
+
+    def unfit(self, prompt: Prompt) -> str:
+        """Why this prompt cannot be judged by; empty where it can."""
+        ...
+
+    def settings(self) -> dict[str, Any]:
+        """What a judgement depends on beside the observation, as JSON."""
+        ...
+
+    def judge(self, observation: Any, prompt: Prompt) -> Judged:
+        """Values, reason and detections."""
+        ...
+
+    def export(self, samples: Sequence[SampleScore], prompts: Mapping[str, Prompt]) -> dict[str, str]:
+        """Files (name -> text) in the format of the benchmark's own program; `prompts` by id."""
+        ...
+
+    def self_test(self) -> None:
+        """Raises CorruptDataError where something with a known verdict gets another one; runs before each scoring."""
+        ...

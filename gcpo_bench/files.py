@@ -6,6 +6,7 @@ Everything a run leaves behind goes through here, so that the same few failures 
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
 import re
@@ -187,6 +188,17 @@ def checksum(path: Path) -> str:
     return f"xxh3:{digest.hexdigest()}"
 
 
+def checksum_of(data: bytes) -> str:
+    """`checksum` of a file with this content."""
+    return f"xxh3:{xxhash.xxh3_128_hexdigest(data)}"
+
+
+def sha256(path: Path) -> str:
+    """Hexadecimal SHA-256 of the file's bytes: what publishers state."""
+    with reading(path), path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 class _PlainLoader(yaml.SafeLoader):
     """YAML without aliases (they can swell a small file to gigabytes) and without doubled keys."""
 
@@ -239,3 +251,9 @@ def parse_yaml(text: str) -> Any:
 def dump_yaml(value: Any) -> str:
     # ASCII only: PyYAML writes some control characters, such as U+0085, in a way it does not read back
     return yaml.dump(value, Dumper=_PlainDumper, sort_keys=False)
+
+
+def storage(kind: str) -> Path:
+    """Where what was fetched is kept: `$GCPO_BENCH_HOME/<kind>`, or `~/.cache/gcpo-bench/<kind>`."""
+    home = os.environ.get("GCPO_BENCH_HOME")
+    return (Path(home) if home else Path.home() / ".cache" / "gcpo-bench") / kind

@@ -4,7 +4,7 @@
   the files of the source, and what was converted from them
   gcpo-bench.json    written last: source and the checksum of each file
 
-The models folder is `$GCPO_BENCH_MODELS`, or `gcpo-bench/models` in the user's cache folder.
+The models folder is `models` in `gcpo_bench.files.storage`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from gcpo_bench.errors import ConfigError, CorruptDataError, GcpoBenchError, PrerequisiteError, did_you_mean
-from gcpo_bench.files import checksum, read_json, write_json, writing
+from gcpo_bench.files import checksum, read_json, storage, write_json, writing
 
 RECORD = "gcpo-bench.json"
 SPARE_BYTES = 1_000_000_000
@@ -35,8 +35,7 @@ class Published:
     """Patterns of the files that are needed."""
     bytes_about: int
     licence: str
-    source: str
-    """Who published them."""
+    purpose: str
     convert: str = ""
     """`"module:function"` that makes what a policy loads of the files in a folder; called with name and folder."""
 
@@ -49,21 +48,21 @@ PUBLISHED = {
         files=SAFETENSORS,
         bytes_about=4_200_000_000,
         licence="DeepSeek model licence",
-        source="DeepSeek, converted for transformers",
+        purpose="the policy janus-pro-1b, as converted for transformers",
     ),
     "janus-pro-7b": Published(
         hub_id="deepseek-community/Janus-Pro-7B",
         files=SAFETENSORS,
         bytes_about=14_900_000_000,
         licence="DeepSeek model licence",
-        source="DeepSeek, converted for transformers",
+        purpose="the policy janus-pro-7b, as converted for transformers",
     ),
     "llamagen-xl-256": Published(
         hub_id="peizesun/llamagen_t2i",
         files=("t2i_XL_stage1_256.pt", "vq_ds16_t2i.pt"),
         bytes_about=6_700_000_000,  # half of it made by conversion
         licence="MIT",
-        source="LlamaGen's authors",
+        purpose="the policy llamagen-xl-256, converted when fetched",
         convert=LLAMAGEN,
     ),
     "llamagen-xl-512": Published(
@@ -71,7 +70,7 @@ PUBLISHED = {
         files=("t2i_XL_stage2_512.pt", "vq_ds16_t2i.pt"),
         bytes_about=6_700_000_000,
         licence="MIT",
-        source="LlamaGen's authors",
+        purpose="the policy llamagen-xl-512, converted when fetched",
         convert=LLAMAGEN,
     ),
     "flan-t5-xl": Published(
@@ -79,15 +78,13 @@ PUBLISHED = {
         files=SAFETENSORS,
         bytes_about=11_400_000_000,
         licence="Apache 2.0",
-        source="Google; the text encoder of LlamaGen",
+        purpose="the text encoder of LlamaGen",
     ),
 }
 
 
 def models_dir() -> Path:
-    if found := os.environ.get("GCPO_BENCH_MODELS"):
-        return Path(found)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gcpo-bench" / "models"
+    return storage("models")
 
 
 def published(name: str) -> Published:
@@ -101,6 +98,15 @@ def local(name: str) -> Path | None:
     """The folder of weights that were fetched whole, if they were."""
     folder = models_dir() / name
     return folder if (folder / RECORD).is_file() else None
+
+
+def require(name: str) -> Path:
+    """`local`, or PrerequisiteError where it was not fetched."""
+    published(name)
+    folder = local(name)
+    if folder is None:
+        raise PrerequisiteError(f"{name} was not fetched", hint=f"gcpo-bench models fetch {name}")
+    return folder
 
 
 def fetch(name: str, from_folder: Path | None = None) -> Path:
@@ -140,7 +146,7 @@ def _require_disk(folder: Path, wanted: int) -> None:
     if missing > 0:
         raise PrerequisiteError(
             f"{folder} needs {missing / 1e9:.1f} GB more than the disk has free",
-            hint="free some space, or set GCPO_BENCH_MODELS to a folder on another disk",
+            hint="free some space, or set GCPO_BENCH_HOME to a folder on another disk",
         )
 
 

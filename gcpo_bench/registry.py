@@ -132,6 +132,18 @@ REWARDS = Registry(
         "geneval-dense": Entry(
             "gcpo_bench.evaluators.scenes:DenseGenEvalReward", "mean of GenEval's partial terms, exact counts"
         ),
+        "geneval-server": Entry(
+            "gcpo_bench.evaluators.geneval_benchmark:ServerReward",
+            "GenEval's verdict on photographs, as GCPO trains with it; needs weights",
+        ),
+        "geneval-server-dense": Entry(
+            "gcpo_bench.evaluators.geneval_benchmark:ServerDenseReward",
+            "reward-server's score on photographs, as Flow-GRPO trains with it; needs weights",
+        ),
+        "geneval-server-strict": Entry(
+            "gcpo_bench.evaluators.geneval_benchmark:ServerStrictReward",
+            "exact numbers on photographs, as reward-server counts; needs weights",
+        ),
         "scene-strict": Entry(
             "gcpo_bench.evaluators.scenes:StrictSceneReward", "1 only for exactly the asked scene: nothing extra"
         ),
@@ -143,6 +155,10 @@ PROMPT_SETS = Registry(
     {
         "scenes-train": Entry("gcpo_bench.scenes:train_prompts", "embedded world: 14,352 prompts in six tasks"),
         "scenes-heldout": Entry("gcpo_bench.scenes:held_out_prompts", "embedded world: 48 held-out prompts a task"),
+        "geneval": Entry("gcpo_bench.prompt_sets:geneval", "GenEval's 553 prompts; gcpo-bench data fetch geneval"),
+        "t2i-r1": Entry(
+            "gcpo_bench.prompt_sets:t2i_r1", "T2I-R1's 7,223 training prompts; gcpo-bench data fetch t2i-r1"
+        ),
     },
 )
 
@@ -152,6 +168,10 @@ BENCHMARKS = Registry(
         "scenes": Entry(
             "gcpo_bench.evaluators.scenes:ScenesBenchmark",
             "GenEval's six tasks, held-out prompts of the embedded world",
+        ),
+        "geneval": Entry(
+            "gcpo_bench.evaluators.geneval_benchmark:GenEvalBenchmark",
+            "GenEval: 553 prompts, 4 images each, judged by what a detector finds",
         ),
     },
 )

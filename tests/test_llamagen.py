@@ -407,7 +407,7 @@ def test_the_longest_prompt_fits_and_a_longer_one_is_refused(policy: LlamaGen) -
 
 @pytest.fixture
 def models_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("GCPO_BENCH_MODELS", str(tmp_path / "models"))
+    monkeypatch.setenv("GCPO_BENCH_HOME", str(tmp_path))
     return tmp_path / "models"
 
 

@@ -18,7 +18,7 @@ from .conftest import Cli
 
 @pytest.fixture(autouse=True)
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("GCPO_BENCH_MODELS", str(tmp_path / "models"))
+    monkeypatch.setenv("GCPO_BENCH_HOME", str(tmp_path))
     return tmp_path / "models"
 
 
@@ -33,7 +33,7 @@ def source(tmp_path: Path) -> Path:
 
 
 def test_a_model_is_taken_from_a_folder_listed_and_verified(cli: Cli, source: Path, folder: Path) -> None:
-    assert json.loads(cli("models", "ls", "--json").out)[0]["here"] == ""
+    assert json.loads(cli("models", "ls", "--json").out)[0]["state"] == "missing"
     fetched = cli("models", "fetch", "janus-pro-1b", "--from", str(source))
     assert fetched.code == 0, fetched.err
     assert fetched.out.strip() == str(folder / "janus-pro-1b")
@@ -42,7 +42,7 @@ def test_a_model_is_taken_from_a_folder_listed_and_verified(cli: Cli, source: Pa
         "config.json",
         "gcpo-bench.json",
     }
-    assert json.loads(cli("models", "ls", "--json").out)[0]["here"] == str(folder / "janus-pro-1b")
+    assert json.loads(cli("models", "ls", "--json").out)[0]["state"] == "there"
     assert cli("models", "verify", "janus-pro-1b").code == 0
 
 
@@ -62,7 +62,7 @@ def test_a_file_that_changed_is_named(cli: Cli, source: Path, folder: Path) -> N
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
-        (("fetch", "janus-pro-1c"), 2, "no published weights of 'janus-pro-1c'"),
+        (("fetch", "janus-pro-1c"), 2, "unknown weights 'janus-pro-1c'"),
         (("fetch", "janus-pro-1b", "--from", "nowhere"), 2, "there is no folder nowhere"),
         (("fetch", "janus-pro-1b", "--from", "."), 2, "holds no .safetensors file"),
         (("verify", "janus-pro-1b"), 4, "janus-pro-1b was not fetched"),

@@ -57,7 +57,6 @@ def build_learner(config: RunConfig, run: Run | None = None) -> Learner:
     trained = {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
     frozen_copy = None if config.policy.lora else copy.deepcopy(module).requires_grad_(False)
     start = dict(frozen_copy.named_parameters()) if frozen_copy else {k: v.detach().clone() for k, v in trained.items()}
-    on_gpu = next(module.parameters()).is_cuda
     return Learner(
         config=config,
         policy=policy,
@@ -66,7 +65,7 @@ def build_learner(config: RunConfig, run: Run | None = None) -> Learner:
         reward=WeightedSum(config.rewards),
         selectors=build_selectors(config.selection),
         weighting=build_weighting(config.weighting),
-        workers=Workers(1 if on_gpu else config.num_threads),
+        workers=Workers(config.num_threads, config.policy.device),
         frozen_copy=frozen_copy,  # type: ignore[arg-type]
         start=[start[name] for name in trained],
     )

@@ -18,10 +18,14 @@ Result = TypeVar("Result")
 
 
 class Workers:
-    """`map` over threads; torch releases the interpreter's lock inside its kernels."""
+    """`map` over threads; torch releases the interpreter's lock inside its kernels.
 
-    def __init__(self, num_threads: int) -> None:
+    On a GPU one thread is enough, and a policy's decoder serves one batch at a time: there `num_threads` does nothing.
+    """
+
+    def __init__(self, num_threads: int, device: str = "cpu") -> None:
         torch.set_num_threads(1)
+        num_threads = num_threads if torch.device(device).type == "cpu" else 1
         self._pool = ThreadPoolExecutor(num_threads, initializer=_single_threaded) if num_threads > 1 else None
 
     def map(self, function: Callable[[Part], Result], parts: Iterable[Part]) -> Iterator[Result]:

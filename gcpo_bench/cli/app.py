@@ -14,7 +14,23 @@ import typer
 from gcpo_bench import __version__
 from gcpo_bench.errors import GcpoBenchError
 
-from . import ablate, analyze, bench, doctor, evaluate, gate, ls, models, pretrain, report, sample, show, train, work
+from . import (
+    ablate,
+    analyze,
+    bench,
+    data,
+    doctor,
+    evaluate,
+    gate,
+    ls,
+    models,
+    pretrain,
+    report,
+    sample,
+    show,
+    train,
+    work,
+)
 
 UsageError: type[Exception] = typer.BadParameter.__mro__[1]  # Typer bundles its own click: this finds either
 INTERNAL_ERROR = 70
@@ -52,7 +68,7 @@ def main(
 for module, example in (
     (train, "gcpo-bench train --method grpo --seed 1 --name my-grpo"),
     (ablate, "gcpo-bench ablate --ratio 0.1 --seeds 0..2"),
-    (evaluate, "gcpo-bench evaluate my-grpo my-gcpo"),
+    (evaluate, "gcpo-bench evaluate my-grpo my-gcpo; gcpo-bench evaluate --images outputs --bench geneval"),
     (report, "gcpo-bench report my-grpo my-gcpo --out report"),
     (gate, "gcpo-bench gate --baseline baselines/main.json --margin scenes=1.5pt"),
     (sample, 'gcpo-bench sample my-gcpo "a photo of a red circle" --out circle.png'),
@@ -66,6 +82,7 @@ for module, example in (
     app.command(name, epilog=f"Example: {example}")(getattr(module, f"{name}_command"))
 app.add_typer(analyze.app, name="analyze")
 app.add_typer(gate.baseline_app, name="baseline")
+app.add_typer(data.app, name="data")
 app.add_typer(models.app, name="models")
 app.command("work", hidden=True)(work.work_command)
 

@@ -42,7 +42,7 @@ def doctor_command(runs_dir: RunsDirOption = Path("runs"), as_json: JsonOption =
     """Check the installation: packages, weights, disk, cores, GPU. Exit code 4 if something required is missing."""
     from gcpo_bench.errors import PrerequisiteError
 
-    checks = [*_interpreter(), *_torch(), *_weights(), *_machine(runs_dir), *_extras()]
+    checks = [*_interpreter(), *_torch(), *_weights(), *_machine(runs_dir), *_published(), *_extras()]
     if as_json:
         print_json([asdict(check) for check in checks])
     else:
@@ -142,6 +142,35 @@ def _is_writable(folder: Path) -> bool:
             return True
     except OSError:
         return False
+
+
+def _published() -> Iterator[Check]:
+    """What published benchmarks need; nothing of it is required, but a damaged copy is told."""
+    from gcpo_bench.errors import GcpoBenchError
+    from gcpo_bench.evaluators.weights import WEIGHTS, missing_files
+    from gcpo_bench.prompt_sets import SETS, verify
+
+    for name, each in SETS.items():
+        if not each.path.exists():
+            yield Check(f"prompts: {name}", "ok", "not fetched", f"gcpo-bench data fetch {name}")
+            continue
+        try:
+            verify(name)
+        except GcpoBenchError as error:
+            yield Check(f"prompts: {name}", "warning", str(error), f"gcpo-bench data fetch {name}")
+        else:
+            yield Check(f"prompts: {name}", "ok", f"{each.count} prompts")
+    for weights in WEIGHTS.values():
+        missing = missing_files(weights, weights.path)
+        if missing and weights.path.exists():
+            yield Check(f"evaluator: {weights.name}", "warning", f"lacks {missing[0]}", _fetch(weights.name))
+        else:
+            found = f"not fetched ({weights.size})" if missing else "there"
+            yield Check(f"evaluator: {weights.name}", "ok", found, _fetch(weights.name) if missing else "")
+
+
+def _fetch(name: str) -> str:
+    return f"gcpo-bench models fetch {name}"
 
 
 def _extras() -> Iterator[Check]:

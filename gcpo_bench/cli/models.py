@@ -1,4 +1,4 @@
-"""`gcpo-bench models`: published weights on this machine."""
+"""`gcpo-bench models`: published weights on this machine, of policies and of evaluators."""
 
 from __future__ import annotations
 
@@ -10,68 +10,116 @@ import typer
 from .options import JsonOption
 from .output import note, print_json, print_table, size
 
-app = typer.Typer(
-    help="Published weights: what there is, what lies here, and whether it is whole.", rich_markup_mode=None
-)
+app = typer.Typer(help="Published weights: list, fetch, verify.", no_args_is_help=True, rich_markup_mode=None)
 
 
-def complete_published(incomplete: str) -> list[str]:
+def complete_weights(incomplete: str) -> list[str]:
     from gcpo_bench.models import PUBLISHED
 
     return [name for name in PUBLISHED if name.startswith(incomplete)]
 
 
-NameArgument = Annotated[str, typer.Argument(help="Model; see `models ls`.", autocompletion=complete_published)]
-
-
 @app.command("ls", epilog="Example: gcpo-bench models ls --json")
 def ls_command(as_json: JsonOption = False) -> None:
-    """List published weights: source, licence, size, and where they lie if they were fetched."""
-    from gcpo_bench.models import PUBLISHED, local
-
-    rows: list[dict[str, Any]] = [
-        {
-            "name": name,
-            "source": model.hub_id,
-            "licence": model.licence,
-            "bytes": model.bytes_about,
-            "here": str(local(name) or ""),
-        }
-        for name, model in PUBLISHED.items()
-    ]
+    """List weights: what for, licence, size, source, and whether they are on this machine."""
+    rows = [*_policies(), *_evaluators()]
     if as_json:
         print_json(rows)
         return
-    table = [(row["name"], row["source"], row["licence"], size(row["bytes"]), row["here"] or "-") for row in rows]
-    print_table(("name", "source", "licence", "size>", "here"), table)
+    columns = ("name", "purpose", "state", "size", "licence")
+    print_table(columns, [[row[column] for column in columns] for row in rows])
+
+
+def _policies() -> list[dict[str, Any]]:
+    from gcpo_bench.models import PUBLISHED, local, models_dir
+
+    return [
+        {
+            "name": name,
+            "purpose": each.purpose,
+            "state": "there" if local(name) else "missing",
+            "size": size(each.bytes_about),
+            "licence": each.licence,
+            "source": each.hub_id,
+            "path": str(models_dir() / name),
+        }
+        for name, each in PUBLISHED.items()
+    ]
+
+
+def _evaluators() -> list[dict[str, Any]]:
+    from gcpo_bench.evaluators.weights import WEIGHTS, missing_files
+
+    return [
+        {
+            "name": each.name,
+            "purpose": each.purpose,
+            "state": "missing" if missing_files(each, each.path) else "there",
+            "size": each.size,
+            "licence": each.licence,
+            "source": each.source,
+            "sha256": each.sha256,
+            "path": str(each.path),
+        }
+        for each in WEIGHTS.values()
+    ]
 
 
 @app.command("fetch", epilog="Example: gcpo-bench models fetch janus-pro-1b --from /media/stick/Janus-Pro-1B")
 def fetch_command(
-    name: NameArgument,
-    from_folder: Annotated[
-        Path | None, typer.Option("--from", help="Take the files from this folder; needs no network.")
+    names: Annotated[
+        list[str],
+        typer.Argument(metavar="NAME...", help="See `gcpo-bench models ls`.", autocompletion=complete_weights),
+    ],
+    source: Annotated[
+        Path | None, typer.Option("--from", help="A folder with copies, for machines without network.")
     ] = None,
 ) -> None:
-    """Download a model's weights, or take them from a folder; an interrupted download goes on."""
-    from gcpo_bench.models import fetch
+    """Put weights into the cache, from their source or from --from, and check them; an interrupted download goes on."""
+    from gcpo_bench import models
+    from gcpo_bench.errors import ConfigError, did_you_mean
+    from gcpo_bench.evaluators import weights
     from gcpo_bench.registry import POLICIES
 
-    folder = fetch(name, from_folder)
-    if name in POLICIES:
-        note(f"next: gcpo-bench train --model {name} --dry-run")
-    print(folder)
+    known = {*models.PUBLISHED, *weights.WEIGHTS}
+    if unknown := [name for name in names if name not in known]:
+        raise ConfigError(f"unknown weights {unknown[0]!r}", hint=did_you_mean(unknown[0], known))
+    if source is not None and not source.is_dir():
+        raise ConfigError(f"there is no folder {source}", hint="name the folder that holds the files")
+    for name in names:
+        print(models.fetch(name, source) if name in models.PUBLISHED else weights.fetch(weights.get(name), source))
+        if name in POLICIES:
+            note(f"next: gcpo-bench train --model {name} --dry-run")
 
 
 @app.command("verify", epilog="Example: gcpo-bench models verify janus-pro-1b")
-def verify_command(name: NameArgument) -> None:
-    """Read a fetched model again and compare its checksums."""
-    from gcpo_bench.errors import PrerequisiteError
-    from gcpo_bench.models import local, published, verify
+def verify_command(
+    names: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[NAME]...", help="Default: all that are here.", autocompletion=complete_weights),
+    ] = None,
+) -> None:
+    """Check weights against what was fetched or what their publishers state; without names, those that are there."""
+    from gcpo_bench.errors import GcpoBenchError
 
-    published(name)
-    folder = local(name)
-    if folder is None:
-        raise PrerequisiteError(f"{name} was not fetched", hint=f"gcpo-bench models fetch {name}")
-    found = verify(folder)
-    print(f"{folder}: {len(found)} files, all as they were fetched")
+    wanted = names or [row["name"] for row in (*_policies(), *_evaluators()) if row["state"] == "there"]
+    if not wanted:
+        note("no weights are on this machine; gcpo-bench models ls")
+    failures: list[GcpoBenchError] = []
+    for name in wanted:
+        try:
+            print(f"{name}: {_verified(name)}")
+        except GcpoBenchError as error:
+            failures.append(error)
+            note(f"{name}: {error}")
+    if failures:
+        raise failures[0]
+
+
+def _verified(name: str) -> str:
+    from gcpo_bench import models
+    from gcpo_bench.evaluators import weights
+
+    if name not in models.PUBLISHED:
+        return weights.verify(weights.get(name))
+    return f"{len(models.verify(models.require(name)))} files, as they were fetched"

@@ -124,6 +124,7 @@ def _train(config: RunConfig, run: Run, root: Path, *, resume: bool) -> None:
 
     check_memory(config)
     note(f"training {config.method} on {config.policy.name}: {run.path}")
+    _warn_of_leaks(config)
     started = time.perf_counter()
     done = (run.checkpoint_steps() or [0])[-1] if resume else 0
     with writing(run.log_path), run.log_path.open("a", encoding="utf-8") as log, progress("step", done) as show:
@@ -143,6 +144,18 @@ def _train(config: RunConfig, run: Run, root: Path, *, resume: bool) -> None:
             run.set_status("failed", run.status().step, f"internal error: {type(error).__name__}: {error}")
             raise
     _print_summary(run, root, time.perf_counter() - started)
+
+
+def _warn_of_leaks(config: RunConfig) -> None:
+    """Says which evaluation prompts are trained on; the embedded world's sets are disjoint by construction."""
+    from gcpo_bench.prompt_sets import leaks, texts
+
+    if config.data.prompts.startswith("scenes-"):
+        return
+    for name, found in leaks(texts(config.data.prompts)).items():
+        count = len(found.exact) + len(found.normalized)
+        note(f"warning: {count} of {found.total} evaluation prompts of {name} are training prompts")
+        note(f"look with: gcpo-bench data overlap {config.data.prompts} {name}")
 
 
 def _print_summary(run: Run, root: Path, seconds: float) -> None:

@@ -1,0 +1,181 @@
+"""What GenEval sees in an image: objects with boxes and, where a prompt asks for them, colours.
+
+The fidelity says how the image reaches the two networks; see `evaluators.fidelity`.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image
+from transformers import Mask2FormerForUniversalSegmentation
+from transformers.utils import logging as transformers_logging
+
+from gcpo_bench.errors import ConfigError, CorruptDataError
+from gcpo_bench.files import checksum
+
+from .. import weights
+from ..fidelity import MIN_CONFIDENCE, Fidelity
+from ..types import Detection
+from . import colors, mask2former_weights
+from .mask2former import Instance, Mask2Former, instances, preprocess
+
+UInt8 = npt.NDArray[np.uint8]
+CLASSIFIED = 16
+"""Of a class that a colour is asked of, the colours of so many of the surest objects are told: all that can count."""
+
+
+@dataclass(frozen=True, slots=True)
+class GenEvalVision:
+    """Image in, detections out."""
+
+    detector: Mask2Former
+    classifier: colors.ColorClassifier
+    fidelity: Fidelity
+
+    def __call__(self, image_YXC: UInt8, colored: Collection[str]) -> list[Detection]:
+        """Objects above `MIN_CONFIDENCE` in an RGB image, those of the classes `colored` with their colour."""
+        if self.fidelity.jpeg_quality:
+            image_YXC = through_jpeg(image_YXC, self.fidelity.jpeg_quality)
+        seen = np.ascontiguousarray(image_YXC[..., ::-1]) if self.fidelity.swap_red_blue else image_YXC
+        found = self.detector(seen, MIN_CONFIDENCE)
+        names = self._colors(image_YXC, found, colored)
+        return [
+            Detection(label=each.label, confidence=each.confidence, box=each.box, color=names.get(index))
+            for index, each in enumerate(found)
+        ]
+
+    def _colors(self, image_YXC: UInt8, found: list[Instance], colored: Collection[str]) -> Mapping[int, str]:
+        """Index in `found` -> colour."""
+        names: dict[int, str] = {}
+        for label in sorted(colored):
+            # as `geneval.keep` orders them: surest first, of equals the later one
+            order = sorted(
+                (index for index, each in enumerate(found) if each.label == label),
+                key=lambda index: (-found[index].confidence, -index),
+            )[:CLASSIFIED]
+            names.update(zip(order, self.classifier(image_YXC, [found[index] for index in order]), strict=True))
+        return names
+
+
+def through_jpeg(image_YXC: UInt8, quality: int) -> UInt8:
+    """The image as a client that sends JPEG lets a server see it."""
+    buffer = io.BytesIO()
+    Image.fromarray(image_YXC).save(buffer, "JPEG", quality=quality)
+    with Image.open(buffer) as picture:
+        return np.asarray(picture.convert("RGB"))
+
+
+def build(
+    fidelity: Fidelity, *, detector: Path | None = None, classifier: Path | None = None, device: str = ""
+) -> tuple[GenEvalVision, dict[str, Any]]:
+    """GenEval's eyes, and which weights they have.
+
+    Args:
+        detector: an mmdet checkpoint or a transformers folder instead of the published one.
+        classifier: a CLIP folder instead of the published one.
+        device: "cpu", "cuda", "cuda:1"; empty for a GPU where there is one.
+    Raises:
+        PrerequisiteError: weights are missing. CorruptDataError: they are not what they should be, or the self-test
+        fails. ConfigError: there is no such device.
+    """
+    device = _checked(device)
+    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    network, origin = _detector(detector)
+    folder = classifier or weights.locate(weights.GENEVAL_CLASSIFIER)
+    model, tokenizer = colors.load(folder, "quick_gelu" if fidelity.quick_gelu else "gelu")
+    vision = GenEvalVision(
+        Mask2Former(network, device=device, antialias=fidelity.antialias),
+        colors.ColorClassifier(model, tokenizer, device=device, half_precision=fidelity.half_precision),
+        fidelity,
+    )
+    self_test(vision)
+    return vision, {
+        **origin,
+        "classifier": "published" if classifier is None else "other",
+        "classifier_digest": checksum(folder / "model.safetensors"),
+        "device": device.partition(":")[0],
+    }
+
+
+def _detector(path: Path | None) -> tuple[Mask2FormerForUniversalSegmentation, dict[str, Any]]:
+    if path is not None and path.is_dir():
+        try:
+            loaded: Any = Mask2FormerForUniversalSegmentation.from_pretrained(
+                path, local_files_only=True, dtype=torch.float32, output_loading_info=True
+            )
+        except (OSError, ValueError, RuntimeError) as error:
+            reason = " ".join(str(error).split())[:300]
+            raise CorruptDataError(
+                f"{path} holds no Mask2Former that can be used: {reason}",
+                hint="it is to be a folder in transformers' layout, or an mmdet checkpoint",
+            ) from error
+        model, loading = loaded
+        if absent := sorted(name for name in loading["missing_keys"] if not mask2former_weights.OURS.search(name)):
+            raise CorruptDataError(
+                f"{path} lacks {len(absent)} of the detector's weights, the first is {absent[0]!r}",
+                hint="fetch the folder again",
+            )
+        return model, {"detector": "other", "detector_digest": checksum(path / "model.safetensors")}
+    published = weights.GENEVAL_DETECTOR
+    prefix = published.sha256 if path is None else ""
+    model, digest = mask2former_weights.load(path or weights.locate(published), sha256_prefix=prefix)
+    is_published = digest.startswith(published.sha256)
+    return model, {"detector": "published" if is_published else "other", "detector_digest": f"sha256:{digest}"}
+
+
+def _checked(device: str) -> str:
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise ConfigError(
+            f"--device {device!r} cannot be used: {str(error).splitlines()[0]}", hint="use --device cpu"
+        ) from error
+    return device
+
+
+# ---------------------------------------------------------------- self-test
+
+
+def self_test(vision: GenEvalVision) -> None:
+    """Raises CorruptDataError where a step with a known outcome gives another one.
+
+    Steps before and after the networks are checked by value, the networks themselves by running them on a picture:
+    numbers must be finite and boxes inside the picture.
+    """
+    page_YXC = np.zeros((40, 60, 3), dtype=np.uint8)
+    page_YXC[:, :, 0] = 255
+    page_YXC[10:30, 20:50] = (0, 0, 255)
+    pixels_CYX, _ = preprocess(page_YXC)
+    _expect("red is the first channel", pixels_CYX[0, 0, 0] > 2 > 0 > pixels_CYX[2, 0, 0])
+    mask_YX = torch.full((8, 8), -9.0)
+    mask_YX[2:6, 4:] = 9.0
+    (found,) = instances(
+        torch.tensor([[0.0, 9.0, 0.0]]), mask_YX[None], padded=(32, 32), unpadded=(32, 32), original=(32, 32),
+        classes=("a", "b"), min_confidence=0.5,
+    )  # fmt: skip
+    _expect("a mask has its box", (found.label, found.box) == ("b", (16.0, 8.0, 32.0, 24.0)))
+    blue = Instance(label="cup", confidence=1.0, box=(20, 10, 50, 30), mask_YX=(page_YXC == (0, 0, 255)).all(axis=-1))
+    cut_YXC = np.asarray(colors.crop(page_YXC, blue))
+    _expect("a crop shows its object", cut_YXC.shape == (20, 30, 3) and (cut_YXC == (0, 0, 255)).all())
+    _expect("a colour is one of ten", vision.classifier(page_YXC, [blue])[0] in colors.COLORS)
+    for each in vision.detector(page_YXC):
+        left, top, right, bottom = each.box
+        inside = 0 <= left <= right <= 60 and 0 <= top <= bottom <= 40
+        _expect("the detector's numbers are in range", 0 <= each.confidence <= 1 and inside)
+
+
+def _expect(what: str, holds: object) -> None:
+    if not holds:
+        raise CorruptDataError(
+            f"evaluator 'geneval' self-test failed: {what}",
+            hint="reinstall gcpo-bench and its dependencies, and fetch the weights again; no score can be trusted",
+        )

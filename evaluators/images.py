@@ -1,0 +1,297 @@
+"""Images to be judged: found in a folder that anybody made, and decoded without trusting them.
+
+Three layouts are read as they are: GenEval's (`00000/metadata.jsonl`, `00000/samples/*.png`), a run's own
+(`<prompt id>-<k>.png`, perhaps with a manifest.jsonl), and any folder with such names. Whatever is missing, doubled,
+left over or damaged is named; nothing is counted as a wrong image that is no image.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import re
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageOps
+
+from gcpo_bench.datasets import Prompt
+from gcpo_bench.errors import ConfigError, CorruptDataError, PrerequisiteError
+from gcpo_bench.files import checksum_of
+from gcpo_bench.prompt_sets import PromptSet
+
+from .generate import Request, read_manifest, requests
+
+MAX_PIXELS = 16_000_000
+"""An image file that claims more is refused before it is unpacked."""
+MAX_FILE_BYTES = 200_000_000
+PLAIN_MODES = frozenset({"1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "La", "RGBa"})
+"""Ways of storing colours that turn into RGB without loss or choice, transparency aside."""
+PNG, PNG_DEPTH = b"\x89PNG\r\n\x1a\n", 24
+"""How a PNG begins, and which byte holds its bits a channel."""
+SAMPLE = re.compile(r"([0-9]+)\.png")
+MISSING = "the image file is missing"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Picture:
+    """One image to be judged: the `index`-th of a prompt, and the file that should hold it."""
+
+    prompt: Prompt
+    index: int
+    path: Path
+    checksum: str = ""
+    """What the file must have; empty where nobody says."""
+    problem: str = ""
+    """Why it cannot be scored, whatever the file holds."""
+
+    @property
+    def is_missing(self) -> bool:
+        return not self.problem and not self.path.is_file()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImageSet:
+    pictures: tuple[Picture, ...]
+    """Every image that is wanted, a prompt's adjacent."""
+    notes: tuple[str, ...] = ()
+    """What else lies in the folder, or is wrong with it; a line each."""
+
+
+# ---------------------------------------------------------------- decoding
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Decoded:
+    image_YXC: npt.NDArray[np.uint8] | None = None
+    """uint8 RGB; None where there is a problem."""
+    problem: str = ""
+    note: str = ""
+
+
+def decode(data: bytes) -> Decoded:
+    """An image file's pixels, or why there are none to score. Raises nothing, whatever the bytes are."""
+    if not data:
+        return Decoded(problem="the image file is empty")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Pillow warns of sizes that are refused below anyway
+            with Image.open(io.BytesIO(data)) as picture:
+                if problem := _refused(picture, data):
+                    return Decoded(problem=problem)
+                picture.load()
+                notes = []
+                if picture.getexif().get(0x0112, 1) not in {0, 1}:
+                    notes.append("turned upright as its EXIF orientation says")
+                upright = ImageOps.exif_transpose(picture)
+                if _is_transparent(upright):
+                    notes.append("has transparent pixels; transparency is dropped")
+                image_YXC = np.asarray(upright.convert("RGB"))
+        return Decoded(image_YXC=image_YXC, note=", ".join(notes))
+    except Image.DecompressionBombError:
+        return Decoded(problem=f"the image has more than {MAX_PIXELS:,} pixels")
+    except Exception as error:  # decoders of broken files raise what they like: OSError, SyntaxError, struct.error, ...
+        return Decoded(problem=f"the image file cannot be read: {type(error).__name__}")
+
+
+def _refused(picture: Image.Image, data: bytes) -> str:
+    """Why a file that can be opened is no picture to score; empty where it is one."""
+    if picture.width * picture.height > MAX_PIXELS:
+        return f"the image has {picture.width}x{picture.height} pixels, more than {MAX_PIXELS:,}"
+    frames = getattr(picture, "n_frames", 1)
+    if frames > 1:
+        return f"the image file holds {frames} pictures, not one"
+    deep = data.startswith(PNG) and len(data) > PNG_DEPTH and data[PNG_DEPTH] == 16
+    if deep or picture.mode.startswith(("I", "F")):
+        return "the image has 16 bits a channel or more; make it 8"
+    if picture.mode not in PLAIN_MODES:
+        return f"the image's colours are {picture.mode}, not RGB"
+    return ""
+
+
+def _is_transparent(picture: Image.Image) -> bool:
+    if "A" not in picture.getbands() and "transparency" not in picture.info:
+        return False
+    alpha = np.asarray(picture.convert("RGBA"))[..., 3]
+    return bool((alpha < 255).any())
+
+
+def read(picture: Picture) -> tuple[bytes, str]:
+    """The file's bytes, or why there are none."""
+    if picture.problem:
+        return b"", picture.problem
+    try:
+        if not picture.path.is_file():
+            return b"", MISSING
+        if picture.path.stat().st_size > MAX_FILE_BYTES:
+            return b"", f"the image file has more than {MAX_FILE_BYTES:,} bytes"
+        data = picture.path.read_bytes()
+    except OSError as error:
+        return b"", f"the image file cannot be read: {error.strerror}"
+    if picture.checksum and picture.checksum != checksum_of(data):
+        return b"", "the image file does not match its checksum"
+    return data, ""
+
+
+# ---------------------------------------------------------------- a run's folder
+
+
+def of_requests(folder: Path, wanted: Sequence[Request]) -> tuple[Picture, ...]:
+    """The images `<prompt id>-<k>.png`; where there is a manifest they must match their checksums there."""
+    manifest = read_manifest(folder)
+    return tuple(
+        Picture(
+            prompt=request.prompt,
+            index=request.index,
+            path=folder / request.file,
+            checksum=str(manifest.get(request.file, {}).get("checksum", "")),
+        )
+        for request in wanted
+    )
+
+
+def of_folder(folder: Path, prompts: Sequence[Prompt], images_per_prompt: int) -> ImageSet:
+    """Images named after their prompts, and what else lies there."""
+    wanted = requests(prompts, images_per_prompt)
+    known = {request.file for request in wanted} | {"manifest.jsonl"}
+    extra = sorted(path.name for path in folder.iterdir() if path.name not in known)
+    return ImageSet(
+        pictures=of_requests(folder, wanted), notes=tuple(f"{name!r} is no image that is asked for" for name in extra)
+    )
+
+
+# ---------------------------------------------------------------- GenEval's layout
+
+
+def is_geneval_layout(folder: Path) -> bool:
+    return any((path / "metadata.jsonl").exists() for path in folder.iterdir() if path.name.isdecimal())
+
+
+@dataclass(slots=True)
+class _Reader:
+    """Reads one folder in GenEval's layout, collecting what is to be noted."""
+
+    folder: Path
+    images_per_prompt: int
+    notes: list[str] = field(default_factory=list)
+
+    def folders(self) -> dict[int, Path]:
+        """Number of a prompt -> its folder."""
+        found: dict[int, Path] = {}
+        for path in sorted(self.folder.iterdir()):
+            if not (path.name.isdecimal() and path.name.isascii() and path.is_dir()):
+                self.notes.append(f"{path.name!r} is no prompt's folder")
+            elif int(path.name) in found:
+                self.notes.append(f"{path.name!r} is prompt {int(path.name)} a second time; left out")
+            else:
+                found[int(path.name)] = path
+        return found
+
+    def metadata(self, path: Path) -> Prompt | str:
+        """The prompt in a folder's metadata.jsonl, or what is wrong with it."""
+        try:
+            lines = (path / "metadata.jsonl").read_text(encoding="utf-8").strip().split("\n")
+            record = json.loads(lines[0])
+        except (OSError, ValueError, RecursionError) as error:
+            return f"its metadata.jsonl cannot be read: {type(error).__name__}"
+        if len(lines) > 1 or not isinstance(record, dict) or not isinstance(record.get("prompt"), str):
+            return "its metadata.jsonl is not one JSON object with a 'prompt'"
+        metadata = {key: value for key, value in record.items() if key != "prompt"}
+        return Prompt(id=f"{int(path.name):05d}", text=record["prompt"], metadata=metadata)
+
+    def pictures(self, prompt: Prompt, path: Path, problem: str = "") -> list[Picture]:
+        """The first images of a prompt in the order of their numbers; places that stay empty are missing files."""
+        samples: dict[int, Path] = {}
+        inside = path / "samples"
+        files = list(inside.iterdir()) if inside.is_dir() else []
+        for file in sorted(files, key=lambda file: (-len(file.name), file.name)):  # 00000.png before 0.png
+            match = SAMPLE.fullmatch(file.name)
+            shown = f"{path.name}/samples/{file.name!r}"
+            if not match:
+                self.notes.append(f"{shown} is no image that GenEval reads")
+            elif int(match[1]) in samples:
+                self.notes.append(f"{shown} is image {int(match[1])} a second time; left out")
+            else:
+                samples[int(match[1])] = file
+        files = [file for _, file in sorted(samples.items())]
+        for file in files[self.images_per_prompt :]:
+            self.notes.append(f"{path.name}/samples/{file.name} is one image too many; left out")
+        free = (inside / f"{number:05d}.png" for number in range(10**6) if number not in samples)
+        files += [next(free) for _ in range(self.images_per_prompt - len(files))]
+        return [
+            Picture(prompt=prompt, index=index, path=file, problem=problem)
+            for index, file in enumerate(files[: self.images_per_prompt])
+        ]
+
+
+def of_geneval_folder(
+    folder: Path, published: PromptSet, known: Sequence[Prompt] | None, images_per_prompt: int
+) -> ImageSet:
+    """Images in GenEval's layout, in the order of the prompts.
+
+    Args:
+        known: GenEval's prompts; None where they are not on this machine, and then the folder must hold them all.
+    Raises:
+        PrerequisiteError: without `known`, for a folder that does not hold every prompt.
+        CorruptDataError: without `known`, for prompts that are not GenEval's.
+    """
+    reader = _Reader(folder, images_per_prompt)
+    folders = reader.folders()
+    prompts = {number: reader.metadata(path) for number, path in folders.items()}
+    if known is None:
+        known = _from_folder(folder, published, prompts)
+    pictures: list[Picture] = []
+    for number, prompt in enumerate(known):
+        path = folders.get(number, folder / f"{number:05d}")
+        found = prompts.get(number, prompt)
+        problem = found if isinstance(found, str) else _difference(found, prompt)
+        if problem:
+            reader.notes.append(f"{path.name}: {problem}; its images are not scored")
+        pictures += reader.pictures(prompt, path, problem)
+    for number, path in folders.items():
+        if number >= len(known):
+            reader.notes.append(f"{path.name!r} is no prompt of {published.name}")
+    return ImageSet(pictures=tuple(pictures), notes=tuple(reader.notes))
+
+
+def _difference(found: Prompt, prompt: Prompt) -> str:
+    if found.text != prompt.text:
+        return f"its prompt is {found.text!r}, should be {prompt.text!r}"
+    return "" if found.metadata == prompt.metadata else "its metadata is not GenEval's"
+
+
+def _from_folder(folder: Path, published: PromptSet, prompts: Mapping[int, Prompt | str]) -> list[Prompt]:
+    """The published prompts, if the folder holds them all unchanged."""
+    found: list[Prompt] = []
+    for number in range(published.count):
+        prompt = prompts.get(number)
+        if not isinstance(prompt, Prompt):
+            why = "is missing" if prompt is None else prompt
+            raise PrerequisiteError(
+                f"{folder}: prompt {number:05d} {why}, and the published prompts are not on this machine",
+                hint=f"gcpo-bench data fetch {published.name}",
+            )
+        found.append(prompt)
+    lines = "".join(json.dumps(_record(prompt)) + "\n" for prompt in found)
+    if hashlib.sha256(lines.encode()).hexdigest() != published.sha256:
+        raise CorruptDataError(
+            f"{folder}: its prompts are not those of {published.name}",
+            hint=f"gcpo-bench data fetch {published.name} lets each difference be told",
+        )
+    return found
+
+
+def _record(prompt: Prompt) -> dict[str, Any]:
+    """As a line of GenEval's own file."""
+    return {**prompt.metadata, "prompt": prompt.text}
+
+
+def check_folder(folder: Path) -> None:
+    if not folder.is_dir():
+        raise ConfigError(f"--images {str(folder)!r} is no folder", hint="name a folder of images")

@@ -1,0 +1,139 @@
+"""What an evaluation leaves behind, written and read back.
+
+<out>/
+  samples.jsonl    one object an image: values, reason, detections
+  scores.json      metrics and identity; written last, so its presence means that all is there
+  results.jsonl    the same in GenEval's own format, for that benchmark
+  prompts.jsonl    id, text and metadata of each prompt, where observations are kept that can be judged again
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from gcpo_bench.datasets import Prompt
+from gcpo_bench.errors import CorruptDataError, RunError
+from gcpo_bench.runs import Run, read_json, read_jsonl, write_json, write_text
+
+from .types import Benchmark, Detection, Evaluation, Metric, SampleScore
+
+
+def save(
+    out: Path,
+    benchmark: Benchmark,
+    samples: Sequence[SampleScore],
+    identity: Mapping[str, Any],
+    notes: tuple[str, ...] = (),
+) -> Evaluation:
+    (out / "scores.json").unlink(missing_ok=True)  # never beside samples that it does not sum up
+    write_text(out / "samples.jsonl", _jsonl(asdict(sample) for sample in samples))
+    evaluation = Evaluation(
+        benchmark=benchmark.name,
+        version=benchmark.version,
+        metrics=benchmark.summarize(samples),
+        identity=identity,
+        notes=notes,
+    )
+    if not evaluation.metrics:
+        raise CorruptDataError(
+            f"{benchmark.name}: none of the {len(samples)} images could be scored; the first: {samples[0].unscored}",
+            hint=f"look at {out / 'samples.jsonl'} for the reason of each",
+        )
+    write_json(out / "scores.json", _to_json(evaluation))
+    return evaluation
+
+
+def _jsonl(rows: Iterable[Mapping[str, Any]]) -> str:
+    return "".join(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows)
+
+
+def known(out: Path, identity: Mapping[str, Any]) -> Evaluation | None:
+    """What an earlier call left, if it is whole and of the same identity; a damaged file is made again."""
+    try:
+        found = load(out)
+    except (RunError, CorruptDataError):
+        return None
+    return found if (out / "samples.jsonl").is_file() and found.identity == identity else None
+
+
+def load_evaluation(run: Run, benchmark: str) -> Evaluation:
+    """The scores of a finished evaluation. Raises RunError where there is none, CorruptDataError for a damaged file."""
+    return load(run.evaluation_dir(benchmark))
+
+
+def load_samples(run: Run, benchmark: str) -> list[SampleScore]:
+    """Every image's score, prompt by prompt. Raises as `load_evaluation` does."""
+    return load_all_samples(run.evaluation_dir(benchmark))
+
+
+def load(out: Path) -> Evaluation:
+    """The scores in an evaluation's folder; raises as `load_evaluation` does."""
+    path = _stored(out, "scores.json")
+    record = read_json(path)
+    try:
+        metrics = {name: _metric(fields) for name, fields in record.pop("metrics").items()}
+        return Evaluation(metrics=metrics, notes=tuple(record.pop("notes", ())), **record)
+    except (TypeError, KeyError, AttributeError) as error:
+        raise _damaged(path, error) from error
+
+
+def load_all_samples(out: Path) -> list[SampleScore]:
+    """Every image's score in an evaluation's folder; raises as `load_evaluation` does."""
+    path = _stored(out, "samples.jsonl")
+    try:
+        return [_sample(record) for record in read_jsonl(path, forgive_torn_tail=False)]
+    except (TypeError, KeyError, AttributeError) as error:
+        raise _damaged(path, error) from error
+
+
+def _stored(out: Path, file: str) -> Path:
+    path = out / file
+    if not path.is_file():
+        raise RunError(f"{out.parent.parent} has no {file} of benchmark {out.name!r}", hint="evaluate the run first")
+    return path
+
+
+def _damaged(path: Path, error: Exception) -> CorruptDataError:
+    return CorruptDataError(f"{path} is damaged: {error}", hint="delete it and evaluate the run again")
+
+
+def _sample(record: dict[str, Any]) -> SampleScore:
+    detections = tuple(Detection(**{**item, "box": tuple(item["box"])}) for item in record.pop("detections"))
+    return SampleScore(**record, detections=detections)
+
+
+def _metric(fields: Mapping[str, Any]) -> Metric:
+    return Metric(**{**fields, "stderr": math.nan if fields["stderr"] is None else fields["stderr"]})
+
+
+def _to_json(evaluation: Evaluation) -> dict[str, Any]:
+    record = asdict(evaluation)
+    for fields in record["metrics"].values():
+        if math.isnan(fields["stderr"]):  # JSON has no NaN
+            fields["stderr"] = None
+    return record
+
+
+def save_files(out: Path, files: Mapping[str, str]) -> None:
+    for name, text in files.items():
+        write_text(out / name, text)
+
+
+def save_prompts(out: Path, prompts: Sequence[Prompt]) -> None:
+    rows = ({"id": prompt.id, "text": prompt.text, "metadata": dict(prompt.metadata)} for prompt in prompts)
+    write_text(out / "prompts.jsonl", _jsonl(rows))
+
+
+def load_prompts(out: Path) -> dict[str, Prompt]:
+    """Id -> prompt of a stored evaluation; raises as `load_evaluation` does."""
+    path = _stored(out, "prompts.jsonl")
+    try:
+        prompts = [Prompt(**record) for record in read_jsonl(path, forgive_torn_tail=False)]
+    except TypeError as error:
+        raise _damaged(path, error) from error
+    return {prompt.id: prompt for prompt in prompts}

@@ -1,0 +1,383 @@
+"""Published prompt sets: where they come from, under which licence, and how to know that a copy is right.
+
+None is shipped. `gcpo-bench data fetch` puts them into the data folder, from their source or from a folder that was
+carried to a machine without network; a set whose SHA-256 is not the published one is refused, never used.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import re
+import unicodedata
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from gcpo_bench.datasets import Prompt
+from gcpo_bench.errors import ConfigError, CorruptDataError, GcpoBenchError, PrerequisiteError, did_you_mean
+from gcpo_bench.files import reading, storage, write_bytes
+from gcpo_bench.registry import PROMPT_SETS
+
+Rows = list[tuple[str, dict[str, Any]]]
+"""Text and metadata of each prompt, in order."""
+TIMEOUT_S = 30
+MAX_BYTES = 20_000_000
+
+
+# ---------------------------------------------------------------- readers
+
+
+def read_geneval(text: str) -> Rows:
+    """One JSON object a line: `prompt`, `tag`, `include`, perhaps `exclude`."""
+    rows: Rows = []
+    for number, line in enumerate(_lines(text), start=1):
+        record = _object(line, number)
+        rows.append((_text(record, number), {key: value for key, value in record.items() if key != "prompt"}))
+    return rows
+
+
+def read_lines(text: str) -> Rows:
+    """One prompt a line."""
+    return [(line.strip(), {}) for line in _lines(text) if line.strip()]
+
+
+def read_csv(text: str) -> Rows:
+    """Columns `Prompts` and `Category`."""
+    rows = list(csv.DictReader(_lines(text)))
+    if rows and "Prompts" not in rows[0]:
+        raise ValueError("it has no column 'Prompts'")
+    return [(row["Prompts"], {"tag": (row.get("Category") or "").strip()}) for row in rows]
+
+
+def read_t2i_r1(text: str) -> Rows:
+    """One JSON object a line: `prompt`, `task_type` and what is in the picture."""
+    rows: Rows = []
+    for number, line in enumerate(_lines(text), start=1):
+        record = _object(line, number)
+        rest = {key: value for key, value in record.items() if key not in {"prompt", "task_type"}}
+        rows.append((_text(record, number), {"tag": str(record.get("task_type", "")), **rest}))
+    return rows
+
+
+def _lines(text: str) -> list[str]:
+    """Without their ends, which may be CRLF. `str.splitlines` would also split at characters that prompts may hold."""
+    return text.removesuffix("\n").replace("\r\n", "\n").split("\n")
+
+
+def _object(line: str, number: int) -> dict[str, Any]:
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"line {number} is not JSON ({error})") from error
+    if not isinstance(record, dict):
+        raise ValueError(f"line {number} is no JSON object")
+    return record
+
+
+def _text(record: Mapping[str, Any], number: int) -> str:
+    text = record.get("prompt")
+    if not isinstance(text, str) or not text:
+        raise ValueError(f"line {number} has no text in 'prompt'")
+    return text
+
+
+# ---------------------------------------------------------------- what there is
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PromptSet:
+    name: str
+    summary: str
+    file: str
+    """Its place in the data folder: folder and file name."""
+    sha256: str
+    count: int
+    source: str
+    """Repository and path in it."""
+    url: str = ""
+    """Where it can be fetched; empty where only a copy from the source will do."""
+    licence: str
+    read: Callable[[str], Rows] = read_lines
+    is_for_training: bool = False
+    tag: str = ""
+    """Task of every prompt, where the file says none."""
+    others: Mapping[str, str] = field(default_factory=dict)
+    """SHA-256 of other published versions, and what they are."""
+
+    @property
+    def path(self) -> Path:
+        return storage("data") / self.file
+
+
+_RAW = "https://raw.githubusercontent.com"
+UNSTATED = "none stated: not redistributed"
+_COMPBENCH = {
+    "color": ("color_val", "1634259756dbc77d13093d907d414480080ec9790a8c97ad09efaea7b2534f2d"),
+    "shape": ("shape_val", "37e1a276906c7ea9516cbd7ac8501be896006c0c17ca7344f260562834455bae"),
+    "texture": ("texture_val", "fbb5363515b4a28009e360afaaaf389d2dd2289e50dbb0c6ef4ea0c7fe4f3d4f"),
+    "spatial": ("spatial_val", "8707a1d7e42ce3002d95363cf55f74bd043c843ae27108f5125aaaa7840ca988"),
+    "3d-spatial": ("3d_spatial_val", "c9953597315f36a5fcb41291bb19bdc6ab5f64a0fa760d691b4854a73f5d1fe9"),
+    "numeracy": ("numeracy_val", "dad8df141604b70ba7554bec724e3db0a80023680769b5c514854ea2d2527bbe"),
+    "non-spatial": ("non_spatial_val", "04c56cc9ac441dc9ea6c5157652058bd1635b5308526dd31bb29a1caab9a758d"),
+    "complex": ("complex_val", "1b808018b8d9916db3d47d5aa2ef18377a3549a56901a474156f799824cdf3b4"),
+}
+_OLD_COLORS = {
+    "1e37a12c1861bf6b11623eaffb0bf6d6eeea9702caf45b95d040f1721bba7f4f": "the version before 2025-09-03, "
+    "five prompts of which are others; papers until then used it"
+}
+
+_SETS = (
+    PromptSet(
+        name="geneval",
+        summary="GenEval: 553 prompts in six tasks, with what must be in the picture",
+        file="geneval/evaluation_metadata.jsonl",
+        sha256="5c48e0813e812e3c373fa5c8ed07a8f0a483be30272b4427b0559c8048e67c13",
+        count=553,
+        source="djghosh13/geneval, prompts/evaluation_metadata.jsonl",
+        url=f"{_RAW}/djghosh13/geneval/main/prompts/evaluation_metadata.jsonl",
+        licence="MIT",
+        read=read_geneval,
+    ),
+    *(
+        PromptSet(
+            name=f"t2i-compbench-{category}",
+            summary=f"T2I-CompBench: the {category} prompts of the val set",
+            file=f"t2i-compbench/{stem}.txt",
+            sha256=sha256,
+            count=300,
+            source=f"Karine-Huang/T2I-CompBench, examples/dataset/{stem}.txt",
+            url=f"{_RAW}/Karine-Huang/T2I-CompBench/main/examples/dataset/{stem}.txt",
+            licence="MIT",
+            tag=category,
+            others=_OLD_COLORS if category == "color" else {},
+        )
+        for category, (stem, sha256) in _COMPBENCH.items()
+    ),
+    PromptSet(
+        name="drawbench",
+        summary="DrawBench: 200 prompts in eleven categories",
+        file="drawbench/drawbench.csv",
+        sha256="e120fd4d8aa8f6c44b0b3ee92d9dfb7463c67f5b2d427d23a2bf388f80a0c0c1",
+        count=200,
+        source="Imagen's DrawBench, as copied in krennic999/STAGE, data/",
+        licence=UNSTATED,
+        read=read_csv,
+    ),
+    PromptSet(
+        name="hps-gcpo400",
+        summary="the 400 prompts that GCPO and MaskFocus score with HPS v2.1",
+        file="hps/hps2_1_prompts_400.txt",
+        sha256="6eb1c5561a58da305155ba00755822de4f8b0bc239175e20334e431e978f4a82",
+        count=400,
+        source="zghhui/GCPO, llamaGen/hpsv2/hps2_1_prompts.txt",
+        url=f"{_RAW}/zghhui/GCPO/main/llamaGen/hpsv2/hps2_1_prompts.txt",
+        licence=UNSTATED,
+    ),
+    PromptSet(
+        name="t2i-r1",
+        summary="T2I-R1: 7,223 training prompts with nouns, attributes and relations",
+        file="train/t2i_r1_prompts.jsonl",
+        sha256="96b956b5c92477ea2ff13cdd0c805f762a9d9fd5af43141ada6850ab3f6a0171",
+        count=7223,
+        source="CaraJ7/T2I-R1, data/",
+        licence="Apache-2.0",
+        read=read_t2i_r1,
+        is_for_training=True,
+    ),
+)
+SETS: Mapping[str, PromptSet] = {each.name: each for each in _SETS}
+
+
+def get(name: str) -> PromptSet:
+    """Raises ConfigError for a name that is none."""
+    if name not in SETS:
+        raise ConfigError(f"unknown published prompt set {name!r}", hint=did_you_mean(name, SETS))
+    return SETS[name]
+
+
+# ---------------------------------------------------------------- on this machine
+
+
+def load(name: str) -> tuple[Prompt, ...]:
+    """The prompts of a published set, in order, after a check of the file's digest.
+
+    Raises PrerequisiteError where it is not on this machine, CorruptDataError where its content is not the published.
+    """
+    return parse(get(name), _checked(get(name)))
+
+
+def geneval() -> Sequence[Prompt]:
+    """GenEval's 553 prompts."""
+    return load("geneval")
+
+
+def t2i_r1() -> Sequence[Prompt]:
+    """T2I-R1's training prompts."""
+    return load("t2i-r1")
+
+
+def parse(prompt_set: PromptSet, content: bytes) -> tuple[Prompt, ...]:
+    """Prompts with ids `00000`, `00001`, ... Raises CorruptDataError for a line that cannot be read."""
+    try:
+        rows = prompt_set.read(content.decode("utf-8"))
+    except (ValueError, KeyError) as error:
+        raise CorruptDataError(
+            f"{prompt_set.path} is damaged: {error}", hint=f"gcpo-bench data fetch {prompt_set.name}"
+        ) from error
+    return tuple(
+        Prompt(id=f"{index:05d}", text=text, metadata={"tag": prompt_set.tag, **metadata})
+        for index, (text, metadata) in enumerate(rows)
+    )
+
+
+def verify(name: str) -> None:
+    """Raises as `load` does."""
+    prompt_set = get(name)
+    found = len(parse(prompt_set, _checked(prompt_set)))
+    if found != prompt_set.count:
+        raise CorruptDataError(f"{prompt_set.path} has {found} prompts, not {prompt_set.count}", hint="fetch it again")
+
+
+def _checked(prompt_set: PromptSet) -> bytes:
+    if not prompt_set.path.is_file():
+        raise PrerequisiteError(
+            f"the prompts of {prompt_set.name} are not on this machine ({prompt_set.path})",
+            hint=f"gcpo-bench data fetch {prompt_set.name}, or with --from FOLDER where there is no network",
+        )
+    with reading(prompt_set.path):
+        content = prompt_set.path.read_bytes()
+    check_digest(prompt_set, content, prompt_set.path)
+    return content
+
+
+def check_digest(prompt_set: PromptSet, content: bytes, where: Path | str) -> None:
+    """Raises CorruptDataError where this is not the published content."""
+    digest = hashlib.sha256(content).hexdigest()
+    if digest == prompt_set.sha256:
+        return
+    if digest in prompt_set.others:
+        raise CorruptDataError(
+            f"{where} is {prompt_set.others[digest]}",
+            hint=f"scores on it are not comparable; get the current file from {prompt_set.source}",
+        )
+    raise CorruptDataError(
+        f"{where} is not the published {prompt_set.name}: SHA-256 is {digest}, should be {prompt_set.sha256}",
+        hint=f"a line was changed, or line ends were converted; get it again from {prompt_set.source}",
+    )
+
+
+def fetch(name: str, source: Path | None = None) -> Path:
+    """Put a set into the data folder: from `source`, a folder that holds it somewhere, or from where it is published.
+
+    Raises PrerequisiteError where it cannot be had, CorruptDataError where it is not the published content.
+    """
+    prompt_set = get(name)
+    content = _download(prompt_set) if source is None else _import(prompt_set, source)
+    write_bytes(prompt_set.path, content)
+    return prompt_set.path
+
+
+def _import(prompt_set: PromptSet, source: Path) -> bytes:
+    names = {Path(prompt_set.file).name, prompt_set.source.rpartition("/")[2]}
+    candidates = sorted(path for path in source.rglob("*") if path.name in names and path.is_file())
+    candidates.sort(key=lambda path: not path.as_posix().endswith(prompt_set.file))
+    wrong: list[GcpoBenchError] = []
+    for path in candidates:
+        with reading(path):
+            content = path.read_bytes()
+        try:
+            check_digest(prompt_set, content, path)
+        except CorruptDataError as error:
+            wrong.append(error)
+        else:
+            return content
+    if wrong:
+        raise wrong[0]
+    raise PrerequisiteError(
+        f"{source} holds no {Path(prompt_set.file).name} of {prompt_set.name}",
+        hint=f"get it from {prompt_set.source} and name the folder it lies in",
+    )
+
+
+def _download(prompt_set: PromptSet) -> bytes:
+    import http.client
+    import urllib.request
+
+    mend = f"get it from {prompt_set.source}, then: gcpo-bench data fetch {prompt_set.name} --from FOLDER"
+    if not prompt_set.url:
+        raise PrerequisiteError(f"no address is known that {prompt_set.name} can be fetched from", hint=mend)
+    try:
+        with urllib.request.urlopen(prompt_set.url, timeout=TIMEOUT_S) as response:
+            content: bytes = response.read(MAX_BYTES)
+    except (OSError, http.client.HTTPException) as error:
+        reason = getattr(error, "reason", error)
+        raise PrerequisiteError(f"{prompt_set.url} cannot be fetched: {reason}", hint=mend) from error
+    check_digest(prompt_set, content, prompt_set.url)
+    return content
+
+
+# ---------------------------------------------------------------- leakage
+
+
+@dataclass(frozen=True, slots=True)
+class Overlap:
+    """Evaluation prompts that are training prompts too."""
+
+    exact: tuple[str, ...]
+    normalized: tuple[str, ...]
+    """Those of other case, punctuation or spacing; without the exact ones."""
+    total: int
+    """Different evaluation prompts."""
+
+
+def normalized(text: str) -> str:
+    """Lower case, composed Unicode, words only, one space between."""
+    words = re.findall(r"\w+", unicodedata.normalize("NFKC", text).casefold())
+    return " ".join(words)
+
+
+def overlap(train: Iterable[str], evaluation: Iterable[str]) -> Overlap:
+    """Which evaluation prompts a training set gives away, in their order, each once."""
+    seen = set(train)
+    seen_normalized = {normalized(text) for text in seen}
+    wanted = list(dict.fromkeys(evaluation))
+    return Overlap(
+        exact=tuple(text for text in wanted if text in seen),
+        normalized=tuple(text for text in wanted if text not in seen and normalized(text) in seen_normalized),
+        total=len(wanted),
+    )
+
+
+def leaks(train: Iterable[str]) -> dict[str, Overlap]:
+    """The evaluation sets on this machine that these training prompts give something of away."""
+    train = list(train)
+    there = [each.name for each in SETS.values() if not each.is_for_training and each.path.exists()]
+    found = {name: overlap(train, texts(name)) for name in there}
+    return {name: each for name, each in found.items() if each.exact or each.normalized}
+
+
+def texts(name_or_file: str) -> list[str]:
+    """The prompts of a published set, a registered one, or a file: .jsonl (field `prompt`), .csv (`Prompts`), .txt.
+
+    Raises ConfigError for a name that is neither, CorruptDataError for a file that cannot be read.
+    """
+    if name_or_file in SETS:
+        return [prompt.text for prompt in load(name_or_file)]
+    if name_or_file in PROMPT_SETS.entries:
+        return [prompt.text for prompt in PROMPT_SETS.load(name_or_file)()]
+    path = Path(name_or_file)
+    if not path.is_file():
+        raise ConfigError(
+            f"{name_or_file!r} is neither a prompt set nor a file",
+            hint=did_you_mean(name_or_file, {*SETS, *PROMPT_SETS.entries}),
+        )
+    read = {".jsonl": read_geneval, ".csv": read_csv}.get(path.suffix, read_lines)
+    with reading(path):
+        content = path.read_text(encoding="utf-8")
+    try:
+        return [text for text, _ in read(content)]
+    except (ValueError, KeyError) as error:
+        raise CorruptDataError(f"{path} is damaged: {error}", hint="one prompt a line: .txt, .jsonl or .csv") from error
