@@ -111,7 +111,8 @@ def verify_command(
             print(f"{name}: {_verified(name)}")
         except GcpoBenchError as error:
             failures.append(error)
-            note(f"{name}: {error}")
+    for error in failures[1:]:
+        note(str(error))
     if failures:
         raise failures[0]
 
