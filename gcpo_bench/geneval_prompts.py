@@ -24,17 +24,21 @@ PROMPTS_PER_TASK = {"two_object": 3000, "counting": 150, "colors": 600, "positio
 COLORS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown", "black", "white")
 RELATIONS = ("left of", "right of", "above", "below")
 NUMBERS = {2: "two", 3: "three", 4: "four"}
-CLASSES = tuple(
-    (
-        "bicycle,car,motorcycle,airplane,bus,train,truck,boat,traffic light,fire hydrant,stop sign,parking meter,bench,"
-        "bird,cat,dog,horse,sheep,cow,elephant,bear,zebra,giraffe,backpack,umbrella,handbag,tie,suitcase,frisbee,skis,"
-        "snowboard,sports ball,kite,baseball bat,baseball glove,skateboard,surfboard,tennis racket,bottle,wine glass,"
-        "cup,fork,knife,spoon,bowl,banana,apple,sandwich,orange,broccoli,carrot,hot dog,pizza,donut,cake,chair,couch,"
-        "potted plant,bed,dining table,toilet,tv,laptop,computer mouse,tv remote,computer keyboard,cell phone,"
-        "microwave,oven,toaster,sink,refrigerator,book,clock,vase,scissors,teddy bear,hair drier,toothbrush"
-    ).split(",")
+_NAMES = (
+    "person,bicycle,car,motorcycle,airplane,bus,train,truck,boat,traffic light,fire hydrant,stop sign,parking meter,"
+    "bench,bird,cat,dog,horse,sheep,cow,elephant,bear,zebra,giraffe,backpack,umbrella,handbag,tie,suitcase,frisbee,"
+    "skis,snowboard,sports ball,kite,baseball bat,baseball glove,skateboard,surfboard,tennis racket,bottle,wine glass,"
+    "cup,fork,knife,spoon,bowl,banana,apple,sandwich,orange,broccoli,carrot,hot dog,pizza,donut,cake,chair,couch,"
+    "potted plant,bed,dining table,toilet,tv,laptop,computer mouse,tv remote,computer keyboard,cell phone,microwave,"
+    "oven,toaster,sink,refrigerator,book,clock,vase,scissors,teddy bear,hair drier,toothbrush"
 )
-"""COCO's, as GenEval spells them, without person."""
+CLASSES = tuple(_NAMES.split(","))
+"""By COCO's contiguous index, 0 to 79. GenEval writes computer mouse, tv remote and computer keyboard in full.
+
+Source: GenEval, `object_names.txt`.
+"""
+OBJECTS = CLASSES[1:]
+"""What training prompts are made of: no person, as in GenEval's prompts with colours and places."""
 DIGEST_BYTES = 4
 EVALUATION = base64.b64decode(
     "AFzcMACPO+ABR8CFAXLoAAIa7yMDEnzvBHe/jgSjhHIFVsVZBWy7ngXBuyoGHaFMBkqZEwadsNgGv+JbBz9vfgdovkMHkzqdB7IwdAfCnlgID/6m"
@@ -105,12 +109,12 @@ Made = tuple[str, list[dict[str, Any]], list[dict[str, Any]]]
 
 
 def _two_object(rng: np.random.Generator) -> Made:
-    a, b = _pick(rng, CLASSES, 2)
+    a, b = _pick(rng, OBJECTS, 2)
     return f"a photo of {_article(a)} and {_article(b)}", [_one(a), _one(b)], []
 
 
 def _counting(rng: np.random.Generator) -> Made:
-    (name,) = _pick(rng, CLASSES, 1)
+    (name,) = _pick(rng, OBJECTS, 1)
     count = int(rng.integers(2, 5))
     plural = f"{name}{'es' if name.endswith('s') else 's'}"
     exclude = [{"class": name, "count": count + 1}]
@@ -118,17 +122,17 @@ def _counting(rng: np.random.Generator) -> Made:
 
 
 def _colors(rng: np.random.Generator) -> Made:
-    (name,), (color,) = _pick(rng, CLASSES, 1), _pick(rng, COLORS, 1)
+    (name,), (color,) = _pick(rng, OBJECTS, 1), _pick(rng, COLORS, 1)
     return f"a photo of {_article(f'{color} {name}')}", [_one(name, color=color)], []
 
 
 def _position(rng: np.random.Generator) -> Made:
-    (a, b), (relation,) = _pick(rng, CLASSES, 2), _pick(rng, RELATIONS, 1)
+    (a, b), (relation,) = _pick(rng, OBJECTS, 2), _pick(rng, RELATIONS, 1)
     return f"a photo of {_article(a)} {relation} {_article(b)}", [_one(b), _one(a, position=[relation, 0])], []
 
 
 def _color_attr(rng: np.random.Generator) -> Made:
-    (a, b), (first, second) = _pick(rng, CLASSES, 2), _pick(rng, COLORS, 2)
+    (a, b), (first, second) = _pick(rng, OBJECTS, 2), _pick(rng, COLORS, 2)
     text = f"a photo of {_article(f'{first} {a}')} and {_article(f'{second} {b}')}"
     return text, [_one(a, color=first), _one(b, color=second)], []
 

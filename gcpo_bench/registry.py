@@ -155,6 +155,10 @@ PROMPT_SETS = Registry(
     {
         "scenes-train": Entry("gcpo_bench.scenes:train_prompts", "embedded world: 14,352 prompts in six tasks"),
         "scenes-heldout": Entry("gcpo_bench.scenes:held_out_prompts", "embedded world: 48 held-out prompts a task"),
+        "geneval-train": Entry(
+            "gcpo_bench.geneval_prompts:train_prompts",
+            "9,750 prompts in GenEval's form, none of its evaluation prompts",
+        ),
         "geneval": Entry("gcpo_bench.prompt_sets:geneval", "GenEval's 553 prompts; gcpo-bench data fetch geneval"),
         "t2i-r1": Entry(
             "gcpo_bench.prompt_sets:t2i_r1", "T2I-R1's 7,223 training prompts; gcpo-bench data fetch t2i-r1"
