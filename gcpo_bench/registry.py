@@ -102,9 +102,22 @@ POLICIES = Registry(
         "janus-pro-7b": Entry(
             "gcpo_bench.training.policies.janus_pro:build", "Janus-Pro-7B, 384 px images of 24x24 tokens"
         ),
+        "janus-pro-small": Entry(
+            "gcpo_bench.training.policies.janus_pro:build",
+            "Janus-Pro's classes at 27 M parameters and a codebook of 16,384, random weights only: for benchmarks",
+        ),
         "janus-pro-tiny": Entry(
             "gcpo_bench.training.policies.janus_pro:build",
             "Janus-Pro's classes in miniature, for tests",
+        ),
+        "llamagen-xl-256": Entry(
+            "gcpo_bench.training.policies.llamagen:build", "LlamaGen-XL stage 1, 256 px images of 16x16 tokens"
+        ),
+        "llamagen-xl-512": Entry(
+            "gcpo_bench.training.policies.llamagen:build", "LlamaGen-XL stage 2, 512 px images of 32x32 tokens"
+        ),
+        "llamagen-tiny": Entry(
+            "gcpo_bench.training.policies.llamagen:build", "LlamaGen's classes in miniature, for tests"
         ),
     },
 )
@@ -112,6 +125,9 @@ POLICIES = Registry(
 REWARDS = Registry(
     "reward",
     {
+        "redness": Entry(
+            "gcpo_bench.evaluators.pixels:Redness", "how much more red than green and blue: to see that training works"
+        ),
         "geneval": Entry("gcpo_bench.evaluators.scenes:GenEvalReward", "GenEval's rule: 1 if correct, else 0"),
         "geneval-dense": Entry(
             "gcpo_bench.evaluators.scenes:DenseGenEvalReward", "mean of GenEval's partial terms, exact counts"
@@ -131,6 +147,35 @@ REWARDS = Registry(
         "scene-strict": Entry(
             "gcpo_bench.evaluators.scenes:StrictSceneReward", "1 only for exactly the asked scene: nothing extra"
         ),
+        "hps-v2.1": Entry("gcpo_bench.evaluators.scorers.rewards:hps_v21", "HPS v2.1, the cosine"),
+        "hps-v2.0": Entry("gcpo_bench.evaluators.scorers.rewards:hps_v20", "HPS v2.0, the cosine"),
+        "clip-score": Entry("gcpo_bench.evaluators.scorers.rewards:clip_score", "CLIPScore of ViT-L/14, the cosine"),
+        "pickscore": Entry("gcpo_bench.evaluators.scorers.rewards:pickscore", "PickScore v1, about 20 to 23"),
+        "aesthetic": Entry("gcpo_bench.evaluators.scorers.rewards:aesthetic", "LAION aesthetic v2, about 5 to 6.5"),
+        "image-reward": Entry("gcpo_bench.evaluators.scorers.rewards:image_reward", "ImageReward v1.0, standardised"),
+        "deqa": Entry("gcpo_bench.evaluators.scorers.rewards:deqa", "DeQA-Score, 1 to 5, in a program of its own"),
+        "unified-reward": Entry(
+            "gcpo_bench.evaluators.scorers.rewards:unified_reward", "UnifiedReward, 1 to 5, behind a chat server"
+        ),
+    },
+)
+
+SCORERS = Registry(
+    "scorer",
+    {
+        "hps-v2.1": Entry("gcpo_bench.evaluators.scorers.hps:hps_v21", "Human Preference Score v2.1"),
+        "hps-v2.0": Entry("gcpo_bench.evaluators.scorers.hps:hps_v20", "Human Preference Score v2.0"),
+        "clip-score": Entry("gcpo_bench.evaluators.scorers.clip_score:clip_score", "cosine in OpenAI's CLIP ViT-L/14"),
+        "clip-score-b32": Entry(
+            "gcpo_bench.evaluators.scorers.clip_score:clip_score_b32", "cosine in OpenAI's CLIP ViT-B/32"
+        ),
+        "pickscore": Entry("gcpo_bench.evaluators.scorers.pickscore:pickscore", "PickScore v1"),
+        "aesthetic": Entry("gcpo_bench.evaluators.scorers.aesthetic:aesthetic", "LAION aesthetic predictor v2"),
+        "image-reward": Entry("gcpo_bench.evaluators.scorers.image_reward:image_reward", "ImageReward v1.0"),
+        "deqa": Entry("gcpo_bench.evaluators.scorers.deqa:deqa", "DeQA-Score, in a program of its own"),
+        "unified-reward": Entry(
+            "gcpo_bench.evaluators.scorers.unified_reward:unified_reward", "UnifiedReward, behind a chat server"
+        ),
     },
 )
 
@@ -139,6 +184,10 @@ PROMPT_SETS = Registry(
     {
         "scenes-train": Entry("gcpo_bench.scenes:train_prompts", "embedded world: 14,352 prompts in six tasks"),
         "scenes-heldout": Entry("gcpo_bench.scenes:held_out_prompts", "embedded world: 48 held-out prompts a task"),
+        "geneval-train": Entry(
+            "gcpo_bench.geneval_prompts:train_prompts",
+            "9,750 prompts in GenEval's form, none of its evaluation prompts",
+        ),
         "geneval": Entry("gcpo_bench.prompt_sets:geneval", "GenEval's 553 prompts; gcpo-bench data fetch geneval"),
         "t2i-r1": Entry(
             "gcpo_bench.prompt_sets:t2i_r1", "T2I-R1's 7,223 training prompts; gcpo-bench data fetch t2i-r1"
@@ -152,6 +201,19 @@ BENCHMARKS = Registry(
         "scenes": Entry(
             "gcpo_bench.evaluators.scenes:ScenesBenchmark",
             "GenEval's six tasks, held-out prompts of the embedded world",
+        ),
+        "hps-benchmark": Entry("gcpo_bench.evaluators.hps:hps_benchmark", "HPS v2.1 on HPSv2's 4 x 800 prompts"),
+        "hps-gcpo400": Entry("gcpo_bench.evaluators.hps:hps_gcpo400", "HPS v2.1 on the GCPO family's 400 prompts"),
+        "drawbench": Entry(
+            "gcpo_bench.evaluators.drawbench:drawbench", "DrawBench's 200 prompts, a panel of learned scorers"
+        ),
+        "t2i-compbench-color": Entry("gcpo_bench.evaluators.t2i_compbench:color", "T2I-CompBench colour, BLIP-VQA"),
+        "t2i-compbench-shape": Entry("gcpo_bench.evaluators.t2i_compbench:shape", "T2I-CompBench shape, BLIP-VQA"),
+        "t2i-compbench-texture": Entry(
+            "gcpo_bench.evaluators.t2i_compbench:texture", "T2I-CompBench texture, BLIP-VQA"
+        ),
+        "t2i-compbench-non-spatial": Entry(
+            "gcpo_bench.evaluators.t2i_compbench:non_spatial", "T2I-CompBench non-spatial relations, CLIPScore"
         ),
         "geneval": Entry(
             "gcpo_bench.evaluators.geneval_benchmark:GenEvalBenchmark",

@@ -1,0 +1,292 @@
+"""T2I-CompBench(++)'s arithmetic, from answers and detections to scores, as its code does it, defects included.
+
+Boxes are in the detector's frame, in which a square picture measures 479 pixels a side, so that 150 pixels are 31 % of
+it. Detections are taken in the order of their confidence.
+
+What a reader may stumble over, all as published:
+
+1. In 2D a noun must equal a label of the detector; 100 of the 300 prompts have a noun that is none of UniDet's labels
+   (mouse, table, phone, ...), and every score below 0.5 becomes 0, so about a third of the score cannot be reached.
+2. In 3D a noun need only be a part of a label ("phone" in "microphone"), and of several hits not the best one counts.
+3. In 3D depth is read with rows and columns exchanged.
+4. "on top of" is found in a 2D prompt but matches no position, which then scores 0; so is "near" inside other words.
+
+Scores are raw, 0 to 1. A category's score is the mean over all its images.
+
+Source: Karine-Huang/T2I-CompBench 1b70949, described from reading; no code of it is used (some of it is not free).
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from .types import Detection
+
+Box = tuple[float, float, float, float]
+
+# ---------------------------------------------------------------- attributes: BLIP-VQA
+
+MAX_PHRASES = 8
+NO_OBJECTS = frozenset({"top", "the side", "the left", "the right"})
+"""Noun phrases that name a place."""
+
+
+def questions(noun_phrases: Sequence[str]) -> tuple[str, ...]:
+    """What BLIP is asked about a picture: `a red cube?`."""
+    return tuple(f"{phrase}?" for phrase in noun_phrases if phrase not in NO_OBJECTS)[:MAX_PHRASES]
+
+
+def attribute_score(probabilities: Sequence[float]) -> float:
+    """Product over the questions, in single precision; answers and product pass through four decimals."""
+    product = np.float32(1)
+    for probability in probabilities:
+        product *= np.float32(f"{probability:.4f}")
+    return float(f"{product:.4f}")
+
+
+# ---------------------------------------------------------------- boxes
+
+
+def overlap(a: Box, b: Box, extra: float = 0.0) -> float:
+    """Intersection over union; `extra` is 1 where areas count whole pixels. 0 where both boxes are empty."""
+    shared = _shared(a, b, extra)
+    union = _area(a, extra) + _area(b, extra) - shared
+    return shared / union if union > 0 else 0.0
+
+
+def _area(box: Box, extra: float) -> float:
+    return (box[2] - box[0] + extra) * (box[3] - box[1] + extra)
+
+
+def _shared(a: Box, b: Box, extra: float) -> float:
+    width = min(a[2], b[2]) - max(a[0], b[0]) + extra
+    height = min(a[3], b[3]) - max(a[1], b[1]) + extra
+    return max(width, 0.0) * max(height, 0.0)
+
+
+def by_confidence(detections: Sequence[Detection]) -> list[Detection]:
+    return sorted(detections, key=lambda detection: -detection.confidence)
+
+
+# ---------------------------------------------------------------- spatial
+
+PERSONS = frozenset({"girl", "boy", "man", "woman"})
+LOCALITIES_2D = (
+    "on side of",
+    "next to",
+    "near",
+    "on the left of",
+    "on the right of",
+    "on the bottom of",
+    "on the top of",
+    "on top of",
+)
+LOCALITIES_3D = ("in front of", "behind", "hidden")
+BESIDE = frozenset({"on side of", "next to", "near"})
+NEAR_PIXELS = 150.0
+SMALL_OVERLAP = 0.1
+LARGE_OVERLAP = 0.5
+MIN_SCORE_2D = 0.5
+
+
+def locality(prompt: str, known: Sequence[str]) -> str:
+    """The first of `known` that is anywhere in the prompt; empty where none is."""
+    return next((each for each in known if each in prompt), "")
+
+
+def pair(nouns: Sequence[str]) -> tuple[str, str]:
+    """The two objects of a prompt: its first and last noun. Raises ValueError where it has none."""
+    if not nouns:
+        raise ValueError("the prompt has no noun")
+    first, last = ("person" if noun in PERSONS else noun for noun in (nouns[0], nouns[-1]))
+    return first, last
+
+
+def position_2d(where: str, a: Box, b: Box) -> float:
+    """How well object `a` stands `where` object `b` is asked to have it."""
+    across = (b[0] + b[2]) / 2 - (a[0] + a[2]) / 2
+    down = (b[1] + b[3]) / 2 - (a[1] + a[3]) / 2
+    if where in BESIDE:
+        is_near = abs(across) < NEAR_PIXELS or abs(down) < NEAR_PIXELS
+        return 1.0 if is_near else NEAR_PIXELS / max(abs(across), abs(down))
+    is_there = {
+        "on the right of": across < 0 and abs(across) > abs(down),
+        "on the left of": across > 0 and abs(across) > abs(down),
+        "on the bottom of": down < 0 and abs(down) > abs(across),
+        "on the top of": down > 0 and abs(down) > abs(across),
+    }
+    if not is_there.get(where, False):
+        return 0.0
+    common = overlap(a, b)
+    return 1.0 if common < SMALL_OVERLAP else SMALL_OVERLAP / common
+
+
+def spatial_2d(prompt: str, nouns: Sequence[str], detections: Sequence[Detection]) -> float:
+    """Half for both objects being there, each by its confidence, half for their position; below 0.5 it is 0."""
+    ordered = by_confidence(detections)
+    first, last = (next((each for each in ordered if each.label == noun), None) for noun in pair(nouns))
+    if first and last:
+        position = position_2d(locality(prompt, LOCALITIES_2D), first.box, last.box)
+        score = 0.25 * first.confidence + 0.25 * last.confidence + position / 2
+    else:
+        score = 0.25 * sum(each.confidence for each in (first, last) if each)
+    return score if score >= MIN_SCORE_2D else 0.0
+
+
+def position_3d(where: str, a: Box, b: Box, depth_YX: npt.NDArray[np.floating]) -> float:
+    """`depth_YX` is larger where nearer, 0 to 1, in the boxes' frame."""
+    nearer = _depth(a, depth_YX) - _depth(b, depth_YX)  # NaN where a slice is empty: then no comparison holds
+    is_there = nearer > 0 if where == "in front of" else nearer < 0 if where in LOCALITIES_3D else False
+    if not is_there:
+        return 0.0
+    common = overlap(a, b)
+    if common > LARGE_OVERLAP:
+        return 1.0
+    return common / LARGE_OVERLAP if common < LARGE_OVERLAP else 0.0
+
+
+def _depth(box: Box, depth_YX: npt.NDArray[np.floating]) -> float:
+    """Rows are taken by the box's horizontal extent and columns by its vertical one, as published."""
+    left, top, right, bottom = (int(side) for side in box)
+    inside = depth_YX[left:right, top:bottom]
+    return float(inside.mean()) if inside.size else math.nan
+
+
+def spatial_3d(
+    prompt: str, nouns: Sequence[str], detections: Sequence[Detection], depth_YX: npt.NDArray[np.floating]
+) -> float:
+    """As `spatial_2d`, but objects are found by parts of labels, and small scores stay."""
+    ordered = by_confidence(detections)
+    names = pair(nouns)
+    hits = [[row for row, each in enumerate(ordered) if name in each.label] for name in names]
+    if all(hits):
+        rows = _last_before_both(hits)
+        first, last = ordered[rows[0]], ordered[rows[1]]
+        position = position_3d(locality(prompt, LOCALITIES_3D), first.box, last.box, depth_YX)
+        return 0.25 * first.confidence + 0.25 * last.confidence + position / 2
+    return 0.25 * sum(ordered[rows[0]].confidence for rows in hits if rows)
+
+
+def _last_before_both(hits: Sequence[Sequence[int]]) -> list[int]:
+    """The published scan keeps the newest hit of each object and ends as soon as it has one of both."""
+    end = max(rows[0] for rows in hits)
+    return [max(row for row in rows if row <= end) for rows in hits]
+
+
+# ---------------------------------------------------------------- numeracy
+
+NUMBERS = dict.fromkeys(("a", "an", "one"), 1) | {
+    word: number for number, word in enumerate(("two", "three", "four", "five", "six", "seven", "eight"), start=2)
+}
+ALIASES = dict.fromkeys(PERSONS, "person") | {
+    "ship": "boat",
+    "telivision": "tv",  # spelt so there
+    "goldfish": "fish",
+    "painting": "picture",
+}
+SAME_OBJECT = 0.9
+_WORD = re.compile(r"[\w-]+")
+
+
+@dataclass(frozen=True, slots=True)
+class Nouns:
+    """Names of objects in singular and plural, as in the published `new_objects.txt`."""
+
+    plural_of: Mapping[str, str]
+
+    @property
+    def singular_of(self) -> Mapping[str, str]:
+        return {plural: singular for singular, plural in self.plural_of.items()}
+
+
+def read_nouns(text: str) -> Nouns:
+    """Lines `singular - plural`. Raises ValueError for another line."""
+    pairs = {}
+    for number, line in enumerate(text.strip().splitlines(), start=1):
+        singular, dash, plural = (part.strip() for part in line.partition(" - "))
+        if not (singular and dash and plural):
+            raise ValueError(f"line {number} is not 'singular - plural': {line[:60]!r}")
+        pairs[singular] = plural
+    return Nouns(pairs)
+
+
+def asked_numbers(prompt: str, nouns: Nouns) -> list[tuple[str, int]]:
+    """(object, number) for each number word of the prompt that an object follows, of one word or two."""
+    words = _WORD.findall(prompt.lower())
+    singular_of = nouns.singular_of
+    asked: list[tuple[str, int]] = []
+    for row, word in enumerate(words):
+        if word not in NUMBERS:
+            continue
+        is_one = word in {"a", "an", "one"}
+        two, one = " ".join(words[row + 1 : row + 3]), " ".join(words[row + 1 : row + 2])
+        if " " in two and (two in nouns.plural_of or two in singular_of):
+            is_many = two in singular_of and not is_one
+            asked.append((singular_of[two], NUMBERS[word]) if is_many else (two, 1))
+        elif one in nouns.plural_of and is_one:
+            asked.append((one, 1))
+        elif one in nouns.plural_of or one in singular_of:
+            asked.append((singular_of.get(one, one), NUMBERS[word]))
+    return [(ALIASES.get(name, name), number) for name, number in asked]
+
+
+def distinct(detections: Sequence[Detection]) -> list[Detection]:
+    """By confidence, without those that show an object again: same label, nearly the same box or one in the other."""
+    kept: list[Detection] = []
+    for each in by_confidence(detections):
+        if not any(other.label == each.label and _is_same(other.box, each.box) for other in kept):
+            kept.append(each)
+    return kept
+
+
+def _is_same(a: Box, b: Box) -> bool:
+    shared = _shared(a, b, 1.0)
+    return overlap(a, b, 1.0) > SAME_OBJECT or any(shared / _area(box, 1.0) > SAME_OBJECT for box in (a, b))
+
+
+def numeracy(prompt: str, nouns: Nouns, detections: Sequence[Detection]) -> float:
+    """For each object alike, half for being there and half for its number.
+
+    An object whose name is no label takes over all labels that hold its name, also for the objects after it.
+    Raises ValueError where the prompt asks for nothing.
+    """
+    asked = asked_numbers(prompt, nouns)
+    if not asked:
+        raise ValueError("the prompt asks for no number of objects")
+    labels = [each.label for each in distinct(detections)]
+    score = 0.0
+    for name, number in asked:
+        if name not in labels:
+            labels = [name if name in label else label for label in labels]
+        count = labels.count(name)
+        score += ((count > 0) * 0.5 + (count == number) * 0.5) / len(asked)
+    return score
+
+
+# ---------------------------------------------------------------- complex
+
+
+def three_in_one(
+    prompt: str, *, attribute: float, spatial: float, clip: float, spatial_prompts: set[str], action_prompts: set[str]
+) -> float:
+    """Mean of the scores that this prompt is about: all three, or attributes with either place or action.
+
+    The two sets hold prompts as `complex_key` gives them.
+    """
+    key = complex_key(prompt)
+    if key in spatial_prompts:
+        return (attribute + spatial) / 2
+    if key in action_prompts:
+        return (attribute + clip) / 2
+    return (attribute + spatial + clip) / 3
+
+
+def complex_key(prompt: str) -> str:
+    """Lower case, up to the first full stop."""
+    return prompt.lower().partition(".")[0].strip()

@@ -1,0 +1,63 @@
+"""CLIPScore: cosine of picture and prompt in OpenAI's CLIP, ViT-L/14 or ViT-B/32 (with QuickGELU).
+
+Raw scale: the cosine, about 0.2 to 0.35. T2I-CompBench uses ViT-B/32; DiffusionNFT uses ViT-L/14 with a bilinear float
+resize (`images.CLIP_FLOAT_BILINEAR`). torchmetrics prints max(0, 100 * cosine).
+Sources: Karine-Huang/T2I-CompBench `CLIPScore_eval`, NVlabs/DiffusionNFT `clip_scorer.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .clip import Clip, load
+from .clip_weights import Architecture
+from .compute import CPU, Compute, Precision, on
+from .images import CLIP, Preprocessing
+from .published import CLIP_B32, CLIP_L14, CLIP_TOKENIZER, find
+from .types import Images, Score, check_images, finite
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClipScore:
+    clip: Clip
+    name: str = "clip-score"
+    unit: str = "cosine"
+
+    @property
+    def identity(self) -> Mapping[str, Any]:
+        return {"scorer": self.name, **self.clip.identity}
+
+    def score(self, images: Images, prompts: Sequence[str]) -> list[Score]:
+        return finite(self.clip.cosines(check_images(images, prompts), prompts), "the cosine")
+
+
+def load_clip_score(
+    weights: Path,
+    tokenizer: Path,
+    *,
+    name: str = "clip-score",
+    architecture: str | Architecture = "ViT-L-14",
+    preprocessing: Preprocessing = CLIP,
+    compute: Compute = CPU,
+) -> ClipScore:
+    """From OpenAI's weights and tokenizer; raises as `clip.load` does."""
+    return ClipScore(clip=load(weights, tokenizer, architecture, preprocessing, compute=compute), name=name)
+
+
+def clip_score(*, device: str | None = None, precision: Precision = "float32") -> ClipScore:
+    """ViT-L/14 from the weights folder, on the GPU where there is one."""
+    return load_clip_score(find(CLIP_L14), find(CLIP_TOKENIZER), compute=on(device, precision))
+
+
+def clip_score_b32(*, device: str | None = None, precision: Precision = "float32") -> ClipScore:
+    """ViT-B/32 from the weights folder, on the GPU where there is one."""
+    return load_clip_score(
+        find(CLIP_B32),
+        find(CLIP_TOKENIZER),
+        name="clip-score-b32",
+        architecture="ViT-B-32",
+        compute=on(device, precision),
+    )

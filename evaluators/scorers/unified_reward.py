@@ -1,0 +1,186 @@
+"""UnifiedReward (arXiv 2503.05236) behind any server that speaks OpenAI's chat API, such as vLLM or SGLang: 1 to 5.
+
+The picture goes as a 512 x 512 PNG, the answer is read after "Final Score:". An answer without a score from 1 to 5, a
+timeout or a refusal leaves the picture unscored, with the reason; published code counts such pictures as 0, and reads
+"10" as 1. Papers print the score as it is; Flow-GRPO divides by 5.
+
+The wording of the question is part of the score and of its identity. The one here is our own; for published numbers
+give the published wording as a file with `{prompt}` in it.
+
+Sources: CodeGoat24/UnifiedReward, yifan123/flow_grpo `unifiedreward_scorer.py`.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import http.client
+import io
+import json
+import os
+import re
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from PIL import Image as Pictures
+
+from gcpo_bench.errors import ConfigError, PrerequisiteError
+from gcpo_bench.files import reading
+
+from .types import Image, Images, Score, Unscored, check_images
+
+MODEL = "CodeGoat24/UnifiedReward-7b-v1.5"
+URL_VARIABLE = "GCPO_BENCH_UNIFIED_REWARD"
+MODEL_VARIABLE = "GCPO_BENCH_UNIFIED_REWARD_MODEL"
+KEY_VARIABLE = "GCPO_BENCH_UNIFIED_REWARD_KEY"
+QUESTION_VARIABLE = "GCPO_BENCH_UNIFIED_REWARD_QUESTION"
+QUESTION = (
+    "Judge how well this generated image follows its caption and how good it looks.\n"
+    "Consider whether every object, attribute and relation of the caption is there, and whether the image is clear, "
+    "detailed and pleasing.\n"
+    "Caption: [{prompt}]\n"
+    "End with a score from 1 (worst) to 5 (best), written as 'Final Score: ' and the number."
+)
+SIDE = 512
+MAX_REPLY_BYTES = 1 << 20
+MAX_TOKENS = 1024
+_SCORE = re.compile(r"Final Score:\s*([1-5](?:\.\d+)?)(?![\d.]*\d)")
+_BUSY = frozenset({408, 429, 500, 502, 503, 504})
+_SHOWN = 100
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UnifiedReward:
+    url: str
+    """Up to and with the version: http://127.0.0.1:8000/v1."""
+    model: str = MODEL
+    question: str = QUESTION
+    """With `{prompt}` where the caption goes."""
+    key: str = field(default="", repr=False)
+    """Sent as a bearer token where given; never recorded."""
+    timeout_s: float = 120.0
+    """For one whole answer."""
+    attempts: int = 2
+    """A server that is busy or does not answer is asked again."""
+    parallel: int = 8
+    """Questions under way at once, so that the server can batch them."""
+    name: str = "unified-reward"
+    unit: str = "points"
+
+    def __post_init__(self) -> None:
+        parts = urlsplit(self.url)
+        if parts.scheme not in {"http", "https"} or not parts.netloc:
+            raise ConfigError(f"{self.url!r} is no http address", hint="write it as http://127.0.0.1:8000/v1")
+        if "{prompt}" not in self.question:
+            raise ConfigError("UnifiedReward's question does not hold {prompt}", hint="mark where the caption goes")
+
+    @property
+    def identity(self) -> Mapping[str, Any]:
+        digest = hashlib.sha256(self.question.encode()).hexdigest()
+        return {"scorer": self.name, "model": self.model, "question": f"sha256:{digest}", "side": SIDE}
+
+    def score(self, images: Images, prompts: Sequence[str]) -> list[Score]:
+        pictures = check_images(images, prompts)
+        with ThreadPoolExecutor(max_workers=self.parallel) as pool:
+            return list(pool.map(self._score, pictures, prompts))
+
+    def _score(self, image: Image, prompt: str) -> Score:
+        body = json.dumps(self._question(image, prompt)).encode()
+        for attempt in range(self.attempts):
+            if attempt:
+                time.sleep(min(1.0, self.timeout_s))
+            try:
+                return read_score(self._post(body))
+            except urllib.error.HTTPError as error:
+                failure = Unscored(f"the server answers {error.code} {error.reason}")
+                error.close()
+                if error.code not in _BUSY:
+                    break
+            except TimeoutError:
+                failure = Unscored(f"no answer within {self.timeout_s:g} s")
+                break
+            except (OSError, http.client.HTTPException) as error:
+                reason = getattr(error, "reason", None) or error
+                if isinstance(reason, TimeoutError):
+                    failure = Unscored(f"no answer within {self.timeout_s:g} s")
+                    break
+                failure = Unscored(f"the server cannot be asked: {reason or type(error).__name__}")
+        return failure
+
+    def _question(self, image: Image, prompt: str) -> dict[str, Any]:
+        picture = {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{_png(image)}"}}
+        # not str.format: captions and questions may hold other braces
+        text = {"type": "text", "text": self.question.replace("{prompt}", prompt)}
+        return {
+            "model": self.model,
+            "temperature": 0,
+            "max_tokens": MAX_TOKENS,
+            "messages": [{"role": "user", "content": [picture, text]}],
+        }
+
+    def _post(self, body: bytes) -> bytes:
+        """The reply. Raises OSError (which HTTPError and TimeoutError are) and HTTPException."""
+        headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {self.key}"} if self.key else {})
+        request = urllib.request.Request(f"{self.url.rstrip('/')}/chat/completions", data=body, headers=headers)
+        # a proxy for the outside world must not be asked for this machine
+        here = urlsplit(self.url).hostname in {"127.0.0.1", "localhost", "::1"}
+        opener = urllib.request.build_opener(*([urllib.request.ProxyHandler({})] if here else []))
+        deadline = time.monotonic() + self.timeout_s
+        with opener.open(request, timeout=self.timeout_s) as response:
+            reply = b""
+            while block := response.read1(1 << 16):
+                reply += block
+                if len(reply) > MAX_REPLY_BYTES:
+                    raise http.client.HTTPException(f"a reply of more than {MAX_REPLY_BYTES:,} bytes")
+                if time.monotonic() > deadline:  # the socket's own limit is for each piece
+                    raise TimeoutError
+            return reply
+
+
+def read_score(reply: bytes) -> Score:
+    """The score in a chat completion."""
+    try:
+        text = json.loads(reply)["choices"][0]["message"]["content"]
+    except (ValueError, RecursionError, LookupError, TypeError):
+        text = None
+    if not isinstance(text, str):
+        return Unscored(f"the reply is no chat completion: {reply[:_SHOWN].decode(errors='replace')!r}")
+    found = _SCORE.search(text)
+    value = float(found[1]) if found else 0.0
+    if not 1 <= value <= 5:
+        return Unscored(f"the answer has no final score from 1 to 5: {text[-_SHOWN:]!r}")
+    return value
+
+
+def _png(image: Image) -> str:
+    file = io.BytesIO()
+    picture = Pictures.fromarray(image).resize((SIDE, SIDE), Pictures.Resampling.BICUBIC)
+    picture.save(file, format="PNG", compress_level=1)
+    return base64.b64encode(file.getvalue()).decode("ascii")
+
+
+def unified_reward() -> UnifiedReward:
+    """At `$GCPO_BENCH_UNIFIED_REWARD`; raises PrerequisiteError where no address is given."""
+    url = os.environ.get(URL_VARIABLE, "")
+    if not url:
+        raise PrerequisiteError(
+            f"UnifiedReward runs behind a server, and {URL_VARIABLE} names none",
+            hint=f"serve {MODEL} with vLLM or SGLang, then {URL_VARIABLE}=http://127.0.0.1:8000/v1",
+        )
+    question = QUESTION
+    if file := os.environ.get(QUESTION_VARIABLE):
+        with reading(Path(file)):
+            question = Path(file).read_text(encoding="utf-8")
+    return UnifiedReward(
+        url=url,
+        model=os.environ.get(MODEL_VARIABLE, MODEL),
+        key=os.environ.get(KEY_VARIABLE, ""),
+        question=question,
+    )

@@ -1,0 +1,496 @@
+"""HPS and DrawBench: prompts checked, values raw, published figures written out again, nothing missing called 0."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import json
+import math
+import os
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from gcpo_bench import prompt_sets
+from gcpo_bench.datasets import Prompt
+from gcpo_bench.errors import ConfigError, CorruptDataError, PrerequisiteError
+from gcpo_bench.evaluators.drawbench import CATEGORIES, PANEL, DrawBench, LastingDrawBench, drawbench_prompts
+from gcpo_bench.evaluators.hps import (
+    STYLES,
+    HpsBenchmark,
+    benchmark_folder,
+    benchmark_prompts,
+    gcpo_prompts,
+    published_summary,
+)
+from gcpo_bench.evaluators.panel import Panel, PanelBenchmark
+from gcpo_bench.evaluators.runner import ShardDone, evaluate_folder, rescore
+from gcpo_bench.evaluators.scorers.clip_weights import ARCHITECTURES
+from gcpo_bench.evaluators.scorers.hps import load_hps
+from gcpo_bench.evaluators.scorers.images import HPS
+from gcpo_bench.evaluators.scorers.types import Images, Score, Scorer, Unscored, check_images
+from gcpo_bench.evaluators.stored import load_all_samples
+from gcpo_bench.evaluators.types import SampleScore
+from gcpo_bench.registry import BENCHMARKS, Entry
+
+from .conftest import Cli
+from .scorer_factory import GELU, clip_tokenizer_folder, open_clip_state, pictures, save, small
+
+PUBLISHED = Path(os.environ.get("GCPO_BENCH_TEST_DATA", Path(__file__).parents[2] / "shared" / "data"))
+
+
+@dataclass(frozen=True)
+class Brightness:
+    """A scorer anyone can check: mean of the pixels; black pictures cannot be scored."""
+
+    name: str = "brightness"
+    unit: str = "grey levels"
+    factor: float = 1.0
+
+    @property
+    def identity(self) -> Mapping[str, Any]:
+        return {"scorer": self.name}
+
+    def score(self, images: Images, prompts: Sequence[str]) -> list[Score]:
+        means = [float(image.mean()) * self.factor for image in check_images(images, prompts)]
+        return [mean or Unscored("the picture is black") for mean in means]
+
+
+def sample(prompt: Prompt, index: int = 0, /, **values: float) -> SampleScore:
+    return SampleScore(
+        prompt_id=prompt.id,
+        prompt=prompt.text,
+        tag=prompt.tag,
+        image_index=index,
+        image=f"{prompt.id}-{index}.png",
+        values=values,
+        reason="",
+    )
+
+
+def hps_folder(folder: Path, change: Mapping[str, Any] | None = None) -> Path:
+    for style in STYLES:
+        texts: Any = [f"{style} number {row}" for row in range(800)]
+        (folder / f"{style}.json").write_text(json.dumps((change or {}).get(style, texts)))
+    return folder
+
+
+# ---------------------------------------------------------------- HPS
+
+
+def test_hps_reads_800_prompts_of_each_style(tmp_path: Path) -> None:
+    prompts = benchmark_prompts(hps_folder(tmp_path))
+    assert len(prompts) == len({prompt.id for prompt in prompts}) == 3200
+    assert [prompt.tag for prompt in prompts[::800]] == list(STYLES)
+    assert prompts[801].id == "concept-art-00001"
+    assert prompts[801].text == "concept-art number 1"
+
+
+def test_a_folder_in_hpsv2_s_layout_is_read_as_it_is(tmp_path: Path) -> None:
+    texts = tmp_path / "texts"
+    texts.mkdir()
+    benchmark = HpsBenchmark("hps-benchmark", Panel([Brightness()]), lambda: benchmark_prompts(hps_folder(texts)))
+    prompts = benchmark.prompts()
+    assert benchmark.official_pictures(texts, prompts, 1) is None
+    folder = tmp_path / "pictures"
+    for name in ("concept-art/00001.jpg", "anime/00799.png", "anime/notes.txt"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(b"x")
+    found = benchmark.official_pictures(folder, prompts, 1)
+    assert found is not None
+    assert len(found.pictures) == 3200
+    there = [(each.prompt.text, each.path.name) for each in found.pictures if not each.is_missing]
+    assert there == [("anime number 799", "00799.png"), ("concept-art number 1", "00001.jpg")]
+    assert found.notes == ("'anime/notes.txt' is no image that is asked for",)
+    assert found.pictures[-1].path == folder / "photo" / "00799.jpg"
+    other = HpsBenchmark("hps-gcpo400", Panel([Brightness()]), lambda: prompts)
+    assert other.official_pictures(folder, prompts, 1) is None
+
+
+@pytest.mark.parametrize(
+    ("texts", "message"),
+    [
+        (["a"] * 799, "has 799 prompts, published are 800"),
+        ({"a": 1}, "no JSON list of texts"),
+        (["a"] * 799 + [""], "no JSON list of texts"),
+        (["a"] * 799 + [7], "no JSON list of texts"),
+    ],
+)
+def test_other_hps_prompts_are_refused(tmp_path: Path, texts: Any, message: str) -> None:
+    with pytest.raises(CorruptDataError, match=message):
+        benchmark_prompts(hps_folder(tmp_path, {"photo": texts}))
+
+
+def test_missing_hps_prompts_and_weights_are_told_before_anything_is_drawn(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GCPO_BENCH_HOME", str(tmp_path))
+    with pytest.raises(PrerequisiteError, match=r"hps-v2\.1: .*HPS_v2\.1_compressed\.pt is missing"):
+        BENCHMARKS.load("hps-benchmark")(world="scenes-12").prompts()
+    clip_tokenizer_folder(tmp_path / "weights" / "clip-vit-large-patch14")
+    for name in ("HPS_v2.1_compressed.pt", "HPS_v2_compressed.pt"):
+        (tmp_path / "weights" / name).write_bytes(b"not opened before the first picture")
+    with pytest.raises(PrerequisiteError, match=r"anime\.json are missing"):
+        BENCHMARKS.load("hps-benchmark")(world="scenes-12").prompts()
+    with pytest.raises(PrerequisiteError, match="hps-gcpo400 are not on this machine"):
+        BENCHMARKS.load("hps-gcpo400")(world="scenes-12").prompts()
+    benchmark_folder().mkdir(parents=True)
+    hps_folder(benchmark_folder())
+    benchmark = BENCHMARKS.load("hps-benchmark")(options={"version": "v2.0", "antialias": "False", "fit": "crop"})
+    assert (benchmark.name, benchmark.headline, len(benchmark.prompts())) == ("hps-benchmark", "hps-v2.0", 3200)
+    with pytest.raises(CorruptDataError, match="damaged"):
+        benchmark.look()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [({"antialiased": "no"}, "HPS has no option 'antialiased'"), ({"fit": "stretch"}, "fit cannot be 'stretch'")],
+)
+def test_unknown_hps_options_are_refused(options: Mapping[str, str], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        BENCHMARKS.load("hps-benchmark")(options=options)
+
+
+def written_out(values: Sequence[float]) -> tuple[float, float]:
+    """As the package does it: groups of 80, numpy's mean and std of their means, times 100."""
+    means = [statistics.fmean(values[start : start + 80]) * 100 for start in range(0, 800, 80)]
+    return statistics.fmean(means), statistics.pstdev(means)
+
+
+@given(seed=st.integers(0, 9999), spread=st.floats(0, 0.1))
+@settings(max_examples=20)
+def test_the_published_summary_is_that_of_groups_of_80(seed: int, spread: float) -> None:
+    rng = np.random.default_rng(seed)
+    prompts = [
+        Prompt(id=f"{style}-{row:05d}", text="", metadata={"tag": style}) for style in STYLES for row in range(800)
+    ]
+    samples = [sample(prompt, hps=float(rng.normal(0.28, spread))) for prompt in prompts]
+    expected = {style: written_out([each.values["hps"] for each in samples if each.tag == style]) for style in STYLES}
+    shuffled = [samples[row] for row in rng.permutation(len(samples))]  # the order of files does not matter
+    for style, summary in published_summary(shuffled, "hps").items():
+        assert summary.mean == pytest.approx(expected[style][0], abs=1e-10)
+        assert summary.std == pytest.approx(expected[style][1], abs=1e-10)
+
+
+def test_hps_metrics_are_means_times_100_with_the_spread_of_groups(tmp_path: Path) -> None:
+    benchmark = HpsBenchmark(
+        "hps-benchmark", Panel([Brightness(name="hps")]), lambda: benchmark_prompts(hps_folder(tmp_path))
+    )
+    level = dict(zip(STYLES, (0.30, 0.31, 0.29, 0.26), strict=True))
+    samples = [sample(prompt, hps=level[prompt.tag]) for prompt in benchmark.prompts()]
+    metrics = benchmark.summarize(samples)
+    assert metrics["overall"].value == pytest.approx(29)
+    assert metrics["task/photo"].value == pytest.approx(26)
+    assert metrics["task/photo"].stderr == pytest.approx(0, abs=1e-9)
+    assert metrics["group_std/photo"].value == pytest.approx(0, abs=1e-9)
+    assert {metric.unit for metric in metrics.values()} == {"x100"}
+    assert metrics["overall"].n == 3200
+
+
+def test_missing_hps_pictures_are_counted_and_the_published_summary_is_withheld(tmp_path: Path) -> None:
+    benchmark = HpsBenchmark(
+        "hps-benchmark", Panel([Brightness(name="hps")]), lambda: benchmark_prompts(hps_folder(tmp_path))
+    )
+    samples = [sample(prompt, hps=0.3) for prompt in benchmark.prompts()[:-1]]
+    samples.append(sample(benchmark.prompts()[-1]))
+    metrics = benchmark.summarize(samples)
+    assert metrics["overall"].value == pytest.approx(30)
+    assert (metrics["overall"].n, metrics["overall"].unscored) == (3199, 1)
+    assert (metrics["task/photo"].unscored, metrics["task/anime"].unscored) == (1, 0)
+    assert not [name for name in metrics if name.startswith("group_std")]
+    with pytest.raises(ValueError, match="needs one scored picture"):
+        published_summary(samples, "hps")
+    assert benchmark.summarize([sample(benchmark.prompts()[0])]) == {}
+
+
+# ---------------------------------------------------------------- DrawBench
+
+
+def drawbench_csv(counts: Mapping[str, int]) -> bytes:
+    text = io.StringIO(newline="")
+    writer = csv.writer(text, lineterminator="\n", quoting=csv.QUOTE_ALL)
+    writer.writerow(["Prompts", "Category"])
+    for category, count in counts.items():
+        writer.writerows([f"{category}, number {row}", category] for row in range(count))
+    return text.getvalue().encode()
+
+
+def with_drawbench(content: bytes, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let this content be the published one."""
+    monkeypatch.setenv("GCPO_BENCH_HOME", str(folder))
+    known = replace(prompt_sets.SETS["drawbench"], sha256=hashlib.sha256(content).hexdigest())
+    monkeypatch.setattr(prompt_sets, "SETS", {**prompt_sets.SETS, "drawbench": known})
+    known.path.parent.mkdir(parents=True)
+    known.path.write_bytes(content)
+
+
+def test_drawbench_has_eleven_categories(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert (len(CATEGORIES), sum(CATEGORIES.values())) == (11, 200)
+    padded = {"Gary Marcus et al. ": 10, **{key: value for key, value in CATEGORIES.items() if "Marcus" not in key}}
+    with_drawbench(drawbench_csv(padded), tmp_path, monkeypatch)  # published with a blank at the end
+    prompts = drawbench_prompts()
+    assert len(prompts) == 200
+    assert {prompt.tag for prompt in prompts} == set(CATEGORIES)
+
+
+def test_other_categories_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with_drawbench(drawbench_csv({**CATEGORIES, "Colors": 24, "Text": 22}), tmp_path, monkeypatch)
+    with pytest.raises(CorruptDataError, match="not the published ones"):
+        drawbench_prompts()
+
+
+def test_everything_a_panel_lacks_is_told_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with_drawbench(drawbench_csv(CATEGORIES), tmp_path, monkeypatch)
+    with pytest.raises(PrerequisiteError) as caught:
+        BENCHMARKS.load("drawbench")(world="scenes-12").prompts()
+    assert all(f"{name}: " in str(caught.value) for name in PANEL)
+    make = BENCHMARKS.load("drawbench")
+    with pytest.raises(PrerequisiteError, match="pickscore: "):
+        make(options={"scorers": "pickscore + deqa"}, device="cpu").prompts()
+    for options, message in (
+        ({"scorers": "hps-v2.1+hps-v2.1"}, "each once"),
+        ({"scorers": "hps"}, "unknown scorer 'hps'"),
+        ({"scale": "/26"}, "no option 'scale'"),
+        ({"scorers": "deqa", "scale.pickscore": "/26"}, "'pickscore' is not on the panel"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            make(options=options)
+    with pytest.raises(ConfigError, match="at least one"):
+        Panel([])
+
+
+def test_what_an_outside_scorer_could_not_say_is_asked_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So only panels that always say the same keep what they saw."""
+    with_drawbench(drawbench_csv(CATEGORIES), tmp_path, monkeypatch)
+    assert not hasattr(BENCHMARKS.load("drawbench")(options={"scorers": "deqa"}), "observe")
+    assert hasattr(lasting(), "observe")
+
+
+PROMPTS = tuple(
+    Prompt(id=f"{row:05d}", text=f"prompt {row}", metadata={"tag": tag})
+    for row, tag in enumerate(["Colors"] * 3 + ["Text"] * 2)
+)
+
+
+def bench(*scorers: Scorer, scales: Mapping[str, str] | None = None) -> DrawBench:
+    return DrawBench(
+        Panel(scorers or (Brightness(), Brightness(name="pickscore", factor=0.1))), lambda: PROMPTS, scales
+    )
+
+
+def lasting(*scorers: Scorer) -> LastingDrawBench:
+    return LastingDrawBench(Panel(scorers or (Brightness(),)), lambda: PROMPTS)
+
+
+def grey(*levels: int) -> npt.NDArray[np.uint8]:
+    return np.stack([np.full((8, 8, 3), level, dtype=np.uint8) for level in levels])
+
+
+def test_every_scorer_s_value_is_kept_and_a_failure_of_one_is_said() -> None:
+    @dataclass(frozen=True)
+    class Broken(Brightness):
+        name: str = "deqa"
+
+        def score(self, images: Images, prompts: Sequence[str]) -> list[Score]:
+            return [Unscored("no answer within 5 s")] * len(images)
+
+    benchmark = bench(Brightness(), Broken())
+    judged = benchmark.score(grey(10, 0), PROMPTS[:2])
+    assert [dict(values) for values, _, _ in judged] == [{"brightness": 10}, {}]
+    assert [reason for _, reason, _ in judged] == [
+        "deqa: no answer within 5 s",
+        "brightness: the picture is black\ndeqa: no answer within 5 s",
+    ]
+    samples = [sample(prompt, **values) for prompt, (values, _, _) in zip(PROMPTS, judged, strict=False)]
+    metrics = benchmark.summarize(samples)
+    assert "deqa" not in metrics
+    assert (metrics["brightness"].value, metrics["brightness"].n, metrics["brightness"].unscored) == (10, 1, 1)
+    assert bench(Broken(), Brightness()).summarize(samples) == {}  # no headline, no overall
+
+
+def test_means_are_over_prompts_and_categories_are_strata() -> None:
+    levels = {"00000": (10, 20), "00001": (30, 30), "00002": (20, 20), "00003": (100, 60), "00004": (100, 100)}
+    samples = [
+        sample(prompt, index, brightness=level, pickscore=level / 10)
+        for prompt in PROMPTS
+        for index, level in enumerate(levels[prompt.id])
+    ]
+    metrics = bench().summarize(samples)
+    # prompts: 15, 30, 20 and 80, 100
+    assert metrics["overall"].value == metrics["brightness"].value == pytest.approx((15 + 30 + 20 + 80 + 100) / 5)
+    assert metrics["task/Colors"].value == metrics["brightness/Colors"].value == pytest.approx(65 / 3)
+    assert metrics["pickscore/Text"].value == pytest.approx(9)
+    variances = {"Colors": statistics.variance([15, 30, 20]), "Text": statistics.variance([80, 100])}
+    expected = math.sqrt((3 / 5) ** 2 * variances["Colors"] / 3 + (2 / 5) ** 2 * variances["Text"] / 2)
+    assert metrics["overall"].stderr == pytest.approx(expected)
+    assert (metrics["overall"].n, metrics["overall"].unit) == (5, "raw")
+
+
+def test_a_display_scale_is_named_and_changes_nothing_that_is_stored() -> None:
+    samples = [sample(prompt, brightness=200, pickscore=22.1) for prompt in PROMPTS]
+    shown = bench(scales={"pickscore": "/26"}).summarize(samples)
+    assert shown["pickscore"].value == pytest.approx(0.85)
+    assert (shown["pickscore"].unit, shown["brightness"].unit) == ("/26", "raw")
+    with pytest.raises(ConfigError, match="no display scale '/5'"):
+        bench(scales={"pickscore": "/5"})
+
+
+# ---------------------------------------------------------------- from files, with the real model in miniature
+
+
+@pytest.fixture(scope="module")
+def hps_scorer(tmp_path_factory: pytest.TempPathFactory) -> Scorer:
+    folder = tmp_path_factory.mktemp("hps")
+    weights = save(open_clip_state(GELU, seed=3), folder / "hps.pt", epoch=1)
+    words = clip_tokenizer_folder(folder / "words")
+    return load_hps(weights, words, architecture=GELU, preprocessing=small(GELU, HPS))
+
+
+def with_pictures(folder: Path) -> Path:
+    """Two a prompt, in files; three of them damaged."""
+    folder.mkdir()
+    names = [f"{prompt.id}-{index}.png" for prompt in PROMPTS for index in range(2)]
+    for name, image in zip(names, pictures(len(names), sides=(24, 40)), strict=True):
+        Image.fromarray(image).save(folder / name)
+    (folder / names[3]).write_bytes(b"no picture")
+    Image.new("RGB", (400, 3)).save(folder / names[5])
+    (folder / names[7]).unlink()
+    return folder
+
+
+def evaluated(benchmark: PanelBenchmark, folder: Path, out: Path, monkeypatch: pytest.MonkeyPatch, **more: Any) -> Any:
+    """Its samples by file, and its metrics."""
+    monkeypatch.setitem(
+        BENCHMARKS.entries, "drawbench", Entry("tests.test_hps_drawbench:given_benchmark", "for this test")
+    )
+    monkeypatch.setattr("tests.test_hps_drawbench.GIVEN", benchmark)
+    evaluation = evaluate_folder(folder, out, "drawbench", images_per_prompt=2, allow_partial=True, **more)
+    return {each.image: each for each in load_all_samples(out)}, evaluation.metrics
+
+
+GIVEN: Any = None
+
+
+def given_benchmark(world: str = "") -> Any:
+    return GIVEN
+
+
+def test_pictures_in_files_are_scored_alike_however_the_work_is_cut(
+    hps_scorer: Scorer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = with_pictures(tmp_path / "pictures")
+    at_once = bench(hps_scorer, Brightness())
+    samples, metrics = evaluated(at_once, folder, tmp_path / "whole", monkeypatch)
+    assert evaluated(at_once, folder, tmp_path / "rows-1", monkeypatch, batch_rows=1) == (samples, metrics)
+    assert evaluated(at_once, folder, tmp_path / "rows-3", monkeypatch, batch_rows=3) == (samples, metrics)
+    kept, kept_metrics = evaluated(lasting(hps_scorer, Brightness()), folder, tmp_path / "kept", monkeypatch)
+    assert {name: each.values for name, each in kept.items()} == {name: each.values for name, each in samples.items()}
+    assert kept_metrics == metrics
+    for share in (1, 2, 3):
+        benchmark = lasting(hps_scorer, Brightness())
+        if share < 3:
+            with pytest.raises(ShardDone):
+                evaluated(benchmark, folder, tmp_path / "shards", monkeypatch, shard=(share, 3))
+        else:
+            parts = evaluated(benchmark, folder, tmp_path / "shards", monkeypatch, shard=(share, 3))
+            assert parts == (kept, kept_metrics)
+    reasons = {name: each.unscored for name, each in samples.items() if each.unscored}
+    assert sorted(reasons) == ["00001-1.png", "00002-1.png", "00003-1.png"]
+    assert "too long for its width" in reasons["00002-1.png"]
+    assert metrics["overall"].unscored == metrics["brightness"].unscored == 3
+    assert metrics["overall"] == metrics["hps-v2.1"]
+
+
+def test_kept_values_are_summed_up_again_without_a_model(
+    hps_scorer: Scorer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = with_pictures(tmp_path / "pictures")
+    before = evaluated(lasting(hps_scorer), folder, tmp_path / "out", monkeypatch)
+
+    @dataclass(frozen=True)
+    class Gone(Brightness):
+        name: str = "hps-v2.1"
+
+        def score(self, images: Images, prompts: Sequence[str]) -> list[Score]:
+            raise AssertionError("a model is asked")
+
+    monkeypatch.setattr("tests.test_hps_drawbench.GIVEN", lasting(Gone()))
+    rescored = rescore(tmp_path / "out", "drawbench")
+    assert rescored.metrics == before[1]
+    assert rescored.identity["look"]["scorers"]["hps-v2.1"]["weights"].startswith("xxh3:")
+
+
+def test_a_scorer_that_sees_no_difference_is_not_believed() -> None:
+    @dataclass(frozen=True)
+    class Blind(Brightness):
+        def score(self, images: Images, prompts: Sequence[str]) -> list[Score]:
+            return [0.5] * len(images)
+
+    with pytest.raises(CorruptDataError, match=r"'brightness' self-test failed: it gives \[0\.5, 0\.5\]"):
+        bench(Blind()).score(grey(10), PROMPTS[:1])
+
+
+# ---------------------------------------------------------------- published prompts, where there are copies
+
+
+@pytest.mark.skipif(not PUBLISHED.is_dir(), reason="no copies of the published sets here")
+def test_the_published_prompts_have_their_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GCPO_BENCH_HOME", str(tmp_path))
+    prompt_sets.fetch("drawbench", PUBLISHED)
+    prompt_sets.fetch("hps-gcpo400", PUBLISHED)
+    drawbench = drawbench_prompts()
+    assert max(len(prompt.text) for prompt in drawbench) == 303
+    text = "\n".join(sorted(prompt.text for prompt in drawbench)) + "\n"
+    assert hashlib.sha256(text.encode()).hexdigest().startswith("18cef96e28e1b3b6")
+    hps = gcpo_prompts()
+    assert [sum(prompt.tag == style for prompt in hps) for style in STYLES] == [100] * 4
+    text = "".join(f"{prompt.text.strip()}\n" for prompt in hps)
+    assert hashlib.sha256(text.encode()).hexdigest().startswith("f28a37d578e21a9a")
+
+
+# ---------------------------------------------------------------- from the command line
+
+
+def test_a_folder_is_scored_from_the_command_line(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Prompts and weights from their folders, the real model in miniature, one damaged picture."""
+    with_drawbench(drawbench_csv(CATEGORIES), tmp_path / "home", monkeypatch)
+    architecture = replace(GELU, pixels=224, patch=112)
+    monkeypatch.setitem(ARCHITECTURES, "ViT-H-14", architecture)
+    weights = tmp_path / "home" / "weights"
+    clip_tokenizer_folder(weights / "clip-vit-large-patch14")
+    save(open_clip_state(architecture, seed=8), weights / "HPS_v2.1_compressed.pt", epoch=1)
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    names = [f"{prompt.id}-0.png" for prompt in drawbench_prompts() if int(prompt.id) in {0, 25, 26, 199}]
+    for name, image in zip(names, pictures(len(names)), strict=True):
+        Image.fromarray(image).save(folder / name)
+    asked = ("evaluate", "--images", "pictures", "--bench", "drawbench", "--images-per-prompt", "1", "--allow-partial")
+    options = ("--option", "scorers=hps-v2.1", "--option", "scale.hps-v2.1=x100", "--device", "cpu", "--json")
+    result = cli(*asked, *options)
+    assert result.code == 0, result.err
+    metrics = json.loads(result.out)["metrics"]
+    assert (metrics["overall"]["n"], metrics["overall"]["unscored"], metrics["overall"]["unit"]) == (4, 196, "x100")
+    assert metrics["overall"]["value"] == metrics["hps-v2.1"]["value"]
+    rows = (tmp_path / "evaluations" / "pictures" / "drawbench" / "samples.jsonl").read_text().splitlines()
+    values = [json.loads(row)["values"].get("hps-v2.1") for row in rows]
+    raw = [value for value in values if value is not None]
+    assert metrics["overall"]["value"] == pytest.approx(100 * sum(raw) / 4)
+    (tmp_path / "home").rename(tmp_path / "away")  # summing up again needs no prompts and no weights
+    again = cli("evaluate", "--images", "pictures", "--bench", "drawbench", "--rescore", *options)
+    assert json.loads(again.out)["metrics"] == metrics
+    (tmp_path / "away").rename(tmp_path / "home")
+    (folder / names[0]).write_bytes(b"no picture")
+    damaged = cli(*asked, *options)
+    assert damaged.code == 5
+    assert "is not scored: the image file" in damaged.err
+    assert json.loads(damaged.out)["metrics"]["overall"]["n"] == 3

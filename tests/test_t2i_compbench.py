@@ -1,0 +1,314 @@
+"""T2I-CompBench's categories: pictures through BLIP-VQA in miniature, detections from files, tables of phrases."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from gcpo_bench import prompt_sets
+from gcpo_bench.datasets import Prompt
+from gcpo_bench.errors import ConfigError, CorruptDataError, PrerequisiteError
+from gcpo_bench.evaluators import compbench, phrases
+from gcpo_bench.evaluators.images import of_folder
+from gcpo_bench.evaluators.judging import Place, observe
+from gcpo_bench.evaluators.layouts import compbench_file
+from gcpo_bench.evaluators.panel import Panel
+from gcpo_bench.evaluators.phrases import Parsed, Phrases
+from gcpo_bench.evaluators.scorers.blip_vqa import BlipVqa, load_blip_vqa
+from gcpo_bench.evaluators.t2i_compbench import (
+    AttributeBenchmark,
+    NonSpatialBenchmark,
+    read_detections,
+    score_detections,
+    summarize,
+)
+from gcpo_bench.registry import BENCHMARKS
+
+from .scorer_factory import BLIP, bert_tokenizer_folder, blip_vqa_state, pictures
+from .test_hps_drawbench import Brightness
+
+PUBLISHED = Path(os.environ.get("GCPO_BENCH_TEST_DATA", Path(__file__).parents[2] / "shared" / "data"))
+PROMPTS = tuple(
+    Prompt(id=f"{row:05d}", text=text, metadata={"tag": "color"})
+    for row, text in enumerate(["a red cube and a blue dog", "a cat on the left of a dog", "a green bench"])
+)
+TABLE = Phrases(
+    parser="by hand",
+    prompts={
+        PROMPTS[0].text: Parsed(phrases=("a red cube", "a blue dog"), nouns=("cube", "dog")),
+        PROMPTS[1].text: Parsed(phrases=("a cat", "the left", "a dog"), nouns=("cat", "left", "dog")),
+        PROMPTS[2].text: Parsed(phrases=("a green bench",), nouns=("bench",)),
+    },
+)
+
+
+# ---------------------------------------------------------------- attributes
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> BlipVqa:
+    folder = tmp_path_factory.mktemp("blip")
+    torch.save({"model": {name: value.float() for name, value in blip_vqa_state(BLIP).items()}}, folder / "vqa.pth")
+    return load_blip_vqa(folder / "vqa.pth", bert_tokenizer_folder(folder / "words"), size=BLIP)
+
+
+def benchmark(model: BlipVqa) -> AttributeBenchmark:
+    return AttributeBenchmark("color", read=lambda: PROMPTS, parse=lambda: TABLE, make=lambda: model)
+
+
+def test_a_picture_s_score_is_the_product_of_its_answers_and_says_them(model: BlipVqa) -> None:
+    (image,) = pictures(1)
+    made = benchmark(model)
+    ((values, reason, _),) = made.score(image[None], PROMPTS[:1])
+    answers = model.probabilities(image, ["a red cube?", "a blue dog?"])
+    product = np.float32(f"{answers[0]:.4f}") * np.float32(f"{answers[1]:.4f}")
+    assert values == {"attribute": float(f"{product:.4f}")}
+    assert reason.splitlines() == [f"a red cube? yes: {answers[0]:.4f}", f"a blue dog? yes: {answers[1]:.4f}"]
+    assert made.question(PROMPTS[1]) == ["a cat?", "a dog?"]
+    made.self_test()
+
+
+def test_pictures_from_files_are_kept_and_averaged(model: BlipVqa, tmp_path: Path) -> None:
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for prompt in PROMPTS:
+        for index, image in enumerate(pictures(2, seed=int(prompt.id))):
+            Image.fromarray(image).save(folder / f"{prompt.id}-{index}.png")
+    (folder / "00002-1.png").write_bytes(b"")
+    made = benchmark(model)
+    found = of_folder(folder, PROMPTS, 2).pictures
+    samples, _ = observe(made, Place(out=tmp_path / "out", root=folder), found, None)
+    assert [bool(sample.unscored) for sample in samples] == [False] * 5 + [True]
+    metric = made.summarize(samples)["overall"]
+    means = [np.mean([s.values["attribute"] for s in samples if s.prompt_id == p.id and s.values]) for p in PROMPTS]
+    assert metric.value == pytest.approx(np.mean(means))
+    assert (metric.n, metric.unscored) == (3, 1)
+
+    def gone() -> Any:
+        raise AssertionError("the model is loaded again")
+
+    kept = AttributeBenchmark("color", read=lambda: PROMPTS, parse=lambda: TABLE, make=gone)
+    kept.look = made.look  # type: ignore[method-assign]
+    again, _ = observe(kept, Place(out=tmp_path / "out", root=folder), found, None)
+    assert again == samples
+
+
+def test_a_prompt_whose_phrases_are_not_known_cannot_be_judged_by(model: BlipVqa) -> None:
+    other = Prompt(id="00009", text="a yellow bird")
+    assert benchmark(model).unfit(other) == "its noun phrases are not in the table"
+    assert benchmark(model).unfit(PROMPTS[0]) == ""
+    with pytest.raises(CorruptDataError, match="does not hold 'a yellow bird'"):
+        benchmark(model).question(other)
+    with pytest.raises(ConfigError, match="no attribute"):
+        AttributeBenchmark("colour", read=lambda: PROMPTS, parse=lambda: TABLE, make=lambda: model)
+
+
+def test_what_is_missing_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GCPO_BENCH_HOME", str(tmp_path))
+    for category in ("color", "shape", "texture"):
+        with pytest.raises(PrerequisiteError, match=r"blip-vqa: .*model_base_vqa_capfilt_large\.pth"):
+            BENCHMARKS.load(f"t2i-compbench-{category}")(world="scenes-12").prompts()
+    with pytest.raises(ConfigError, match="no option 'antialias'"):
+        BENCHMARKS.load("t2i-compbench-color")(options={"antialias": "false"})
+    with pytest.raises(PrerequisiteError, match="clip-score-b32"):
+        BENCHMARKS.load("t2i-compbench-non-spatial")(world="scenes-12").prompts()
+    weights = tmp_path / "weights"
+    bert_tokenizer_folder(weights / "bert-base-uncased")
+    (weights / "model_base_vqa_capfilt_large.pth").write_bytes(b"not opened before the first picture")
+    with pytest.raises(PrerequisiteError, match="t2i-compbench-shape are not on this machine"):
+        BENCHMARKS.load("t2i-compbench-shape")(world="scenes-12").prompts()
+    with pytest.raises(PrerequisiteError, match="noun phrases of T2I-CompBench's prompts are not at"):
+        _ = BENCHMARKS.load("t2i-compbench-shape")(world="scenes-12").phrases
+    phrases.save(TABLE, phrases.table_file())
+    assert BENCHMARKS.load("t2i-compbench-shape")(world="scenes-12").phrases == TABLE
+
+
+# ---------------------------------------------------------------- noun phrases
+
+
+class Tagger:
+    """What spaCy does with these prompts, as an object of its shape: words tagged by a list."""
+
+    def pipe(self, texts: Sequence[str]) -> Iterator[Any]:
+        for text in texts:
+            words = [
+                SimpleNamespace(text=word, pos_="NOUN" if word in {"cube", "dog"} else "DET") for word in text.split()
+            ]
+            chunks = [SimpleNamespace(text=f"a {word.text}") for word in words if word.pos_ == "NOUN"]
+            yield type("Doc", (), {"noun_chunks": chunks, "__iter__": lambda self, words=words: iter(words)})()
+
+
+def test_a_table_of_phrases_survives_being_saved(tmp_path: Path) -> None:
+    found = phrases.parse(["a dog", "a cube and a dog"], Tagger(), "a tagger 1.0")
+    assert found.of("a cube and a dog") == Parsed(phrases=("a cube", "a dog"), nouns=("cube", "dog"))
+    phrases.save(found, tmp_path / "table.json")
+    assert phrases.load(tmp_path / "table.json") == found
+    assert phrases.load(tmp_path / "table.json").parser == "a tagger 1.0"
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "[]",
+        "{}",
+        '{"parser": "x", "prompts": []}',
+        '{"parser": "x", "prompts": {"a": {"phrases": ["a"]}}}',
+        '{"parser": "x", "prompts": {"a": {"phrases": "a", "nouns": []}}}',
+    ],
+)
+def test_a_damaged_table_is_named(tmp_path: Path, content: str) -> None:
+    (tmp_path / "table.json").write_text(content)
+    with pytest.raises(CorruptDataError, match="no table of noun phrases"):
+        phrases.load(tmp_path / "table.json")
+
+
+def test_without_spacy_it_is_said_what_to_install(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "prompts.txt").write_text("a dog\n")
+    for file, code, message in (
+        ("prompts.txt", 4, "error: spaCy with no_such_model is not installed"),
+        ("none.txt", 5, "none.txt is missing"),
+    ):
+        with pytest.raises(SystemExit) as stop:
+            phrases.main([str(tmp_path / file), "-o", str(tmp_path / "out.json"), "--model", "no_such_model"])
+        assert stop.value.code == code
+        assert message in capsys.readouterr().err
+    assert not (tmp_path / "out.json").exists()
+
+
+def test_the_tool_writes_a_table_of_every_prompt_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(phrases, "spacy_parser", lambda model: (Tagger(), f"a tagger, {model}"))
+    (tmp_path / "one.txt").write_bytes(b"a dog\r\na cube\r\n\r\n")
+    (tmp_path / "two.txt").write_text("a dog")
+    phrases.main([str(tmp_path / "one.txt"), str(tmp_path / "two.txt"), "-o", str(tmp_path / "out.json")])
+    table = phrases.load(tmp_path / "out.json")
+    assert list(table.prompts) == ["a dog", "a cube"]
+    assert table.parser == "a tagger, en_core_web_sm"
+    assert "2 prompts with a tagger" in capsys.readouterr().out
+
+
+# ---------------------------------------------------------------- from stored detections
+
+
+def stored(path: Path, *rows: dict[str, Any]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def row(prompt_id: str, index: int, *found: tuple[str, float, list[float]]) -> dict[str, Any]:
+    labels, confidences, boxes = ([each[part] for each in found] for part in range(3))
+    return {
+        "prompt_id": prompt_id,
+        "image_index": index,
+        "labels": labels,
+        "confidences": confidences,
+        "boxes": boxes,
+    }
+
+
+def test_stored_detections_are_scored_and_missing_ones_counted(tmp_path: Path) -> None:
+    prompts = (Prompt(id="00000", text="a cat on the left of a dog"), Prompt(id="00001", text="a cat near a dog"))
+    table = Phrases(parser="", prompts={prompt.text: Parsed(phrases=(), nouns=("cat", "dog")) for prompt in prompts})
+    cat, dog = ("cat", 0.8, [0.0, 0.0, 10.0, 10.0]), ("dog", 0.6, [200.0, 0.0, 210.0, 10.0])
+    path = stored(tmp_path / "found.jsonl", row("00000", 0, cat, dog), row("00000", 1), row("00001", 0, dog, cat))
+    samples = score_detections("spatial", prompts, read_detections(path), images_per_prompt=2, found=table)
+    assert [sample.values.get("spatial") for sample in samples] == [pytest.approx(0.85), 0.0, pytest.approx(0.85), None]
+    assert samples[3].unscored == "no detections of this image are stored"
+    assert samples[2].image == "samples/a cat near a dog_000002.png"
+    metric = summarize(samples, "spatial")["overall"]
+    assert metric.value == pytest.approx((0.85 / 2 + 0.85) / 2)
+    assert (metric.n, metric.unscored) == (2, 1)
+    flat = score_detections(
+        "3d-spatial",
+        prompts,
+        read_detections(path),
+        images_per_prompt=1,
+        found=table,
+        depths=lambda prompt_id, index: np.zeros((479, 479)),
+    )
+    assert flat[0].values == {"3d-spatial": pytest.approx(0.35)}
+
+
+def test_numbers_come_from_stored_detections_too(tmp_path: Path) -> None:
+    prompts = (Prompt(id="00000", text="two dogs"), Prompt(id="00001", text="dogs"))
+    dogs = [("dog", 0.9, [50.0 * left, 0.0, 50.0 * left + 20, 20.0]) for left in range(2)]
+    path = stored(tmp_path / "found.jsonl", row("00000", 0, *dogs), row("00001", 0, *dogs))
+    nouns = compbench.read_nouns("dog - dogs")
+    samples = score_detections("numeracy", prompts, read_detections(path), images_per_prompt=1, nouns=nouns)
+    assert [sample.values for sample in samples] == [{"numeracy": 1.0}, {}]
+    assert samples[1].unscored == "the prompt asks for no number of objects"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"labels": ["cat"]},
+        {"labels": [1, 2]},
+        {"confidences": [0.5, "x"]},
+        {"confidences": [0.5, float("nan")]},
+        {"boxes": [[0, 0, 1], [0, 0, 1, 1]]},
+        {"image_index": "0"},
+        {"prompt_id": 0},
+        {"boxes": None},
+    ],
+)
+def test_a_damaged_line_of_detections_is_named(tmp_path: Path, change: dict[str, Any]) -> None:
+    good = row("00000", 0, ("cat", 0.5, [0.0, 0.0, 1.0, 1.0]), ("dog", 0.5, [0.0, 0.0, 1.0, 1.0]))
+    with pytest.raises(CorruptDataError, match="line 2 is no image's detections"):
+        read_detections(stored(tmp_path / "found.jsonl", good, good | {"image_index": 1} | change))
+    missing = {key: value for key, value in good.items() if key != "boxes"}
+    with pytest.raises(CorruptDataError, match="no 'boxes'"):
+        read_detections(stored(tmp_path / "found.jsonl", missing))
+    with pytest.raises(CorruptDataError, match="again"):
+        read_detections(stored(tmp_path / "found.jsonl", good, good))
+
+
+def test_what_a_category_needs_is_asked_for() -> None:
+    for category in ("spatial", "3d-spatial", "numeracy"):
+        with pytest.raises(ConfigError, match="cannot be scored without"):
+            score_detections(category, PROMPTS, {})
+    with pytest.raises(ConfigError, match="is not scored from detections"):
+        score_detections("color", PROMPTS, {})
+
+
+# ---------------------------------------------------------------- non-spatial, and the published prompts
+
+
+def test_non_spatial_relations_are_one_scorer_s_mean() -> None:
+    made = NonSpatialBenchmark(Panel([Brightness()]), lambda: PROMPTS)
+    judged = made.score(np.stack([np.full((8, 8, 3), level, dtype=np.uint8) for level in (10, 30, 50)]), PROMPTS)
+    assert [dict(values) for values, _, _ in judged] == [{"brightness": 10}, {"brightness": 30}, {"brightness": 50}]
+    assert (made.name, made.headline) == ("t2i-compbench-non-spatial", "brightness")
+
+
+def test_a_folder_in_the_official_layout_is_numbered_over_the_category(tmp_path: Path) -> None:
+    assert compbench_file(PROMPTS[2], 3, 10) == "samples/a green bench_000023.png"
+    made = NonSpatialBenchmark(Panel([Brightness()]), lambda: PROMPTS)
+    assert made.official_pictures(tmp_path, PROMPTS, 2) is None
+    (tmp_path / "samples").mkdir()
+    for name in ("a green bench_000005.png", "a green bench_000023.png"):
+        (tmp_path / "samples" / name).write_bytes(b"x")
+    found = made.official_pictures(tmp_path, PROMPTS, 2)
+    assert found is not None
+    assert [each.index for each in found.pictures if not each.is_missing] == [1]
+    assert found.notes == ("'samples/a green bench_000023.png' is no image that is asked for",)
+
+
+@pytest.mark.skipif(not PUBLISHED.is_dir(), reason="no copies of the published sets here")
+def test_the_published_prompts_load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GCPO_BENCH_HOME", str(tmp_path))
+    for category in ("color", "shape", "texture", "non-spatial", "spatial", "3d-spatial", "numeracy", "complex"):
+        prompt_sets.fetch(f"t2i-compbench-{category}", PUBLISHED)
+        prompts = prompt_sets.load(f"t2i-compbench-{category}")
+        assert len(prompts) == 300
+        assert compbench_file(prompts[-1], 9, 10).endswith("_002999.png")
