@@ -19,6 +19,14 @@ class Config(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
+class LoraConfig(Config):
+    rank: int = Field(32, ge=1)
+    alpha: float = Field(64.0, gt=0)
+    """The adapters' product is multiplied by alpha / rank."""
+    targets: tuple[str, ...] = ()
+    """Linear layers that get an adapter, by the last part of their name; empty: those of the transformer's layers."""
+
+
 class PolicyConfig(Config):
     name: str = "scenes-12"
     """Registered model; `gcpo-bench ls models`."""
@@ -29,6 +37,14 @@ class PolicyConfig(Config):
     template: str = ""
     """What the prompt is put into, for models that know several; empty: the model's own."""
     device: str = "cpu"
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Of weights and activations. Log-probs, entropy, similarity, token weights and optimiser are float32 always."""
+    trained: str = ""
+    """Which part learns, for models that name several; empty: the model's first. The rest is frozen."""
+    lora: LoraConfig | None = None
+    """Train low-rank adapters instead; the reference is then the policy without them, not a second copy."""
+    recompute: Literal["auto", "always", "never"] = "auto"
+    """Compute activations again in the backward pass instead of keeping them; auto: for wide models."""
 
 
 class DataConfig(Config):

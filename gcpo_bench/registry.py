@@ -102,9 +102,22 @@ POLICIES = Registry(
         "janus-pro-7b": Entry(
             "gcpo_bench.training.policies.janus_pro:build", "Janus-Pro-7B, 384 px images of 24x24 tokens"
         ),
+        "janus-pro-small": Entry(
+            "gcpo_bench.training.policies.janus_pro:build",
+            "Janus-Pro's classes at 27 M parameters and a codebook of 16,384, random weights only: for benchmarks",
+        ),
         "janus-pro-tiny": Entry(
             "gcpo_bench.training.policies.janus_pro:build",
             "Janus-Pro's classes in miniature, for tests",
+        ),
+        "llamagen-xl-256": Entry(
+            "gcpo_bench.training.policies.llamagen:build", "LlamaGen-XL stage 1, 256 px images of 16x16 tokens"
+        ),
+        "llamagen-xl-512": Entry(
+            "gcpo_bench.training.policies.llamagen:build", "LlamaGen-XL stage 2, 512 px images of 32x32 tokens"
+        ),
+        "llamagen-tiny": Entry(
+            "gcpo_bench.training.policies.llamagen:build", "LlamaGen's classes in miniature, for tests"
         ),
     },
 )
@@ -112,6 +125,9 @@ POLICIES = Registry(
 REWARDS = Registry(
     "reward",
     {
+        "redness": Entry(
+            "gcpo_bench.evaluators.pixels:Redness", "how much more red than green and blue: to see that training works"
+        ),
         "geneval": Entry("gcpo_bench.evaluators.scenes:GenEvalReward", "GenEval's rule: 1 if correct, else 0"),
         "geneval-dense": Entry(
             "gcpo_bench.evaluators.scenes:DenseGenEvalReward", "mean of GenEval's partial terms, exact counts"
@@ -174,6 +190,10 @@ PROMPT_SETS = Registry(
     {
         "scenes-train": Entry("gcpo_bench.scenes:train_prompts", "embedded world: 14,352 prompts in six tasks"),
         "scenes-heldout": Entry("gcpo_bench.scenes:held_out_prompts", "embedded world: 48 held-out prompts a task"),
+        "geneval-train": Entry(
+            "gcpo_bench.geneval_prompts:train_prompts",
+            "9,750 prompts in GenEval's form, none of its evaluation prompts",
+        ),
         "geneval": Entry("gcpo_bench.prompt_sets:geneval", "GenEval's 553 prompts; gcpo-bench data fetch geneval"),
         "t2i-r1": Entry(
             "gcpo_bench.prompt_sets:t2i_r1", "T2I-R1's 7,223 training prompts; gcpo-bench data fetch t2i-r1"

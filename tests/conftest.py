@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,8 @@ import pytest
 from hypothesis import settings
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # equal sums on every machine, and no fight over shared cores
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a test run put in the background hands on that it is ignored
 
 settings.register_profile("default", deadline=None)  # a busy machine is not a failure
 settings.load_profile("default")

@@ -530,7 +530,10 @@ def test_a_watched_report_follows_the_runs_until_ctrl_c(tmp_path: Path) -> None:
         make_run(root, "second", method="grpo", **options)
         wait_for("<b>second</b>")
         process.send_signal(signal.SIGINT)
-        out, err = process.communicate(timeout=60)
+        try:
+            out, err = process.communicate(timeout=60)
+        finally:
+            process.kill()
     assert process.returncode == 0, err
     assert out.split() == ["report/report.html"]
     assert 'http-equiv="refresh"' not in page.read_text(encoding="utf-8")

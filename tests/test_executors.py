@@ -16,7 +16,7 @@ from gcpo_bench.ablations import Plan, VariantSpec
 from gcpo_bench.errors import ConfigError, PrerequisiteError, TrainingError
 from gcpo_bench.ledger import Ledger
 from gcpo_bench.registry import EXECUTORS
-from gcpo_bench.training.checkpoints import start_weights
+from gcpo_bench.training.starts import start_weights
 
 from .test_ablate_cli import numbers
 

@@ -653,6 +653,10 @@ def test_a_run_is_drawn_and_scored_on_geneval_in_shards(
     assert (run / "evaluations/geneval/scores.json").read_bytes() == scores
     again = cli(*command("a", "--no-start", "--rescore", "--json"))
     assert json.loads(again.out)["metrics"] == result["metrics"]
+    with_start = json.loads(cli(*command("a", "--limit", "1", "--json")).out)
+    assert with_start["metrics"] == result["metrics"]
+    assert with_start["start"]["run"].startswith("start-janus-pro-tiny-random")
+    assert with_start["difference"]["n"] == 6
     report = cli("report", "a", "--format", "json")
     assert report.code == 0, report.err
     assert "geneval" in (tmp_path / "report/report.json").read_text()

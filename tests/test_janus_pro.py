@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from transformers import JanusForConditionalGeneration
 
 from gcpo_bench import runs
 from gcpo_bench.config import RunConfig
-from gcpo_bench.errors import ConfigError
+from gcpo_bench.errors import ConfigError, CorruptDataError
 from gcpo_bench.resolve import resolve
+from gcpo_bench.training import graphs, lora, starts
 from gcpo_bench.training.decoding import sample, sample_in_batches
 from gcpo_bench.training.learner import build_learner
-from gcpo_bench.training.policies.janus_pro import SIZES, JanusPro, build
+from gcpo_bench.training.logprobs import token_logprobs
+from gcpo_bench.training.metrics import Stopwatch
+from gcpo_bench.training.observation import draw_prompts, observe
+from gcpo_bench.training.policies.janus_pro import SIZES, JanusPro, build, byte_tokenizer
+from gcpo_bench.training.update import update
 
 from .conftest import Cli
 
@@ -56,7 +65,7 @@ def test_teacher_forced_logprobs_are_those_of_transformers(policy: JanusPro) -> 
     unused = ("vision_model", "model.aligner", "lm_head", "vqmodel.encoder", "vqmodel.quant_conv")
     assert [name for name in loaded.missing_keys if not any(part in name for part in unused)] == []
     tokens_BT = sample(policy, TEXTS, uniforms(3)).tokens_BT
-    for text, tokens_T, ours_T in zip(TEXTS, tokens_BT, policy.logprobs(TEXTS, tokens_BT), strict=True):
+    for text, tokens_T, ours_T in zip(TEXTS, tokens_BT, token_logprobs(policy, TEXTS, tokens_BT), strict=True):
         ids, _ = policy.prompt_ids([text])
         words = torch.cat([ids, torch.tensor([[policy.begin_of_image]])], dim=1)
         image = theirs.prepare_embeddings_for_image_generation(tokens_T[None, :-1])
@@ -72,7 +81,7 @@ def test_teacher_forced_logprobs_are_those_of_transformers(policy: JanusPro) -> 
 @pytest.mark.parametrize("guidance", [1.0, 3.0])
 def test_sampled_logprobs_are_the_teacher_forced_ones(policy: JanusPro, guidance: float) -> None:
     samples = sample(policy, TEXTS, uniforms(3), guidance_scale=guidance)
-    torch.testing.assert_close(samples.logprobs_BT, policy.logprobs(TEXTS, samples.tokens_BT), atol=1e-4, rtol=0)
+    torch.testing.assert_close(samples.logprobs_BT, token_logprobs(policy, TEXTS, samples.tokens_BT), atol=1e-4, rtol=0)
     assert len(torch.unique(samples.tokens_BT)) > 10
 
 
@@ -86,6 +95,21 @@ def test_a_row_does_not_depend_on_its_batch(policy: JanusPro, guidance: float) -
         assert torch.equal(parts.tokens_BT, whole.tokens_BT)
         torch.testing.assert_close(parts.logprobs_BT, whole.logprobs_BT, atol=1e-5, rtol=0)
         torch.testing.assert_close(parts.entropy_BT, whole.entropy_BT, atol=1e-5, rtol=0)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("guidance", [1.0, 3.0])
+def test_steps_of_fixed_shapes_draw_the_same(
+    policy: JanusPro, monkeypatch: pytest.MonkeyPatch, guidance: float
+) -> None:
+    monkeypatch.setattr(graphs, "BUCKET", 16)  # several within an image
+    for seed, texts in enumerate((TEXTS, TEXTS[::-1], TEXTS[:2])):  # the second batch reuses the first one's memory
+        noise = uniforms(len(texts), seed)
+        free = sample(policy, texts, noise, guidance_scale=guidance)
+        fixed = sample(policy, texts, noise, guidance_scale=guidance, graphs=True)
+        assert torch.equal(fixed.tokens_BT, free.tokens_BT)
+        torch.testing.assert_close(fixed.logprobs_BT, free.logprobs_BT, atol=1e-5, rtol=0)
+        torch.testing.assert_close(fixed.entropy_BT, free.entropy_BT, atol=1e-5, rtol=0)
 
 
 @torch.no_grad()
@@ -116,32 +140,200 @@ def test_only_the_language_model_learns() -> None:
     assert all(name.startswith("language_model.") for name in names)
 
 
-def settings(method: str) -> RunConfig:
-    return resolve(None, ["policy.random_init=true"], {"method": method, "model": "janus-pro-tiny"}).config
+def settings(method: str, *more: str) -> RunConfig:
+    return resolve(None, ["policy.random_init=true", *more], {"method": method, "model": "janus-pro-tiny"}).config
+
+
+SMALL = (
+    "policy.random_init=true", "rewards=[{name: 'pixels:Redness'}]", "sampling.prompts_per_step=2",
+    "sampling.group_size=4", "sampling.guidance_scale=2.0", "logging.tracked_prompts=1",
+    "optimizer.learning_rate=1e-3", "optimizer.micro_batch_rows=3",
+)  # fmt: skip
+
+
+@pytest.fixture
+def redness(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "pixels.py").write_text(REWARD, encoding="utf-8")
+    monkeypatch.syspath_prepend(str(tmp_path))
+
+
+def train(cli: Cli, name: str, *overrides: str, method: str = "gcpo", steps: int = 3) -> None:
+    options = [part for setting in (*SMALL, *overrides) for part in ("-o", setting)]
+    base = ("train", "--model", "janus-pro-tiny", "--method", method, "--num-steps", str(steps), "--name", name)
+    trained = cli(*base, *options)
+    assert trained.code == 0, trained.err
 
 
 @pytest.mark.parametrize("method", ["grpo", "gcpo", "gcpo-official"])
-def test_it_trains_and_draws(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str) -> None:
-    (tmp_path / "pixels.py").write_text(REWARD, encoding="utf-8")
-    monkeypatch.syspath_prepend(str(tmp_path))
-    small = ("policy.random_init=true", "rewards=[{name: 'pixels:Redness'}]", "sampling.prompts_per_step=2",
-             "sampling.group_size=4", "sampling.guidance_scale=2.0", "logging.tracked_prompts=1",
-             "optimizer.learning_rate=1e-3")  # fmt: skip
-    options = [part for setting in small for part in ("-o", setting)]
-    trained = cli("train", "--model", "janus-pro-tiny", "--method", method, "--num-steps", "3", "--name", "a", *options)
-    assert trained.code == 0, trained.err
-    run = runs.open_run("a", tmp_path / "runs")
-    rows = run.metrics()
+def test_it_trains_and_draws(cli: Cli, tmp_path: Path, redness: None, method: str) -> None:
+    train(cli, "a", method=method)
+    rows = runs.open_run("a", tmp_path / "runs").metrics()
     assert [row["step"] for row in rows] == [1, 2, 3]
     assert rows[0]["loss/kl_all"] == pytest.approx(0, abs=1e-9)
     assert rows[2]["loss/kl_all"] > 0
     assert rows[0]["tokens/selected_fraction"] == pytest.approx({"grpo": 1.0}.get(method, 9 / 36))
+    assert (rows[1]["tokens/unselected_gradient_share"] > 0) == (method == "gcpo-official")
     drawn = cli("sample", "a", "a red circle", "-n", "2", "--guidance", "2")
     assert drawn.code == 0, drawn.err
 
 
-def test_a_model_without_packaged_weights_says_what_to_give(cli: Cli) -> None:
+@pytest.mark.parametrize("options", [(), ("policy.lora={rank: 2}",), ("policy.dtype=bfloat16",)])
+def test_a_resumed_run_is_the_unbroken_one(cli: Cli, tmp_path: Path, redness: None, options: tuple[str, ...]) -> None:
+    train(cli, "whole", *options, steps=3)
+    train(cli, "parts", *options, steps=1)
+    resumed = cli("train", "--resume", "--name", "parts", "--num-steps", "3")
+    assert resumed.code == 0, resumed.err
+    whole, parts = (runs.open_run(name, tmp_path / "runs") for name in ("whole", "parts"))
+    for file in ("policy.safetensors", "optimizer.pt"):
+        assert (whole.checkpoint_path(3) / file).read_bytes() == (parts.checkpoint_path(3) / file).read_bytes()
+    assert whole.metrics()[2]["reward/mean"] == parts.metrics()[2]["reward/mean"]
+
+
+@pytest.mark.parametrize("method", ["gcpo", "gcpo-official"])
+def test_how_a_step_is_split_changes_neither_images_nor_update(method: str) -> None:
+    found = []
+    for rows, micro in ((1, 8), (8, 2), (64, 1)):
+        splits = (f"sampling.batch_rows={rows}", f"optimizer.micro_batch_rows={micro}")
+        small = ("rewards=[{name: redness}]", "sampling.prompts_per_step=2", "sampling.group_size=4")
+        learner = build_learner(settings(method, *small, *splits, "sampling.guidance_scale=3"))
+        seen = observe(learner, draw_prompts(learner.config, 1), "rollout/1", Stopwatch())
+        norm = update(learner, seen, 1)["optimizer/gradient_norm"]
+        found.append((seen.rollout.tokens_BT, norm, learner.parameters))
+    for tokens_BT, norm, parameters in found[1:]:
+        assert torch.equal(tokens_BT, found[0][0])
+        assert norm == pytest.approx(found[0][1], rel=1e-4)
+        # AdamW's first step is the sign of the gradient: where that is 0 but for rounding, the sign is rounding too
+        differ = sum(int((~torch.isclose(a, b, atol=1e-5)).sum()) for a, b in zip(parameters, found[0][2], strict=True))
+        assert differ < 0.01 * sum(parameter.numel() for parameter in parameters)
+
+
+@torch.no_grad()
+def test_in_bfloat16_sampled_logprobs_are_near_the_teacher_forced_ones() -> None:
+    policy: Any = starts.start_policy(settings("gcpo", "policy.dtype=bfloat16"))
+    for parameter in policy.parameters():
+        parameter.mul_(5 if parameter.ndim > 1 else 1)
+    samples = sample(policy, TEXTS, uniforms(3), guidance_scale=3.0)
+    assert samples.logprobs_BT.dtype == samples.entropy_BT.dtype == torch.float32
+    # two passes that round at other places; bfloat16 has 8 bits, logits here reach 10
+    torch.testing.assert_close(samples.logprobs_BT, token_logprobs(policy, TEXTS, samples.tokens_BT), atol=0.25, rtol=0)
+
+
+def test_adapters_alone_are_trained_and_kept_and_off_they_are_the_reference(
+    cli: Cli, tmp_path: Path, redness: None
+) -> None:
+    train(cli, "a", "policy.lora={rank: 2, alpha: 4, targets: [q_proj, down_proj]}")
+    run = runs.open_run("a", tmp_path / "runs")
+    with safe_open(run.checkpoint_path(3) / "policy.safetensors", "pt") as file:
+        names = set(file.keys())
+    assert len(names) == 2 * 2 * 2  # layers, targets, matrices
+    assert all("lora_" in name for name in names)
+    trained, start = starts.load_policy(run), starts.start_policy(run.config)
+    tokens = torch.randint(64, (1, TOKENS), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        now, then = (token_logprobs(policy, TEXTS[:1], tokens) for policy in (trained, start))
+        with lora.off(trained):  # type: ignore[arg-type]
+            base = token_logprobs(trained, TEXTS[:1], tokens)
+    assert not torch.allclose(now, then, atol=1e-4)
+    assert torch.equal(base, then)
+    assert cli("train", "--model", "janus-pro-tiny", "-o", f"policy.weights={run.path}").code == 2
+
+
+def test_adapters_that_cannot_be_are_refused() -> None:
+    with pytest.raises(ConfigError, match="no layer 'w1'"):
+        build_learner(settings("gcpo", "policy.lora={targets: [w1]}"))
+    with pytest.raises(ConfigError, match="no part 'vision' to train"):
+        build_learner(settings("gcpo", "policy.trained=vision"))
+    with pytest.raises(ConfigError, match="takes no adapters"):
+        build_learner(resolve(None, ["policy.lora={}"], {"model": "scenes-8"}).config)
+
+
+def test_a_run_starts_from_what_another_has_trained(cli: Cli, tmp_path: Path, redness: None) -> None:
+    train(cli, "first")
+    train(cli, "second", "policy.random_init=false", "policy.weights=first", steps=1)
+    first, second = (runs.open_run(name, tmp_path / "runs") for name in ("first", "second"))
+    ours, theirs = starts.load_policy(first), starts.start_policy(second.config, tmp_path / "runs")
+    for mine, other in zip(ours.parameters(), theirs.parameters(), strict=True):  # type: ignore[attr-defined]
+        assert torch.equal(mine, other)
+
+
+def test_recomputed_activations_change_no_gradient(policy: JanusPro) -> None:
+    tokens = torch.randint(64, (3, TOKENS), generator=torch.Generator().manual_seed(0))
+    parameters = [p for name, p in policy.named_parameters() if name.startswith("language_model.layers")]
+    found = []
+    for choice in ("never", "always"):
+        policy.recompute = choice
+        found.append(torch.autograd.grad(token_logprobs(policy, TEXTS, tokens).sum(), parameters))
+    policy.recompute = "auto"
+    assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
+
+
+# ---------------------------------------------------------------- published weights
+
+
+@pytest.fixture
+def folder(policy: JanusPro, tmp_path: Path) -> Path:
+    """Random weights as transformers saves Janus, in two files, with a tokenizer."""
+    config = SIZES["janus-pro-tiny"].config()
+    vision: Any = config.vision_config
+    vision.num_hidden_layers, vision.hidden_size = 1, 64
+    model = JanusForConditionalGeneration(config)
+    model.load_state_dict({f"model.{name}": t for name, t in policy.state_dict().items()}, strict=False)
+    made = tmp_path / "Janus-tiny"
+    model.save_pretrained(made, max_shard_size="250KB")
+    byte_tokenizer().save_pretrained(made)
+    assert len(list(made.glob("*.safetensors"))) > 1
+    return made
+
+
+def start_from(folder: Path, *more: str) -> JanusPro:
+    config = resolve(None, [f"policy.weights={folder}", *more], {"model": "janus-pro-tiny"}).config
+    return starts.start_policy(config)  # type: ignore[return-value]
+
+
+def test_published_weights_are_read(policy: JanusPro, folder: Path) -> None:
+    read = start_from(folder)
+    for name, tensor in policy.state_dict().items():
+        assert torch.equal(read.state_dict()[name], tensor), name
+    assert read.tokenizer.convert_tokens_to_ids("<begin_of_image>") == policy.begin_of_image
+    assert start_from(folder, "policy.dtype=bfloat16").generation_embeddings.weight.dtype == torch.bfloat16
+
+
+def test_published_weights_that_are_not_whole_or_not_janus_are_refused(folder: Path) -> None:
+    first = next(
+        path for path in sorted(folder.glob("*.safetensors")) if "language_model" in str(load_file(path).keys())
+    )
+    content = first.read_bytes()
+    first.write_bytes(content[: len(content) // 2])
+    with pytest.raises(CorruptDataError, match="is no safetensors file, or cut off"):
+        start_from(folder)
+    first.unlink()
+    with pytest.raises(CorruptDataError, match="is not whole"):
+        start_from(folder)
+    first.write_bytes(content)
+    tensors = load_file(first)
+    name = next(name for name in tensors if "language_model" in name)
+    save_file({**tensors, name: tensors[name][:-1].clone()}, first)
+    with pytest.raises(CorruptDataError, match=f"1 tensors differ, first '{name}'"):
+        start_from(folder)
+    save_file({**tensors, "model.language_model.new": torch.zeros(1)}, first)
+    with pytest.raises(CorruptDataError, match=r"first 'model\.language_model\.new'"):
+        start_from(folder)
+    save_file(tensors, first)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "model_type": "llama"}))
+    with pytest.raises(ConfigError, match="holds a 'llama' checkpoint, not 'janus'"):
+        start_from(folder)
+    for path in folder.glob("*.safetensors"):
+        path.unlink()
+    (folder / "pytorch_model.bin").write_bytes(b"\x80")
+    with pytest.raises(ConfigError, match=r"no \.safetensors file, only pytorch_model\.bin"):
+        start_from(folder)
+
+
+def test_a_model_without_weights_says_what_to_give(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GCPO_BENCH_HOME", str(tmp_path))
     refused = cli("train", "--model", "janus-pro-1b")
     assert refused.code == 2
-    assert "no weights of janus-pro-1b ship with gcpo-bench" in refused.err
-    assert "policy.weights" in refused.err
+    assert "there are no weights of janus-pro-1b here" in refused.err
+    assert "gcpo-bench models fetch janus-pro-1b" in refused.err
+    assert not (tmp_path / "runs").exists()

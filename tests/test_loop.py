@@ -19,7 +19,7 @@ from gcpo_bench import runs
 from gcpo_bench.config import RunConfig
 from gcpo_bench.errors import CorruptDataError, Interrupted, Preempted, RunError, TrainingError
 from gcpo_bench.resolve import resolve
-from gcpo_bench.training import checkpoints, health
+from gcpo_bench.training import checkpoints, health, starts
 from gcpo_bench.training.estimate import estimate
 from gcpo_bench.training.learner import build_learner
 from gcpo_bench.training.loop import train, train_step
@@ -107,7 +107,7 @@ def test_kills_at_random_moments_lose_and_double_nothing(unbroken: runs.Run, tmp
         os.waitpid(child, 0)
         run = runs.open_run("battered", tmp_path)
         if run.checkpoint_steps():
-            checkpoints.load_policy(run)  # checksums verified
+            starts.load_policy(run)  # checksums verified
         steps = [row["step"] for row in run.metrics()]
         assert steps == list(range(1, len(steps) + 1)), f"after kill {kill}"
     train(run.config, run, resume=True)
@@ -182,7 +182,7 @@ def test_a_run_of_no_steps_is_its_start(tmp_path: Path) -> None:
     run = trained(tmp_path, "none", config(num_steps=0))
     assert run.status().state == "finished"
     assert run.checkpoint_steps() == [0]
-    assert checkpoints.weights_digest(run) == checkpoints.packaged_weights("scenes-8")[1]
+    assert checkpoints.weights_digest(run) == starts.packaged_weights("scenes-8")[1]
 
 
 def test_only_the_newest_checkpoints_stay(unbroken: runs.Run) -> None:
@@ -290,7 +290,7 @@ def test_a_reward_that_is_not_a_number_stops_the_run_before_anything_is_overwrit
     assert run.status().state == "failed"
     assert "is nan" in run.status().error
     assert run.checkpoint_steps() == [3, 6]
-    checkpoints.load_policy(run)
+    starts.load_policy(run)
     assert run.metrics()[-1]["step"] == 8
 
 
@@ -383,40 +383,40 @@ def test_a_state_record_that_is_no_record_is_refused(tmp_path: Path) -> None:
     run = trained(tmp_path, "foreign", config(num_steps=1))
     (run.checkpoint_path(1) / "state.json").write_text(json.dumps({"hello": 1}))
     with pytest.raises(CorruptDataError, match="is no checkpoint record"):
-        checkpoints.load_policy(run)
+        starts.load_policy(run)
 
 
 def test_a_run_without_checkpoint_says_so(tmp_path: Path) -> None:
     run = runs.create(tmp_path, "empty", config())
     with pytest.raises(RunError, match="has no checkpoint yet"):
-        checkpoints.load_policy(run)
+        starts.load_policy(run)
 
 
 def test_training_can_start_from_another_run(unbroken: runs.Run, tmp_path: Path) -> None:
     run = runs.create(unbroken.path.parent, "second", config("policy.weights=unbroken", num_steps=1))
     train(run.config, run)
     assert run.metrics()[0]["loss/kl_all"] == 0  # the reference is the run it started from
-    _, digest = checkpoints.start_weights(run.config, run.path.parent)
+    _, digest = starts.start_weights(run.config, run.path.parent)
     assert digest == checkpoints.weights_digest(unbroken)
 
 
 def test_training_can_start_from_what_pretrain_wrote(tmp_path: Path) -> None:
     pretrained = pretrain("scenes-8", tmp_path / "weights", max_steps=2)
     settings = config(f"policy.weights={tmp_path / 'weights'}", num_steps=1)
-    assert checkpoints.start_weights(settings)[1] == pretrained["checksum"]
-    checkpoints.start_policy(settings)
+    assert starts.start_weights(settings)[1] == pretrained["checksum"]
+    starts.start_policy(settings)
 
 
 def test_a_pretraining_record_without_checksum_is_named(tmp_path: Path) -> None:
     (tmp_path / "scenes-8.json").write_text("{}", encoding="utf-8")
     with pytest.raises(CorruptDataError, match=r"scenes-8\.json is damaged"):
-        checkpoints.start_weights(config(f"policy.weights={tmp_path}", num_steps=1))
+        starts.start_weights(config(f"policy.weights={tmp_path}", num_steps=1))
 
 
 def test_the_start_of_runs_with_equal_weights_is_one_run(unbroken: runs.Run) -> None:
     root = unbroken.path.parent
-    start = checkpoints.start_run(unbroken.config, root)
+    start = starts.start_run(unbroken.config, root)
     assert start.config.num_steps == 0
-    assert checkpoints.start_run(unbroken.config, root).path == start.path
-    _, digest = checkpoints.packaged_weights("scenes-8")
+    assert starts.start_run(unbroken.config, root).path == start.path
+    _, digest = starts.packaged_weights("scenes-8")
     assert checkpoints.weights_digest(start) == digest

@@ -11,10 +11,11 @@ import pytest
 from gcpo_bench import scenes
 from gcpo_bench.config import RewardConfig
 from gcpo_bench.errors import ConfigError
-from gcpo_bench.training.checkpoints import load_weights, packaged_weights
+from gcpo_bench.training.checkpoints import load_weights
 from gcpo_bench.training.perturbation import COARSE, Study, coarse, perturb
 from gcpo_bench.training.policies.scenes import build
 from gcpo_bench.training.rewards import WeightedSum
+from gcpo_bench.training.starts import packaged_weights
 
 from .conftest import Cli
 

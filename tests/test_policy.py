@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from gcpo_bench import scenes, streams
 from gcpo_bench.errors import ConfigError
 from gcpo_bench.training.decoding import draw, sample, sample_in_batches, truncate
+from gcpo_bench.training.logprobs import token_logprobs
 from gcpo_bench.training.policies.scenes import ScenesPolicy, build
 
 TEXTS = [prompt.text for prompt in scenes.held_out_prompts()[::48]]
@@ -34,7 +35,7 @@ def uniforms(rows: int, tokens: int = 64) -> torch.Tensor:
 @pytest.mark.parametrize("guidance_scale", [1.0, 3.0])
 def test_sampled_logprobs_equal_teacher_forced_ones(policy: ScenesPolicy, guidance_scale: float) -> None:
     samples = sample(policy, TEXTS, uniforms(6), guidance_scale=guidance_scale)
-    torch.testing.assert_close(samples.logprobs_BT, policy.logprobs(TEXTS, samples.tokens_BT), atol=1e-4, rtol=0)
+    torch.testing.assert_close(samples.logprobs_BT, token_logprobs(policy, TEXTS, samples.tokens_BT), atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize("guidance_scale", [1.0, 3.0])
@@ -56,7 +57,7 @@ def test_entropy_is_of_the_distribution_that_is_named(policy: ScenesPolicy) -> N
     mixed = sample(policy, TEXTS, uniforms(6), guidance_scale=3.0, temperature=0.7)
     conditional = sample(policy, TEXTS, uniforms(6), guidance_scale=3.0, temperature=0.7, entropy_source="conditional")
     assert torch.equal(mixed.tokens_BT, conditional.tokens_BT)
-    logprobs_BTV = policy.logits(TEXTS, conditional.tokens_BT).log_softmax(-1)
+    logprobs_BTV = policy.head(policy.hidden(TEXTS, conditional.tokens_BT)).log_softmax(-1)
     expected = -(logprobs_BTV.exp() * logprobs_BTV).sum(-1)
     torch.testing.assert_close(conditional.entropy_BT, expected, atol=1e-4, rtol=0)
     assert not torch.allclose(mixed.entropy_BT, expected, atol=0.1)
@@ -66,7 +67,7 @@ def test_each_token_sees_only_the_tokens_before_it(policy: ScenesPolicy) -> None
     tokens = sample(policy, TEXTS[:1], uniforms(1)).tokens_BT
     changed = tokens.clone()
     changed[0, 20] = (changed[0, 20] + 1) % policy.vocab_size
-    before, after = policy.logits(TEXTS[:1], tokens), policy.logits(TEXTS[:1], changed)
+    before, after = (policy.head(policy.hidden(TEXTS[:1], t)) for t in (tokens, changed))
     torch.testing.assert_close(before[:, :21], after[:, :21])
     assert not torch.allclose(before[:, 21:], after[:, 21:])
 

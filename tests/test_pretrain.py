@@ -10,10 +10,11 @@ import torch
 
 from gcpo_bench import runs, scenes, streams
 from gcpo_bench.errors import ConfigError
-from gcpo_bench.training.checkpoints import load_weights, packaged_weights
+from gcpo_bench.training.checkpoints import load_weights
 from gcpo_bench.training.muon import Muon, orthogonalize
 from gcpo_bench.training.policies.scenes import build
 from gcpo_bench.training.pretrain import RECIPES, Recipe, pretrain, told_by, training_rows
+from gcpo_bench.training.starts import packaged_weights
 
 
 def test_the_same_seed_makes_the_same_weights_and_another_seed_others(tmp_path: Path) -> None:

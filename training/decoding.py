@@ -7,13 +7,53 @@ its address in `gcpo_bench.streams` and not on the batch it is drawn in. Logits 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from dataclasses import dataclass
+from typing import Any, Literal
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
 
+from .graphs import GraphedDecoder
 from .parallel import Workers, slices
 from .types import Policy, Samples
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Distribution:
+    """What a token is drawn from, given the logits."""
+
+    guidance_scale: float = 1.0
+    """s in u + s (c - u); at 1 the unconditional rows are not computed."""
+    temperature: float = 1.0
+    """Divides the guided logits."""
+    top_k: int = 0
+    """Tokens kept, 0 for all."""
+    top_p: float = 1.0
+    """Probability mass kept."""
+    entropy_source: Literal["sampling", "conditional"] = "sampling"
+    """`sampling`, the guided distribution at this temperature before top-k and top-p cut it; `conditional`, the
+    conditional distribution at temperature 1."""
+
+    @property
+    def guided(self) -> bool:
+        return self.guidance_scale != 1.0
+
+    def choose(self, logits: Tensor, uniforms_B: Tensor, forced_B: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """A row's token, its conditional log-probability, and the entropy. `logits` (B, or 2B where guided, V)."""
+        logits = logits.float()
+        conditional_BV = logits[: len(uniforms_B)]
+        mixed_BV = conditional_BV
+        if self.guided:
+            unconditional_BV = logits[len(uniforms_B) :]
+            mixed_BV = unconditional_BV + self.guidance_scale * (conditional_BV - unconditional_BV)
+        conditional_BV = torch.log_softmax(conditional_BV, dim=-1)
+        same = not self.guided and self.temperature == 1.0
+        sampling_BV = conditional_BV if same else torch.log_softmax(mixed_BV / self.temperature, dim=-1)
+        drawn_B = draw(truncate(sampling_BV, self.top_k, self.top_p), uniforms_B)
+        tokens_B = torch.where(forced_B >= 0, forced_B, drawn_B)
+        logprobs_B = conditional_BV.gather(1, tokens_B[:, None])[:, 0]
+        return tokens_B, logprobs_B, entropy(sampling_BV if self.entropy_source == "sampling" else conditional_BV)
 
 
 @torch.no_grad()
@@ -22,49 +62,59 @@ def sample(
     texts_B: Sequence[str],
     uniforms_BT: Tensor,
     *,
-    guidance_scale: float = 1.0,
-    temperature: float = 1.0,
-    top_k: int = 0,
-    top_p: float = 1.0,
-    entropy_source: Literal["sampling", "conditional"] = "sampling",
     forced_BT: Tensor | None = None,
+    graphs: bool | None = None,
+    **distribution: Any,
 ) -> Samples:
     """One image a row.
 
     Args:
         texts_B: prompts.
         uniforms_BT: float32 in [0, 1), one a token.
-        guidance_scale: s in u + s (c - u); at 1 the unconditional rows are not computed.
-        temperature: divides the guided logits.
-        top_k: tokens kept, 0 for all. top_p: probability mass kept.
-        entropy_source: `sampling`, the guided distribution at this temperature before top-k and top-p cut it;
-            `conditional`, the conditional distribution at temperature 1.
         forced_BT: int64 tokens that are put in place of drawn ones; -1 where the policy draws.
+        graphs: decode in steps of fixed shapes, which are recorded on a GPU; None: there, if the policy can.
+        distribution: fields of `Distribution`.
     """
-    guided = guidance_scale != 1.0
-    rows = len(texts_B)
-    state = policy.start(texts_B, guided=guided)
-    tokens: Tensor | None = None
-    tokens_T, logprobs_T, entropy_T = [], [], []
-    for t in range(uniforms_BT.shape[1]):
-        previous = torch.cat([tokens, tokens]) if guided and tokens is not None else tokens
-        logits = policy.step(state, previous).float()
-        conditional_BV = logits[:rows]
-        mixed_BV = logits[rows:] + guidance_scale * (conditional_BV - logits[rows:]) if guided else conditional_BV
-        conditional_BV = torch.log_softmax(conditional_BV, dim=-1)
-        same = not guided and temperature == 1.0
-        sampling_BV = conditional_BV if same else torch.log_softmax(mixed_BV / temperature, dim=-1)
-        tokens = draw(truncate(sampling_BV, top_k, top_p), uniforms_BT[:, t])
-        if forced_BT is not None:
-            tokens = torch.where(forced_BT[:, t] >= 0, forced_BT[:, t], tokens)
-        tokens_T.append(tokens)
-        logprobs_T.append(conditional_BV.gather(1, tokens[:, None])[:, 0])
-        entropy_T.append(entropy(sampling_BV if entropy_source == "sampling" else conditional_BV))
+    settings = Distribution(**distribution)
+    uniforms_TB = uniforms_BT.t().contiguous()
+    forced_TB = (torch.full_like(uniforms_BT, -1, dtype=torch.int64) if forced_BT is None else forced_BT).t()
+    if graphs is None:
+        graphs = uniforms_BT.is_cuda and getattr(policy, "fixed_shapes", False)
+    decode = _graphed if graphs else _stepwise
+    tokens_TB, logprobs_TB, entropy_TB = decode(policy, texts_B, uniforms_TB, forced_TB, settings)
     return Samples(
-        tokens_BT=torch.stack(tokens_T, dim=1),
-        logprobs_BT=torch.stack(logprobs_T, dim=1),
-        entropy_BT=torch.stack(entropy_T, dim=1),
+        tokens_BT=tokens_TB.t().contiguous(),
+        logprobs_BT=logprobs_TB.t().contiguous(),
+        entropy_BT=entropy_TB.t().contiguous(),
     )
+
+
+def _stepwise(
+    policy: Policy, texts_B: Sequence[str], uniforms_TB: Tensor, forced_TB: Tensor, settings: Distribution
+) -> list[Tensor]:
+    state = policy.start(texts_B, guided=settings.guided)
+    tokens_B: Tensor | None = None
+    found = []
+    for uniforms_B, forced_B in zip(uniforms_TB, forced_TB, strict=True):
+        before = torch.cat([tokens_B, tokens_B]) if settings.guided and tokens_B is not None else tokens_B
+        found.append(settings.choose(policy.step(state, before), uniforms_B, forced_B))
+        tokens_B = found[-1][0]
+    return [torch.stack(values) for values in zip(*found, strict=True)]
+
+
+_DECODERS: WeakKeyDictionary[Policy, tuple[Distribution, GraphedDecoder]] = WeakKeyDictionary()
+"""The last decoder of each policy: it holds a cache and its graphs."""
+
+
+def _graphed(
+    policy: Policy, texts_B: Sequence[str], uniforms_TB: Tensor, forced_TB: Tensor, settings: Distribution
+) -> list[Tensor]:
+    known, decoder = _DECODERS.get(policy, (None, None))
+    if decoder is None or known != settings:
+        decoder = GraphedDecoder(policy, settings.choose, guided=settings.guided)
+        _DECODERS[policy] = (settings, decoder)
+    decoded = decoder(texts_B, uniforms_TB, forced_TB)
+    return [decoded.tokens_TB.clone(), decoded.logprobs_TB.clone(), decoded.entropy_TB.clone()]
 
 
 def sample_in_batches(
@@ -74,14 +124,14 @@ def sample_in_batches(
     *,
     batch_rows: int,
     workers: Workers | None = None,
-    **options: object,
+    **options: Any,
 ) -> Samples:
     """`sample`, `batch_rows` images at once, one batch a thread of `workers`."""
 
     def part(rows: slice) -> Samples:
-        return sample(policy, texts_B[rows], uniforms_BT[rows], **options)  # type: ignore[arg-type]
+        return sample(policy, texts_B[rows], uniforms_BT[rows], **options)
 
-    parts = (workers or Workers(1)).map(part, slices(len(texts_B), batch_rows))
+    parts = list((workers or Workers(1)).map(part, slices(len(texts_B), batch_rows)))
     return Samples(
         tokens_BT=torch.cat([part.tokens_BT for part in parts]),
         logprobs_BT=torch.cat([part.logprobs_BT for part in parts]),

@@ -1,15 +1,45 @@
-"""What a run would cost, before it is started."""
+"""What a run would cost, before it is started.
+
+A small policy on the CPU is tried: one real step, nothing written. For a large one, or one for a GPU, memory is added
+up from the shapes of its tensors, and time is the floor (`gcpo_bench.training.floors`) on one NVIDIA H200, which was
+seen to copy 4.3 TB/s and to multiply bfloat16 matrices at 790 TFLOP/s.
+"""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 
-from gcpo_bench.config import RunConfig
+import torch
 
+from gcpo_bench.config import RunConfig
+from gcpo_bench.errors import PrerequisiteError
+
+from . import lora, starts
+from .floors import rollout_bytes, update_flops
 from .learner import as_module, build_learner
+from .logprobs import CHUNK_LOGITS
 from .loop import train_step
 from .metrics import peak_memory_bytes
+from .types import Policy
+
+TRIED_PARAMETERS = 20_000_000
+"""Up to here a step on the CPU takes seconds, and is tried."""
+H200_BYTES_PER_S, H200_FLOPS_PER_S = 4.3e12, 790e12
+PROMPT_SLOTS = 48
+"""Words of a prompt and its template, rounded up."""
+KEPT_PER_LAYER, KEPT_PER_LAYER_RECOMPUTED = 34, 2
+"""Activations that the backward pass needs, in multiples of a hidden state: of attention and a gated MLP, or of the
+layer's input alone (Korthikanti et al., arXiv 2205.05198, with attention that keeps no scores)."""
+OPTIONS = (
+    "sampling.batch_rows",
+    "optimizer.micro_batch_rows",
+    "policy.dtype=bfloat16",
+    "policy.recompute=always",
+    "policy.lora={}",
+)
+"""What lowers memory, the cheapest first."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -17,10 +47,23 @@ class Estimate:
     seconds_per_step: float
     bytes_on_disk: int
     peak_memory_bytes: int
+    measured: bool
+    """One step was run; else the numbers are computed, and the seconds are the floor of one H200."""
+    parts: Mapping[str, int]
+    """What the memory goes to, bytes; empty where it was measured."""
 
 
 def estimate(config: RunConfig) -> Estimate:
-    """Measured on one real step here, nothing written; disk from the size of the weights."""
+    """Raises ConfigError and PrerequisiteError as building the policy does."""
+    with torch.device("meta"):
+        policy = starts.build(config.policy)
+    parameters = sum(parameter.numel() for parameter in policy.parameters())
+    if config.policy.device == "cpu" and parameters <= TRIED_PARAMETERS:
+        return _tried(config)
+    return _computed(config, policy)
+
+
+def _tried(config: RunConfig) -> Estimate:
     learner = build_learner(config)
     started = time.perf_counter()
     metrics = train_step(learner, 1)
@@ -34,4 +77,78 @@ def estimate(config: RunConfig) -> Estimate:
         seconds_per_step=seconds,
         bytes_on_disk=config.logging.keep_checkpoints * checkpoint + maps + config.num_steps * len(str(metrics)),
         peak_memory_bytes=peak_memory_bytes(),
+        measured=True,
+        parts={},
     )
+
+
+def _computed(config: RunConfig, policy: Policy) -> Estimate:
+    work, module = policy.work(), as_module(policy)
+    size = 2 if config.policy.dtype == "bfloat16" else 4
+    tokens = policy.grid[0] * policy.grid[1]
+    images = config.sampling.prompts_per_step * config.sampling.group_size
+    guided = 1 + (config.sampling.guidance_scale != 1.0)
+    held = sum(parameter.numel() for parameter in module.parameters())
+    trained = sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)
+    if config.policy.lora is not None:
+        trained = _adapters(config, module)
+    rounded = size == 2 and config.policy.lora is None
+    rows = min(config.sampling.batch_rows, images)
+    micro = min(config.optimizer.micro_batch_rows, images)
+    again = config.policy.recompute == "always" or (config.policy.recompute == "auto" and work.width >= 4096)
+    kept = KEPT_PER_LAYER_RECOMPUTED if again else KEPT_PER_LAYER
+    always = {
+        "weights": held * size,
+        "reference": 0 if config.policy.lora is not None else held * size,
+        "optimizer moments": 2 * trained * 4,
+        "float32 copies": trained * 4 if rounded else 0,
+    }
+    # the cache is kept from rollout to rollout, with the graphs recorded on it, so all of this adds up
+    in_turn = {
+        "keys and values": rows * guided * (tokens + PROMPT_SLOTS) * work.cache_per_slot * size,
+        "gradients": trained * (4 + size),
+        "activations": micro * (tokens + PROMPT_SLOTS) * work.width * size * (work.layers * kept + KEPT_PER_LAYER),
+        "logits": min(CHUNK_LOGITS, micro * tokens * policy.vocab_size) * (2 * 4 + 2 * size),
+    }
+    parts = always | in_turn
+    moved = rollout_bytes(work, rows * guided, tokens, size, PROMPT_SLOTS) * -(-images // rows)
+    seconds = moved / H200_BYTES_PER_S + update_flops(work, images, tokens) / H200_FLOPS_PER_S
+    checkpoint = trained * (size + 8 + (4 if rounded else 0))
+    return Estimate(
+        seconds_per_step=seconds,
+        bytes_on_disk=(config.logging.keep_checkpoints + 1) * checkpoint,
+        peak_memory_bytes=sum(parts.values()),
+        measured=False,
+        parts=parts,
+    )
+
+
+def _adapters(config: RunConfig, module: torch.nn.Module) -> int:
+    if config.policy.lora is None:
+        return 0
+    part = getattr(module, getattr(module, "adapted", ""), None)
+    if part is None:  # building the policy says so
+        return 0
+    shapes = (part.get_submodule(name).weight.shape for name in lora.adapted_layers(part, config.policy.lora))
+    return sum(config.policy.lora.rank * (rows + columns) for rows, columns in shapes)
+
+
+def check_memory(config: RunConfig) -> None:
+    """`require_memory` of the GPU that the run is for, if it is for one."""
+    device = torch.device(config.policy.device)
+    if device.type == "cuda" and torch.cuda.is_available():
+        require_memory(config, torch.cuda.mem_get_info(device)[0])
+
+
+def require_memory(config: RunConfig, free_bytes: int) -> None:
+    """Raises PrerequisiteError where a GPU with so much free memory cannot hold the run."""
+    with torch.device("meta"):
+        policy = starts.build(config.policy)
+    needed = _computed(config, policy)
+    if needed.peak_memory_bytes > free_bytes:
+        largest = max(needed.parts, key=lambda name: needed.parts[name])
+        raise PrerequisiteError(
+            f"{config.policy.name} needs about {needed.peak_memory_bytes / 1e9:.0f} GB of GPU memory, "
+            f"{free_bytes / 1e9:.0f} GB are free; the most goes to {largest} ({needed.parts[largest] / 1e9:.0f} GB)",
+            hint=f"lower or set, the cheapest first: {', '.join(OPTIONS)}; see gcpo-bench train --dry-run",
+        )

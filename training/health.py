@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 
 import torch
-from torch import nn
+from torch import Tensor
 
 from gcpo_bench.errors import TrainingError
 
@@ -21,11 +21,12 @@ def check_finite(values: Mapping[str, float], step: int) -> None:
             raise TrainingError(f"{name} is {value} at step {step}", hint=SAFE)
 
 
-def check_learning(history: Sequence[Mapping[str, float]], policy: nn.Module, reference: nn.Module) -> None:
+def check_learning(history: Sequence[Mapping[str, float]], now: Sequence[Tensor], then: Sequence[Tensor]) -> None:
     """At step 20: some group must have had differing rewards, and some parameter must have moved.
 
     Args:
         history: metrics of the steps so far, first to last.
+        now, then: the trained parameters, and as they were at the start.
     """
     if len(history) != PATIENCE_STEPS:
         return
@@ -36,8 +37,7 @@ def check_learning(history: Sequence[Mapping[str, float]], policy: nn.Module, re
             f"(reward {min(rewards):.3f} to {max(rewards):.3f})",
             hint="choose a denser reward (geneval-dense), a larger sampling.group_size, or another start",
         )
-    pairs = zip(policy.parameters(), reference.parameters(), strict=True)
-    if all(torch.equal(now, then) for now, then in pairs):
+    if all(torch.equal(is_now, was) for is_now, was in zip(now, then, strict=True)):
         raise TrainingError(
             f"no parameter moved in {PATIENCE_STEPS} steps: the gradient is exactly 0",
             hint="a detached linear weight is 0 while policy == reference; use weighting.form=exp or detached=false",

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from gcpo_bench.config import RunConfig
 from gcpo_bench.errors import ConfigError
 from gcpo_bench.runs import Run
 
-from . import checkpoints
+from . import lora, starts
+from .optimizers import build_optimizer
 from .parallel import Workers
 from .rewards import WeightedSum
 from .selectors import build_selectors
@@ -27,38 +29,46 @@ class Learner:
 
     config: RunConfig
     policy: Policy
-    reference: Policy
+    parameters: Sequence[nn.Parameter]
+    """Those of the policy that are trained."""
     optimizer: torch.optim.Optimizer
     reward: WeightedSum
     selectors: Sequence[tuple[str, Selector]]
     weighting: Weighting
     workers: Workers
+    frozen_copy: Policy | None
+    """The policy as it was; None where the policy without its adapters is that."""
+    start: Sequence[Tensor]
+    """The trained parameters as they were."""
+
+    @contextmanager
+    def reference(self) -> Iterator[Policy]:
+        """The policy that training started from."""
+        if self.frozen_copy is not None:
+            yield self.frozen_copy
+        else:
+            with lora.off(as_module(self.policy)):
+                yield self.policy
 
 
 def build_learner(config: RunConfig, run: Run | None = None) -> Learner:
-    policy = checkpoints.start_policy(config, run.path.parent if run else None)
-    reference = copy.deepcopy(as_module(policy)).requires_grad_(False)
-    optimizer = torch.optim.AdamW(
-        trained_parameters(policy),
-        lr=config.optimizer.learning_rate,
-        betas=config.optimizer.betas,
-        weight_decay=config.optimizer.weight_decay,
-    )
+    policy = starts.start_policy(config, run.path.parent if run else None)
+    module = as_module(policy)
+    trained = {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
+    frozen_copy = None if config.policy.lora else copy.deepcopy(module).requires_grad_(False)
+    start = dict(frozen_copy.named_parameters()) if frozen_copy else {k: v.detach().clone() for k, v in trained.items()}
     return Learner(
         config=config,
         policy=policy,
-        reference=reference,  # type: ignore[arg-type]
-        optimizer=optimizer,
+        parameters=list(trained.values()),
+        optimizer=build_optimizer(list(trained.values()), config.optimizer),
         reward=WeightedSum(config.rewards),
         selectors=build_selectors(config.selection),
         weighting=build_weighting(config.weighting),
-        workers=Workers(config.num_threads),
+        workers=Workers(config.num_threads, config.policy.device),
+        frozen_copy=frozen_copy,  # type: ignore[arg-type]
+        start=[start[name] for name in trained],
     )
-
-
-def trained_parameters(policy: Policy) -> list[nn.Parameter]:
-    """All that the policy did not freeze."""
-    return [parameter for parameter in as_module(policy).parameters() if parameter.requires_grad]
 
 
 def as_module(policy: Policy) -> nn.Module:

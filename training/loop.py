@@ -13,7 +13,7 @@ from gcpo_bench.config import RunConfig
 from gcpo_bench.errors import GcpoBenchError, Interrupted, Preempted
 from gcpo_bench.runs import Run
 
-from . import checkpoints, health
+from . import checkpoints, health, starts
 from .interrupts import StopRequests
 from .learner import Learner, as_module, build_learner
 from .metrics import Metrics, Stopwatch, describe, peak_memory_bytes
@@ -58,7 +58,7 @@ def train(
         try:
             learner = build_learner(config, run)
             step = _restore(learner, run) if resume else 0
-            start = checkpoints.start_weights(config, run.path.parent)[1]
+            start = starts.start_weights(config, run.path.parent)[1]
             run.add_environment({**environment.record(), "start_weights": start})
             run.set_status("running", step)
             if step == 0:
@@ -70,7 +70,7 @@ def train(
                 if on_step:
                     on_step(metrics)
                 if step == health.PATIENCE_STEPS:
-                    health.check_learning(run.metrics(), as_module(learner.policy), as_module(learner.reference))
+                    health.check_learning(run.metrics(), learner.parameters, learner.start)
                 _keep(learner, run, step, stopping=stop.received is not None)
                 if stop.received is not None and step < config.num_steps:
                     raise stop.error(run.name, step)

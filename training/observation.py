@@ -15,6 +15,7 @@ from gcpo_bench.datasets import Prompt, prompts_by_task
 from .advantages import group_advantages
 from .decoding import sample_in_batches
 from .learner import Learner
+from .logprobs import token_logprobs
 from .metrics import Stopwatch
 from .parallel import slices
 from .selectors import select
@@ -99,9 +100,9 @@ def reference_logprobs(learner: Learner, rollout: Rollout) -> Tensor:
     """(B, T), a micro-batch a thread."""
     texts_B, tokens_BT = rollout.texts_B, rollout.tokens_BT
     parts = slices(len(tokens_BT), learner.config.optimizer.micro_batch_rows)
-    return torch.cat(
-        learner.workers.map(lambda rows: learner.reference.logprobs(texts_B[rows], tokens_BT[rows]), parts)
-    )
+    with learner.reference() as reference:
+        found = learner.workers.map(lambda rows: token_logprobs(reference, texts_B[rows], tokens_BT[rows]), parts)
+        return torch.cat(list(found))
 
 
 def token_signals(learner: Learner, rollout: Rollout, stream: str) -> TokenSignals:

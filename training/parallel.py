@@ -6,7 +6,7 @@ puts the results together in order. Kernels that split their own sums over threa
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import TypeVar
@@ -18,18 +18,22 @@ Result = TypeVar("Result")
 
 
 class Workers:
-    """`map` over threads; torch releases the interpreter's lock inside its kernels."""
+    """`map` over threads; torch releases the interpreter's lock inside its kernels.
 
-    def __init__(self, num_threads: int) -> None:
+    On a GPU one thread is enough, and a policy's decoder serves one batch at a time: there `num_threads` does nothing.
+    """
+
+    def __init__(self, num_threads: int, device: str = "cpu") -> None:
         torch.set_num_threads(1)
+        num_threads = num_threads if torch.device(device).type == "cpu" else 1
         self._pool = ThreadPoolExecutor(num_threads, initializer=_single_threaded) if num_threads > 1 else None
 
-    def map(self, function: Callable[[Part], Result], parts: Iterable[Part]) -> list[Result]:
-        """Results in the order of `parts`. Whether gradients are recorded is as in the calling thread."""
+    def map(self, function: Callable[[Part], Result], parts: Iterable[Part]) -> Iterator[Result]:
+        """Results in the order of `parts`, each as it is asked for. With gradients or without as in the caller."""
         items = list(parts)
         if self._pool is None or len(items) < 2:
-            return [function(item) for item in items]
-        return list(self._pool.map(partial(_call, torch.is_grad_enabled(), function), items))
+            return map(function, items)
+        return self._pool.map(partial(_call, torch.is_grad_enabled(), function), items)
 
 
 def _single_threaded() -> None:

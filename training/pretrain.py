@@ -90,7 +90,7 @@ def pretrain(
             for group in optimizer.param_groups:
                 group["lr"] = scale * group["initial_lr"]
         captions, tokens_BT = training_rows(policy, recipe, seed, step)
-        logits_BTV = policy.logits(captions, tokens_BT)
+        logits_BTV = policy.head(policy.hidden(captions, tokens_BT))
         loss = F.cross_entropy(logits_BTV.flatten(0, 1), tokens_BT.flatten())
         loss.backward()  # type: ignore[no-untyped-call]
         for optimizer in optimizers:

@@ -12,6 +12,7 @@ from gcpo_bench.datasets import Prompt, prompts_by_task
 from gcpo_bench.runs import Run
 
 from .learner import Learner
+from .logprobs import token_logprobs
 from .metrics import Stopwatch
 from .observation import observe
 from .signals import entropy_gradient
@@ -26,7 +27,7 @@ def save_token_maps(learner: Learner, run: Run, step: int) -> None:
     prompts = tracked_prompts(learner.config.logging)
     seen = observe(learner, prompts, "tracked", Stopwatch())
     with torch.no_grad():
-        logprobs_BT = learner.policy.logprobs(seen.rollout.texts_B, seen.rollout.tokens_BT)
+        logprobs_BT = token_logprobs(learner.policy, seen.rollout.texts_B, seen.rollout.tokens_BT)
         weight_BT = learner.weighting(logprobs_BT, seen.ref_logprobs_BT, seen.selection.selected_BT)
     shown = slice(None, None, seen.rollout.group_size)  # the first image of each group
 

@@ -164,6 +164,18 @@ class Observation:
     ref_logprobs_BT: Tensor
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Work:
+    """What decoding a token takes, whoever does it: for floors and estimates."""
+
+    parameters: int
+    """Of the transformer's layers and the output layer: read once a step, 2 FLOPs each a row."""
+    cache_per_slot: int
+    """Keys and values, numbers a row and token."""
+    width: int
+    layers: int
+
+
 class Selector(Protocol):
     def __call__(self, signals: TokenSignals, taken_BT: Tensor) -> Tensor:
         """bool BT: the tokens it takes, none of them where `taken_BT` is True."""
@@ -171,6 +183,9 @@ class Selector(Protocol):
 
 
 class Weighting(Protocol):
+    """May have an attribute `detached`: True promises that no gradient flows through the factor, so that the output
+    layer is differentiated at the selected tokens only."""
+
     def __call__(self, logprobs_BT: Tensor, ref_logprobs_BT: Tensor, selected_BT: Tensor) -> Tensor:
         """float BT: the factor of the policy term; carries gradient only where the method says so."""
         ...
@@ -188,10 +203,11 @@ class Policy(Protocol):
     grid: tuple[int, int]
     vocab_size: int
 
-    def start(self, texts_B: Sequence[str], *, guided: bool = False) -> Any:
+    def start(self, texts_B: Sequence[str], *, guided: bool = False, reuse: Any = None) -> Any:
         """Read the prompts: the state of a cached decode before its first image token.
 
-        With `guided`, as many rows again follow, one a prompt, that know nothing of it.
+        With `guided`, as many rows again follow, one a prompt, that know nothing of it. `reuse` is a state that is no
+        longer needed: its memory may be taken, and then it is what is returned.
         """
         ...
 
@@ -199,8 +215,12 @@ class Policy(Protocol):
         """Logits (B, V) of the next token after `tokens_B` (None before the first); advances `state`."""
         ...
 
-    def logprobs(self, texts_B: Sequence[str], tokens_BT: Tensor) -> Tensor:
-        """float32 BT by teacher forcing, conditional branch, temperature 1; carries gradient."""
+    def hidden(self, texts_B: Sequence[str], tokens_BT: Tensor) -> Tensor:
+        """Last hidden states (B, T, D) by teacher forcing, conditional branch: the one at t predicts token t."""
+        ...
+
+    def head(self, hidden: Tensor) -> Tensor:
+        """Logits (..., V) of hidden states (..., D)."""
         ...
 
     def embed(self, tokens_BT: Tensor, kind: Literal["projected", "codebook"]) -> Tensor:
@@ -210,3 +230,5 @@ class Policy(Protocol):
     def decode(self, tokens_BT: Tensor) -> Any:
         """numpy uint8 images (B, Y, X, 3)."""
         ...
+
+    def work(self) -> Work: ...

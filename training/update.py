@@ -14,9 +14,11 @@ from gcpo_bench.config import OptimizerConfig, RunConfig
 
 from . import health
 from .advantages import zero_variance_groups
-from .learner import Learner, trained_parameters
+from .learner import Learner
+from .logprobs import token_logprobs
 from .losses import denominators, policy_loss
 from .metrics import Metrics
+from .optimizers import learned
 from .parallel import slices
 from .types import Batch, Observation
 
@@ -79,40 +81,50 @@ class Share:
 def optimizer_step(learner: Learner, texts_B: list[str], tokens_BT: Tensor, batch: Batch, step: int) -> Metrics:
     """One gradient, gathered over micro-batches, clipped and applied."""
     config = learner.config
-    parameters = trained_parameters(learner.policy)
     shares = learner.workers.map(
-        lambda rows: micro_batch(learner, parameters, texts_B[rows], tokens_BT[rows], batch.rows(rows)),
+        lambda rows: micro_batch(learner, texts_B[rows], tokens_BT[rows], batch.rows(rows)),
         slices(len(texts_B), config.optimizer.micro_batch_rows),
     )
-    sums = {name: sum(share.sums[name] for share in shares) for name in shares[0].sums}
+    sums: Metrics = defaultdict(float)
+    changed = learned(learner.optimizer)
+    gradients: list[Tensor | None] = [None] * len(changed)
+    weights, gradient_abs = [], []
+    for share in shares:  # one after the other: the gradients of a large model do not fit many times
+        for name, value in share.sums.items():
+            sums[name] += value
+        weights.append(share.weights_on_selected)
+        gradient_abs.append(share.gradient_abs)
+        for index, (gradient, target) in enumerate(zip(share.gradients, changed, strict=True)):
+            if gradient is not None:
+                known, own = gradients[index], gradient.to(target.dtype)
+                gradients[index] = own if known is None else known.add_(own)
     sums["loss/kl_all"] /= tokens_BT.numel()
     health.check_finite({"the loss": sums["loss/total"]}, step)
-    for index, parameter in enumerate(parameters):
-        found = [gradient for share in shares if (gradient := share.gradients[index]) is not None]
-        parameter.grad = torch.stack(found).sum(dim=0) if len(found) > 1 else found[0] if found else None
-    norm = float(nn.utils.clip_grad_norm_(parameters, config.optimizer.max_grad_norm))
+    for tensor, gradient in zip(changed, gradients, strict=True):
+        tensor.grad = gradient
+    norm = float(nn.utils.clip_grad_norm_(changed, config.optimizer.max_grad_norm))
     health.check_finite({"the gradient norm": norm}, step)
     learner.optimizer.step()
-    weights = torch.cat([share.weights_on_selected for share in shares])
-    gradient_abs = torch.stack([share.gradient_abs for share in shares]).sum(dim=0)
+    learner.optimizer.zero_grad(set_to_none=True)  # nothing of the update is held during the next rollout
+    weight = torch.cat(weights)
+    absolute = torch.stack(gradient_abs).sum(dim=0)
     return {
         **sums,
         "optimizer/gradient_norm": norm,
-        "weight/mean": float(weights.mean()),
-        "weight/min": float(weights.min()),
-        "weight/max": float(weights.max()),
-        "weight/negative_share": float((weights < 0).float().mean()),
-        "tokens/unselected_gradient_share": float(gradient_abs[1] / gradient_abs.sum().clamp(min=1e-300)),
+        "weight/mean": float(weight.mean()),
+        "weight/min": float(weight.min()),
+        "weight/max": float(weight.max()),
+        "weight/negative_share": float((weight < 0).float().mean()),
+        "tokens/unselected_gradient_share": float(absolute[1] / absolute.sum().clamp(min=1e-300)),
     }
 
 
-def micro_batch(
-    learner: Learner, parameters: list[nn.Parameter], texts_B: list[str], tokens_BT: Tensor, part: Batch
-) -> Share:
+def micro_batch(learner: Learner, texts_B: list[str], tokens_BT: Tensor, part: Batch) -> Share:
     """Touches nothing shared, so micro-batches can run side by side."""
-    logprobs_BT = learner.policy.logprobs(texts_B, tokens_BT)
+    where_BT = None if gradient_everywhere(learner) else part.selected_BT
+    logprobs_BT = token_logprobs(learner.policy, texts_B, tokens_BT, differentiated_BT=where_BT)
     output = policy_loss(logprobs_BT, part, learner.weighting, learner.config.loss)
-    on_logprobs_BT, *gradients = torch.autograd.grad(output.loss, [logprobs_BT, *parameters], allow_unused=True)
+    on_logprobs_BT, *gradients = torch.autograd.grad(output.loss, [logprobs_BT, *learner.parameters], allow_unused=True)
     difference_BT = part.ref_logprobs_BT - logprobs_BT.detach()
     size_BT = on_logprobs_BT.abs().double().cpu()
     chosen_BT = part.selected_BT.cpu()
@@ -125,6 +137,11 @@ def micro_batch(
         weights_on_selected=output.weights_BT[part.selected_BT],
         gradient_abs=torch.stack([size_BT[chosen_BT].sum(), size_BT[~chosen_BT].sum()]),
     )
+
+
+def gradient_everywhere(learner: Learner) -> bool:
+    """Whether tokens that are not selected get gradient too: through the weight, or through the divergence."""
+    return learner.config.loss.kl_tokens == "all" or not getattr(learner.weighting, "detached", False)
 
 
 def minibatches(config: RunConfig, rows: int, step: int, epoch: int) -> list[Tensor]:

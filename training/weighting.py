@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import inspect
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -30,6 +30,8 @@ from .types import Weighting
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Uniform:
     """1 everywhere."""
+
+    detached: ClassVar[bool] = True
 
     def __call__(self, logprobs_BT: Tensor, ref_logprobs_BT: Tensor, selected_BT: Tensor) -> Tensor:
         return torch.ones_like(at_least_float32(logprobs_BT))
@@ -66,6 +68,8 @@ class Prefix:
     At a selected position this is the factor by which the released weight multiplies its gradient while policy and
     reference agree.
     """
+
+    detached: ClassVar[bool] = True
 
     def __call__(self, logprobs_BT: Tensor, ref_logprobs_BT: Tensor, selected_BT: Tensor) -> Tensor:
         share_BT = selected_BT / _positions_T(at_least_float32(logprobs_BT))

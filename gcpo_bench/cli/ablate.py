@@ -148,7 +148,7 @@ def _variants(methods: str | None, components: str | None, ratios: Sequence[floa
 def _expand(plan: Plan, runs_dir: Path, *, num_threads: int) -> list[Cell]:
     """Threads change no result and are no part of a cell's address, so they are set last."""
     from gcpo_bench.ablations import code_digest, expand
-    from gcpo_bench.training.checkpoints import start_weights
+    from gcpo_bench.training.starts import start_weights
 
     @cache
     def digest(policy: Any) -> str:

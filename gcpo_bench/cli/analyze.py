@@ -40,13 +40,13 @@ def perturb_command(
     folder = open_run(run, runs_dir)
     from gcpo_bench.evaluators.runner import first_per_task
     from gcpo_bench.registry import PROMPT_SETS
-    from gcpo_bench.training import checkpoints
+    from gcpo_bench.training import checkpoints, starts
     from gcpo_bench.training.perturbation import perturb
     from gcpo_bench.training.rewards import WeightedSum
 
     config = folder.config
     prompts = first_per_task(PROMPT_SETS.load(config.logging.tracked_prompt_set)(), prompts_per_task)
-    policy = checkpoints.load_policy(folder)
+    policy = starts.load_policy(folder)
     study = perturb(
         policy,
         WeightedSum(config.rewards),

@@ -14,7 +14,23 @@ import typer
 from gcpo_bench import __version__
 from gcpo_bench.errors import GcpoBenchError
 
-from . import ablate, analyze, data, doctor, evaluate, gate, ls, models, pretrain, report, sample, show, train, work
+from . import (
+    ablate,
+    analyze,
+    bench,
+    data,
+    doctor,
+    evaluate,
+    gate,
+    ls,
+    models,
+    pretrain,
+    report,
+    sample,
+    show,
+    train,
+    work,
+)
 
 UsageError: type[Exception] = typer.BadParameter.__mro__[1]  # Typer bundles its own click: this finds either
 INTERNAL_ERROR = 70
@@ -59,6 +75,7 @@ for module, example in (
     (ls, "gcpo-bench ls methods"),
     (show, "gcpo-bench show scenes-gcpo -o loss.beta=0.1"),
     (doctor, "gcpo-bench doctor"),
+    (bench, "gcpo-bench bench rollout --model janus-pro-small --images 8 -o sampling.guidance_scale=5"),
     (pretrain, "gcpo-bench pretrain --model scenes-8 --out weights"),
 ):
     name = module.__name__.rpartition(".")[2]
@@ -108,6 +125,9 @@ def _explain(error: BaseException) -> tuple[str, str, int]:
         return f"{error.filename or 'a file'}: the disk is full", "free some space, then try again; nothing is lost", 4
     if isinstance(error, PermissionError):
         return f"{error.filename}: {error.strerror}", "mend its permissions, or choose another folder", 4
+    if type(error).__name__ == "OutOfMemoryError":  # torch's; this file does not import torch
+        mend = "lower sampling.batch_rows or optimizer.micro_batch_rows, or set policy.recompute=always; then: --resume"
+        return f"the GPU is out of memory: {error}", mend, 4
     if isinstance(error, ModuleNotFoundError) and not str(error.name).startswith("gcpo_bench"):
         return f"the package {error.name!r} is missing", f"pip install {error.name}; or look with: gcpo-bench doctor", 4
     hint = "run it again with --debug and report what it prints"

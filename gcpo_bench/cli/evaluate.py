@@ -273,7 +273,7 @@ def _plain(line: str) -> str:
 
 def _evaluated(settings: _Settings, run: Run, *, with_start: bool) -> tuple[list[Evaluation | None], dict[str, Any]]:
     """Scores of the run and its start, and the paired difference."""
-    from gcpo_bench.training.checkpoints import start_run
+    from gcpo_bench.training.starts import start_run
 
     result: dict[str, Any] = {"run": run.name, "path": str(run.path), "benchmark": settings.benchmark}
     evaluation = _evaluate(settings, run)
@@ -300,14 +300,15 @@ def _evaluate(settings: _Settings, run: Run) -> Evaluation | None:
     import torch
 
     from gcpo_bench.evaluators.runner import ShardDone, evaluate, rescore
-    from gcpo_bench.training.checkpoints import load_policy, weights_digest
+    from gcpo_bench.training.checkpoints import weights_digest
     from gcpo_bench.training.decoding import sample_in_batches
     from gcpo_bench.training.parallel import Workers
+    from gcpo_bench.training.starts import load_policy
 
     if settings.asked.rescore:
         place = run.evaluation_dir(settings.benchmark)
         return rescore(place, settings.benchmark, world=settings.world, options=settings.asked.options)
-    workers = Workers(settings.num_threads)
+    workers = Workers(settings.num_threads, run.config.policy.device)
     policy = load_policy(run)
 
     def draw(texts_B: Any, uniforms_BT: Any) -> Any:

@@ -69,11 +69,11 @@ def _policy(run: str, runs_dir: Path) -> tuple[Policy, str]:
 
     if run in POLICIES.entries and not (runs_dir / run).exists():
         from gcpo_bench.config import PolicyConfig, RunConfig
-        from gcpo_bench.training.checkpoints import start_policy
+        from gcpo_bench.training.starts import start_policy
 
         return start_policy(RunConfig(policy=PolicyConfig(name=run))), run
     opened = open_run(run, runs_dir)
-    from gcpo_bench.training.checkpoints import load_policy
+    from gcpo_bench.training.starts import load_policy
 
     return load_policy(opened), opened.config.policy.name
 

@@ -25,6 +25,7 @@ from .progress import describe, progress
 if TYPE_CHECKING:
     from gcpo_bench.config import RunConfig
     from gcpo_bench.runs import Run
+    from gcpo_bench.training.estimate import Estimate
 
 MAY_CHANGE = ("num_steps", "num_threads", "logging.")
 """What a resumed run may do differently: last longer, on other threads, log otherwise. Else it would be another
@@ -74,6 +75,9 @@ def train_command(
         if dry_run:
             _print_plan(config, runs_dir / name)
             return
+        from gcpo_bench.training.starts import start_weights
+
+        start_weights(config, runs_dir)  # what is missing is told before there is a run
         run = runs.create(runs_dir, name, config)
     _train(config, run, runs_dir, resume=resume)
 
@@ -115,8 +119,10 @@ def _resumed_config(run: Run, preset: str | None, override: list[str], flags: Ma
 def _train(config: RunConfig, run: Run, root: Path, *, resume: bool) -> None:
     from gcpo_bench.errors import GcpoBenchError
     from gcpo_bench.files import writing
+    from gcpo_bench.training.estimate import check_memory
     from gcpo_bench.training.loop import train
 
+    check_memory(config)
     note(f"training {config.method} on {config.policy.name}: {run.path}")
     _warn_of_leaks(config)
     started = time.perf_counter()
@@ -164,6 +170,22 @@ def _print_summary(run: Run, root: Path, seconds: float) -> None:
     print(run.path)
 
 
+def _time(cost: Estimate, steps: int) -> str:
+    seconds = cost.seconds_per_step
+    if cost.measured:
+        return f"about {duration(seconds * steps)}, {seconds:.2f} s a step (one measured)"
+    return f"at least {duration(seconds * steps)} on one H200, {seconds:.2f} s a step (computed floor, without rewards)"
+
+
+def _differentiated(config: RunConfig) -> str:
+    """Where it costs a backward pass, and why at all positions if so."""
+    if config.loss.kl_tokens == "all":
+        return "differentiated at all positions: the divergence covers every token"
+    if config.weighting.name == "confidence" and not config.weighting.detached:
+        return "differentiated at all positions: gradient flows through the weight, as released"
+    return "differentiated at the tokens trained on only"
+
+
 def _print_plan(config: RunConfig, path: Path, done: int = 0) -> None:
     from gcpo_bench.training.estimate import estimate
 
@@ -181,12 +203,11 @@ def _print_plan(config: RunConfig, path: Path, done: int = 0) -> None:
         ("reward", " + ".join(f"{item.weight:g} {item.name}" for item in config.rewards)),
         ("steps", f"{done + 1} to {config.num_steps}" if done else config.num_steps),
         ("images", f"{images} a step, {images * steps:,} in all"),
-        (
-            "time",
-            f"about {duration(cost.seconds_per_step * steps)}, {cost.seconds_per_step:.2f} s a step (one measured)",
-        ),
+        ("output layer", _differentiated(config)),
+        ("time", _time(cost, steps)),
         ("disk", size(cost.bytes_on_disk)),
         ("memory", f"{size(cost.peak_memory_bytes)} at the peak"),
+        *((f"  {name}", size(count)) for name, count in cost.parts.items() if count),
     ]
     print_table(("would run", ""), rows)
     note("nothing was written")

@@ -81,7 +81,7 @@ def run_cell(cell: Cell, runs_dir: Path) -> None:
 
 
 def _start(cell: Cell, runs_dir: Path) -> Run:
-    from gcpo_bench.training.checkpoints import start_run
+    from gcpo_bench.training.starts import start_run
 
     return start_run(cell.config, runs_dir)
 
@@ -90,8 +90,10 @@ def _trained(cell: Cell, runs_dir: Path) -> Run:
     from gcpo_bench import runs
     from gcpo_bench.errors import RunError
     from gcpo_bench.resolve import config_diff
+    from gcpo_bench.training.estimate import check_memory
     from gcpo_bench.training.loop import train
 
+    check_memory(cell.config)
     if not (runs_dir / cell.name).exists():
         run = runs.create(runs_dir, cell.name, cell.config)
     else:

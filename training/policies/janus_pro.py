@@ -10,8 +10,9 @@ Sources: deepseek-ai/Janus (template, unconditional branch, decoding of image to
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -32,16 +33,29 @@ from transformers import (
 )
 from transformers.models.janus.modeling_janus import JanusVQVAEAlignerMLP, JanusVQVAEHead
 
-from gcpo_bench.errors import ConfigError
+from gcpo_bench.errors import ConfigError, CorruptDataError
+
+from ..types import Work
+from .kv_cache import KVCache
 
 TEMPLATES = {
     "janus-pro": "<|User|>: {text}\n\n<|Assistant|>:",
     "janus": "User: {text}\n\nAssistant:",
 }
 """The released trainer uses `janus`, which Janus-Pro was not tuned with (deepseek-ai/Janus issue 210)."""
+UNUSED = (
+    "lm_head.",
+    "model.vision_model.",
+    "model.aligner.",
+    "model.vqmodel.encoder.",
+    "model.vqmodel.quant_conv.",
+)
+"""Of the published tensors: what understanding images and writing text take."""
+WIDE = 4096
+"""From this width on activations are computed again in the backward pass: 7 B would hold some 3 GB an image."""
 BOS, PAD, BEGIN_OF_IMAGE = "<｜begin▁of▁sentence｜>", "<｜▁pad▁｜>", "<begin_of_image>"
-HEAD_ROWS = 2048
-"""Positions whose logits exist at once while log-probabilities are computed."""
+PROMPT_MULTIPLE = 16
+"""Prompt slots of a cached decode: few different shapes, so that memory and graphs serve again."""
 DECODE_ROWS = 16
 """Images that the image decoder makes at once."""
 
@@ -89,6 +103,9 @@ class Size:
 SIZES = {
     "janus-pro-1b": Size(width=2048, mlp=5632, layers=24, heads=16),
     "janus-pro-7b": Size(width=4096, mlp=11_008, layers=30, heads=32),
+    "janus-pro-small": Size(
+        width=512, mlp=1408, layers=8, heads=8, words=320, side=12, channels=32, multipliers=(1, 2), latent=32
+    ),
     "janus-pro-tiny": Size(
         width=64, mlp=128, layers=2, heads=4, words=320, side=6, codes=64, channels=32, multipliers=(1, 2), latent=32
     ),
@@ -97,16 +114,16 @@ SIZES = {
 
 @dataclass(slots=True, kw_only=True)
 class DecodeState:
-    """R rows (unconditional ones last, if any), P slots of prompt and T of image. Grows by `step`."""
+    """R rows, unconditional ones last, if any; P slots of prompt and T of image."""
 
-    keys_LRHSE: Tensor
-    values_LRHSE: Tensor
-    visible_RS: Tensor
-    """bool: the prompt's own words, and image slots up to the current one."""
-    lengths_R: Tensor
-    """Words of each prompt: the position of the begin-of-image token."""
-    prompt_slots: int
-    next_slot: int = field(default=0)
+    cache: KVCache
+    position_R1: Tensor
+    """int64: that of each row's next token. The begin-of-image token's is the number of words of the prompt."""
+
+    @property
+    def advanced(self) -> list[Tensor]:
+        """What a step counts up on the device."""
+        return [self.cache.slot_1, self.position_R1]
 
 
 class JanusPro(nn.Module):
@@ -114,6 +131,18 @@ class JanusPro(nn.Module):
 
     The language model with its word embeddings is trained; everything between it and pixels is frozen, as released.
     """
+
+    published_type = "janus"
+    parts: ClassVar = {
+        "language-model": ("language_model.",),
+        "transformer": ("language_model.layers.", "language_model.norm."),
+        "generation": ("language_model.", "generation_"),
+    }
+    """What can be trained: with word embeddings, as released; without them; with the image token layers too."""
+    adapted = "language_model"
+    """Where low-rank adapters go."""
+    fixed_shapes = True
+    """A step can be recorded: see `gcpo_bench.training.graphs`."""
 
     def __init__(self, config: JanusConfig, tokenizer: PreTrainedTokenizerBase, template: str = "janus-pro") -> None:
         super().__init__()
@@ -133,8 +162,7 @@ class JanusPro(nn.Module):
         del self.vqmodel.encoder, self.vqmodel.quant_conv
         self.heads, self.key_heads = text.num_attention_heads, text.num_key_value_heads
         self.head_dim = text.hidden_size // text.num_attention_heads
-        for name, parameter in self.named_parameters():
-            parameter.requires_grad_(name.startswith("language_model."))
+        self.recompute: Literal["auto", "always", "never"] = "auto"
         self.bos, self.pad, self.begin_of_image = (self._special(token) for token in (BOS, PAD, BEGIN_OF_IMAGE))
 
     def _special(self, token: str) -> int:
@@ -143,6 +171,12 @@ class JanusPro(nn.Module):
         if not isinstance(index, int) or index == self.tokenizer.unk_token_id:
             raise ConfigError(f"the tokenizer does not know {token!r}", hint="take the tokenizer of a Janus checkpoint")
         return index
+
+    def published_name(self, name: str) -> str:
+        return f"model.{name}"
+
+    def is_unused(self, published_name: str) -> bool:
+        return published_name.startswith(UNUSED)
 
     def initialize(self, generator: torch.Generator) -> None:
         """Random weights: normal 0.02, norms 1, biases 0."""
@@ -155,13 +189,13 @@ class JanusPro(nn.Module):
 
     # ------------------------------------------------------------ prompts
 
-    def prompt_ids(self, texts_B: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """int64 (B, P), padded on the right, and the lengths (B,); the begin-of-image token is not among them."""
+    def prompt_ids(self, texts_B: Sequence[str], multiple: int = 1) -> tuple[Tensor, Tensor]:
+        """int64 (B, P), padded on the right to a multiple, and the lengths (B,); without the begin-of-image token."""
         rows = [
             [self.bos, *self.tokenizer.encode(self.template.format(text=text), add_special_tokens=False)]
             for text in texts_B
         ]
-        longest = max(map(len, rows))
+        longest = -(-max(map(len, rows)) // multiple) * multiple
         device = self.generation_embeddings.weight.device
         ids_BP = torch.tensor([row + [self.pad] * (longest - len(row)) for row in rows], device=device)
         return ids_BP, torch.tensor([len(row) for row in rows], device=device)
@@ -175,7 +209,7 @@ class JanusPro(nn.Module):
     def word_vectors(self, ids: Tensor) -> Tensor:
         return self.language_model.embed_tokens(ids)  # type: ignore[no-any-return]
 
-    def _begin(self, rows: int) -> Tensor:
+    def begin(self, rows: int) -> Tensor:
         """(rows, 1, D): the input that predicts the first image token."""
         index = torch.full((rows, 1), self.begin_of_image, device=self.generation_embeddings.weight.device)
         return self.word_vectors(index)
@@ -204,71 +238,77 @@ class JanusPro(nn.Module):
         """Last hidden states (B, T, D), the one at t predicting token t."""
         ids_BP, lengths_B = self.prompt_ids(texts_B)
         rows, prompt = ids_BP.shape
-        x_BSD = torch.cat([self.word_vectors(ids_BP), self._begin(rows), self.token_vectors(tokens_BT[:, :-1])], dim=1)
+        x_BSD = torch.cat([self.word_vectors(ids_BP), self.begin(rows), self.token_vectors(tokens_BT[:, :-1])], dim=1)
         slots = torch.arange(x_BSD.shape[1], device=ids_BP.device)
         positions_BS = torch.where(slots < prompt, slots, lengths_B[:, None] + slots - prompt)
         own_BS = (slots < lengths_B[:, None]) | (slots >= prompt)
         # a pad sees itself only, so that its row is finite; nothing sees it
         visible = (slots <= slots[:, None]) & own_BS[:, None, None, :] | (slots == slots[:, None])
+        again = self.recompute == "always" or (self.recompute == "auto" and x_BSD.shape[-1] >= WIDE)
         for layer in self.language_model.layers:
-            x_BSD = self._finish(layer, x_BSD, *self._project(layer, x_BSD, positions_BS), visible)
+            if again and torch.is_grad_enabled():
+                x_BSD = checkpoint(self._block, layer, x_BSD, positions_BS, visible, use_reentrant=False)
+            else:
+                x_BSD = self._block(layer, x_BSD, positions_BS, visible)
         return self.language_model.norm(x_BSD[:, prompt:])  # type: ignore[no-any-return]
 
-    def logprobs(self, texts_B: Sequence[str], tokens_BT: Tensor) -> Tensor:
-        """float32 (B, T): conditional branch, temperature 1. Logits exist for a few rows at a time, then and again
-        when the gradient is computed."""
-        hidden_ND = self.hidden(texts_B, tokens_BT).flatten(0, 1)
-        parts = zip(torch.split(hidden_ND, HEAD_ROWS), torch.split(tokens_BT.flatten(), HEAD_ROWS), strict=True)
-        found = [checkpoint(self._token_logprobs, hidden, tokens, use_reentrant=False) for hidden, tokens in parts]
-        return torch.cat(found).view(tokens_BT.shape)
+    def _block(self, layer: Any, x_BSD: Tensor, positions_BS: Tensor, visible: Tensor) -> Tensor:
+        return self._finish(layer, x_BSD, *self._project(layer, x_BSD, positions_BS), visible)
 
-    def _token_logprobs(self, hidden_ND: Tensor, tokens_N: Tensor) -> Tensor:
-        return -F.cross_entropy(self.generation_head(hidden_ND).float(), tokens_N, reduction="none")
+    def head(self, hidden: Tensor) -> Tensor:
+        """(..., V)."""
+        return self.generation_head(hidden)  # type: ignore[no-any-return]
 
     # ------------------------------------------------------------ cached decoding
 
-    def start(self, texts_B: Sequence[str], *, guided: bool = False) -> DecodeState:
+    def start(self, texts_B: Sequence[str], *, guided: bool = False, reuse: DecodeState | None = None) -> DecodeState:
         """Each distinct prompt is read once, however many rows it has."""
         distinct = list(dict.fromkeys(texts_B))
-        ids, lengths = self.prompt_ids(distinct)
+        ids, lengths = self.prompt_ids(distinct, PROMPT_MULTIPLE)
         row_of = torch.tensor([distinct.index(text) for text in texts_B], device=ids.device)
         if guided:
             row_of = torch.cat([row_of, row_of + len(distinct)])
             ids, lengths = torch.cat([ids, self.unconditional(ids)]), torch.cat([lengths, lengths])
-        prompt, image = ids.shape[1], self.grid[0] * self.grid[1]
         x = self.word_vectors(ids)
-        shape = (len(self.language_model.layers), len(row_of), self.key_heads, prompt + image, self.head_dim)
-        slots = torch.arange(prompt, device=ids.device)
+        slots = torch.arange(ids.shape[1], device=ids.device)
         own = slots < lengths[:, None]
-        state = DecodeState(
-            keys_LRHSE=x.new_zeros(shape),
-            values_LRHSE=x.new_zeros(shape),
-            visible_RS=F.pad(own[row_of], (0, image)),
-            lengths_R=lengths[row_of],
-            prompt_slots=prompt,
-            next_slot=prompt,
+        cache = KVCache.laid_out(
+            x,
+            layers=len(self.language_model.layers),
+            heads=self.key_heads,
+            width=self.head_dim,
+            prompt_RP=own[row_of],
+            tokens=self.grid[0] * self.grid[1],
+            reuse=reuse.cache if reuse else None,
         )
         visible = (slots <= slots[:, None]) & own[:, None, None, :] | (slots == slots[:, None])
         for index, layer in enumerate(self.language_model.layers):
             q, k, v = self._project(layer, x, slots.expand(len(ids), -1))
-            state.keys_LRHSE[index, :, :, :prompt] = k[row_of]
-            state.values_LRHSE[index, :, :, :prompt] = v[row_of]
+            cache.fill(index, k[row_of], v[row_of])
             x = self._finish(layer, x, q, k, v, visible)
-        return state
+        if reuse is None or reuse.cache is not cache:
+            return DecodeState(cache=cache, position_R1=lengths[row_of, None])
+        reuse.position_R1.copy_(lengths[row_of, None])
+        return reuse
 
     def step(self, state: DecodeState, tokens_B: Tensor | None) -> Tensor:
-        slot, rows = state.next_slot, len(state.lengths_R)
-        x = self._begin(rows) if tokens_B is None else self.token_vectors(tokens_B[:, None])
-        positions = (state.lengths_R + slot - state.prompt_slots)[:, None]
-        state.visible_RS[:, slot] = True
-        visible = state.visible_RS[:, None, None, : slot + 1]
+        x = self.begin(len(state.position_R1)) if tokens_B is None else self.token_vectors(tokens_B[:, None])
+        visible = state.cache.open_slot()
         for index, layer in enumerate(self.language_model.layers):
-            q, k, v = self._project(layer, x, positions)
-            keys, values = state.keys_LRHSE[index], state.values_LRHSE[index]
-            keys[:, :, slot : slot + 1], values[:, :, slot : slot + 1] = k, v
-            x = self._finish(layer, x, q, keys[:, :, : slot + 1], values[:, :, : slot + 1], visible)
-        state.next_slot += 1
-        return self.generation_head(self.language_model.norm(x[:, 0]))  # type: ignore[no-any-return]
+            q, k, v = self._project(layer, x, state.position_R1)
+            x = self._finish(layer, x, q, *state.cache.extend(index, k, v), visible)
+        state.cache.close_slot()
+        state.position_R1 += 1
+        return self.head(self.language_model.norm(x[:, 0]))
+
+    def work(self) -> Work:
+        layers = self.language_model.layers
+        return Work(
+            parameters=count(layers) + count(self.generation_head),
+            cache_per_slot=2 * len(layers) * self.key_heads * self.head_dim,
+            width=self.language_model.config.hidden_size,
+            layers=len(layers),
+        )
 
     # ------------------------------------------------------------ tokens as vectors and pixels
 
@@ -290,6 +330,11 @@ class JanusPro(nn.Module):
         return ((images_BCYX + 1) / 2 * 255).clip(0, 255).astype(np.uint8).transpose(0, 2, 3, 1)
 
 
+def count(module: nn.Module) -> int:
+    """Numbers in its parameters."""
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
 def rotate(x_BHSE: Tensor, cos_BSE: Tensor, sin_BSE: Tensor) -> Tensor:
     """Rotary positions, halves paired (RoFormer, arXiv 2104.09864, in the layout of Llama's weights)."""
     first, second = x_BHSE.chunk(2, dim=-1)
@@ -307,6 +352,22 @@ def byte_tokenizer() -> PreTrainedTokenizerFast:
     return tokenizer
 
 
-def build(name: str, *, template: str = "") -> JanusPro:
-    """The policy of a published size with unset weights; load or `initialize` them."""
-    return JanusPro(SIZES[name].config(), byte_tokenizer(), template or "janus-pro")
+def build(name: str, *, template: str = "", folder: Path | None = None) -> JanusPro:
+    """The policy of a published size with unset weights; load or `initialize` them.
+
+    Args:
+        folder: of published weights, whose tokenizer is taken; without it a token is a byte.
+    """
+    return JanusPro(SIZES[name].config(), _tokenizer(folder), template or "janus-pro")
+
+
+def _tokenizer(folder: Path | None) -> PreTrainedTokenizerBase:
+    if folder is None:
+        return byte_tokenizer()
+    path = folder / "tokenizer.json"
+    if not path.is_file():
+        raise CorruptDataError(f"{path} is missing", hint="fetch the model again, with its tokenizer")
+    try:
+        return PreTrainedTokenizerFast(tokenizer_file=str(path), bos_token=BOS, pad_token=PAD)  # type: ignore[no-untyped-call]
+    except Exception as error:  # the tokenizers library raises bare Exceptions
+        raise CorruptDataError(f"{path} is no tokenizer: {error}", hint="fetch the model again") from error

@@ -23,6 +23,8 @@ from torch import Tensor, nn
 from gcpo_bench import scenes
 from gcpo_bench.errors import ConfigError
 
+from ..types import Work
+
 PROMPT_WORDS = 10
 PAD = 0
 
@@ -120,9 +122,17 @@ class TokenTable(nn.Module):
         self.register_buffer("colors_V", torch.from_numpy(tokenizer.colors_V), persistent=False)
         self.register_buffer("masks_V", torch.from_numpy(tokenizer.masks_V), persistent=False)
 
-    def forward(self) -> Tensor:
+    def table(self) -> Tensor:
         """(V, D)."""
         return self.own + self.colors[self.colors_V] + self.masks[self.masks_V]  # type: ignore[index]
+
+
+class Head(TokenTable):
+    """Output layer: a token's logit is the product of the hidden state and the token's vector."""
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """(..., D) -> (..., V)."""
+        return F.linear(hidden, self.table())
 
 
 class ScenesPolicy(nn.Module):
@@ -144,7 +154,7 @@ class ScenesPolicy(nn.Module):
         self.cols = nn.Parameter(torch.zeros(side, width))
         self.blocks = nn.ModuleList(Block(width, self.architecture.heads) for _ in range(self.architecture.layers))
         self.norm = nn.RMSNorm(width)
-        self.head = TokenTable(self.tokenizer, width)
+        self.head = Head(self.tokenizer, width)
         tokens = self.grid[0] * self.grid[1]
         visible_TS = torch.ones(tokens, PROMPT_WORDS + tokens, dtype=torch.bool).tril(PROMPT_WORDS)
         self.register_buffer("visible_TS", visible_TS, persistent=False)
@@ -193,25 +203,16 @@ class ScenesPolicy(nn.Module):
     def hidden(self, texts_B: Sequence[Caption], tokens_BT: Tensor) -> Tensor:
         """Last hidden states (B, T, D), the one at t predicting token t."""
         words_BSD = self.words(self.prompt_ids(texts_B)) + self.word_places
-        before_BTD = F.embedding(tokens_BT[:, :-1], self.tokens())
+        before_BTD = F.embedding(tokens_BT[:, :-1], self.tokens.table())
         begin = self.begin_of_image.expand(len(tokens_BT), 1, -1)
         image_BTD = torch.cat([begin, before_BTD], dim=1) + self._places()
         for block in self.blocks:
             words_BSD, image_BTD = block(words_BSD, image_BTD, self.visible_TS)
         return self.norm(image_BTD)  # type: ignore[no-any-return]
 
-    def logits(self, texts_B: Sequence[Caption], tokens_BT: Tensor) -> Tensor:
-        """(B, T, V)."""
-        return F.linear(self.hidden(texts_B, tokens_BT), self.head())
-
-    def logprobs(self, texts_B: Sequence[str], tokens_BT: Tensor) -> Tensor:
-        """float32 (B, T): conditional branch, temperature 1."""
-        logits_BTV = self.logits(texts_B, tokens_BT).float()
-        return -F.cross_entropy(logits_BTV.flatten(0, 1), tokens_BT.flatten(), reduction="none").view(tokens_BT.shape)
-
     # ------------------------------------------------------------ cached decoding
 
-    def start(self, texts_B: Sequence[str], *, guided: bool = False) -> DecodeState:
+    def start(self, texts_B: Sequence[str], *, guided: bool = False, reuse: DecodeState | None = None) -> DecodeState:
         captions: list[str | None] = [*texts_B, *([None] * len(texts_B) if guided else [])]
         arch, places = self.architecture, PROMPT_WORDS + self.grid[0] * self.grid[1]
         shape = (arch.layers, len(captions), arch.heads, places, arch.width // arch.heads)
@@ -219,8 +220,8 @@ class ScenesPolicy(nn.Module):
         state = DecodeState(
             keys_LBHSE=weight.new_zeros(shape),
             values_LBHSE=weight.new_zeros(shape),
-            tokens_VD=self.tokens(),
-            head_VD=self.head(),
+            tokens_VD=self.tokens.table(),
+            head_VD=self.head.table(),
             length=PROMPT_WORDS,
         )
         words_BSD = self.words(self.prompt_ids(captions)) + self.word_places
@@ -241,11 +242,21 @@ class ScenesPolicy(nn.Module):
         state.length += 1
         return F.linear(self.norm(x_B1D[:, 0]), state.head_VD)
 
+    def work(self) -> Work:
+        arch = self.architecture
+        head = self.vocab_size * arch.width
+        return Work(
+            parameters=sum(parameter.numel() for parameter in self.blocks.parameters()) + head,
+            cache_per_slot=2 * arch.layers * arch.width,
+            width=arch.width,
+            layers=arch.layers,
+        )
+
     # ------------------------------------------------------------ tokens as vectors and pixels
 
     def embed(self, tokens_BT: Tensor, kind: Literal["projected", "codebook"]) -> Tensor:
         """(B, T, D): `projected` as the transformer reads a token, `codebook` the pixels of its patch."""
-        table: Tensor = self.tokens() if kind == "projected" else self.codes_VD  # type: ignore[assignment]
+        table: Tensor = self.tokens.table() if kind == "projected" else self.codes_VD  # type: ignore[assignment]
         return table[tokens_BT]
 
     def decode(self, tokens_BT: Tensor) -> npt.NDArray[np.uint8]:

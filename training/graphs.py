@@ -1,0 +1,140 @@
+"""Decoding with CUDA graphs: a step is recorded once and replayed for every token, without a launch from Python.
+
+A step of a 1 B model is some four hundred small kernels; launched one by one they take longer than the memory traffic
+they cause. Everything that changes from token to token (slot, position, tokens, where results go) therefore lies in
+tensors on the device, which the recorded step reads and advances itself. Attention has a fixed shape in a graph, so
+there is one graph for every `BUCKET` slots; what is not filled yet is masked.
+
+On other devices the same step runs without being recorded, which is how it is tested.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from .types import Policy
+
+BUCKET = 128
+"""Slots by which the part of the cache that attention reads grows."""
+WARM_UPS = 2
+"""Runs of a step before it is recorded, in which libraries allocate what they need."""
+
+Choose = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
+"""(logits of all rows, uniforms_B, forced_B) -> tokens_B, logprobs_B, entropy_B."""
+
+
+class Recorded(Protocol):
+    def replay(self) -> None: ...
+
+
+@dataclass(slots=True)
+class Unrecorded:
+    """A step that runs each time: what a graph is on a device without graphs."""
+
+    step: Callable[[], None]
+
+    def replay(self) -> None:
+        self.step()
+
+
+@dataclass(slots=True, kw_only=True)
+class Decoded:
+    """Where results go, and what a step reads: T tokens of B rows."""
+
+    tokens_TB: Tensor
+    logprobs_TB: Tensor
+    entropy_TB: Tensor
+    uniforms_TB: Tensor
+    forced_TB: Tensor
+    before_B: Tensor
+    """int64: the tokens drawn last."""
+    at_1: Tensor
+    """int64 (1,): the token that is drawn now."""
+
+    @classmethod
+    def laid_out(cls, uniforms_TB: Tensor) -> Decoded:
+        """Buffers of that shape."""
+        whole = torch.zeros_like(uniforms_TB, dtype=torch.int64)
+        return cls(
+            tokens_TB=whole,
+            logprobs_TB=torch.zeros_like(uniforms_TB),
+            entropy_TB=torch.zeros_like(uniforms_TB),
+            uniforms_TB=torch.empty_like(uniforms_TB),
+            forced_TB=torch.empty_like(whole),
+            before_B=whole[0].clone(),
+            at_1=torch.zeros(1, dtype=torch.int64, device=uniforms_TB.device),
+        )
+
+
+class GraphedDecoder:
+    """Decodes batches of one shape with one policy; keeps the cache and the graphs for the next batch."""
+
+    def __init__(self, policy: Policy, choose: Choose, *, guided: bool) -> None:
+        self.policy: Policy = weakref.proxy(policy)  # decoders are kept by policy, and must not keep it alive
+        self.choose, self.guided = choose, guided
+        self.state: Any = None
+        self.graphs: dict[int, Recorded] = {}
+
+    def __call__(self, texts_B: Sequence[str], uniforms_TB: Tensor, forced_TB: Tensor) -> Decoded:
+        """Results are valid until the next call."""
+        state = self.policy.start(texts_B, guided=self.guided, reuse=self.state)
+        if state is not self.state:
+            self.state, self.graphs, self.decoded = state, {}, Decoded.laid_out(uniforms_TB)
+        self.decoded.uniforms_TB.copy_(uniforms_TB)
+        self.decoded.forced_TB.copy_(forced_TB)
+        self.decoded.at_1.zero_()
+        first, slots = state.cache.filled, state.cache.visible_RS.shape[1]
+        self._keep(self.policy.step(state, None))
+        for token in range(1, len(uniforms_TB)):
+            limit = min(-(-(first + token + 1) // BUCKET) * BUCKET, slots)
+            if limit not in self.graphs:
+                self.graphs[limit] = self._record(limit)
+            self.graphs[limit].replay()
+        return self.decoded
+
+    def _step(self, limit: int) -> None:
+        self.state.cache.limit = limit
+        before = self.decoded.before_B
+        self._keep(self.policy.step(self.state, torch.cat([before, before]) if self.guided else before))
+
+    def _keep(self, logits: Tensor) -> None:
+        """Draw the current token and move on to the next."""
+        out = self.decoded
+        uniforms_B, forced_B = (rows.index_select(0, out.at_1)[0] for rows in (out.uniforms_TB, out.forced_TB))
+        tokens_B, logprobs_B, entropy_B = self.choose(logits, uniforms_B, forced_B)
+        out.before_B.copy_(tokens_B)
+        out.tokens_TB.index_copy_(0, out.at_1, tokens_B[None])
+        out.logprobs_TB.index_copy_(0, out.at_1, logprobs_B[None])
+        out.entropy_TB.index_copy_(0, out.at_1, entropy_B[None])
+        out.at_1 += 1
+
+    def _record(self, limit: int) -> Recorded:
+        """A step that reads `limit` slots. What recording advances is put back, so that it decodes nothing."""
+        if not self.decoded.at_1.is_cuda:
+            return Unrecorded(partial(self._step, limit))
+        advanced = [*self.state.advanced, self.decoded.at_1, self.decoded.before_B]
+        kept = [tensor.clone() for tensor in advanced]
+        aside = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        aside.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(aside):
+            for _ in range(WARM_UPS):
+                self._step(limit)
+                _put_back(advanced, kept)
+        torch.cuda.current_stream().wait_stream(aside)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            self._step(limit)
+        _put_back(advanced, kept)
+        return graph
+
+
+def _put_back(tensors: Sequence[Tensor], values: Sequence[Tensor]) -> None:
+    for tensor, value in zip(tensors, values, strict=True):
+        tensor.copy_(value)

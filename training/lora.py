@@ -1,0 +1,74 @@
+"""Low-rank adapters: a small trained addition to frozen linear layers (LoRA, arXiv 2106.09685), through peft.
+
+The reference of training is then the policy with its adapters off, so no second copy of the weights exists.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+from gcpo_bench.config import LoraConfig
+from gcpo_bench.errors import ConfigError, PrerequisiteError
+
+
+def add(policy: nn.Module, config: LoraConfig, generator: torch.Generator) -> None:
+    """Put adapters into the part of `policy` that takes them (`policy.adapted`), and freeze all else.
+
+    An adapter starts as no change: its second matrix is 0. Its first is drawn from `generator`.
+
+    Raises:
+        ConfigError: a policy that takes none, or targets that it does not have.
+        PrerequisiteError: peft is not installed.
+    """
+    try:
+        import peft
+    except ModuleNotFoundError as error:
+        raise PrerequisiteError(
+            "policy.lora needs the package 'peft'", hint="pip install 'gcpo-bench[peft]'"
+        ) from error
+    part: Any = getattr(policy, getattr(policy, "adapted", ""), None)
+    if part is None:
+        raise ConfigError(f"{type(policy).__name__} takes no adapters", hint="leave policy.lora out")
+    policy.requires_grad_(False)
+    options: Any = {"r": config.rank, "lora_alpha": config.alpha, "target_modules": adapted_layers(part, config)}
+    peft.inject_adapter_in_model(peft.LoraConfig(**options), part)
+    with torch.no_grad():
+        for name, parameter in policy.named_parameters():
+            if "lora_A" in name:
+                parameter.normal_(0.0, parameter.shape[1] ** -0.5, generator=generator)
+            elif "lora_B" in name:
+                parameter.zero_()
+
+
+def adapted_layers(part: nn.Module, config: LoraConfig) -> list[str]:
+    """Names within `part` of the linear layers that get an adapter."""
+    linear = [name for name, module in part.named_modules() if isinstance(module, nn.Linear)]
+    if not config.targets:
+        return [name for name in linear if name.startswith("layers.")]
+    known = sorted({name.rpartition(".")[2] for name in linear})
+    if unknown := [name for name in config.targets if name not in known]:
+        raise ConfigError(f"policy.lora.targets: no layer {unknown[0]!r}", hint=f"known: {', '.join(known)}")
+    return [name for name in linear if name.rpartition(".")[2] in config.targets]
+
+
+@contextmanager
+def off(policy: nn.Module) -> Iterator[None]:
+    """The policy without its adapters."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    layers = [module for module in policy.modules() if isinstance(module, BaseTunerLayer)]
+    trained = [parameter for parameter in policy.parameters() if parameter.requires_grad]
+    for layer in layers:
+        layer.enable_adapters(enabled=False)
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.enable_adapters(enabled=True)
+        for parameter in trained:  # peft switches gradients with the adapters
+            parameter.requires_grad_(True)
