@@ -32,7 +32,7 @@ class Fidelity:
     antialias: bool = False
     """Images are made smaller with an antialiasing filter; the original takes bare bilinear samples."""
     half_precision: bool = True
-    """On CUDA the classifier sees images in float16, as the original does; no effect on CPU."""
+    """On CUDA the colour classifier runs in float16, as the original does; no effect on CPU."""
 
 
 FIDELITIES: Mapping[str, Fidelity] = {

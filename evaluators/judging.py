@@ -21,7 +21,7 @@ from gcpo_bench.files import checksum_of
 from . import images
 from .images import Picture
 from .observations import Observations, Seen
-from .types import Benchmark, Judged, ObservingBenchmark, SampleScore
+from .types import Benchmark, ExportingBenchmark, Judged, ObservingBenchmark, SampleScore
 
 BATCH_PIXELS = 64_000_000
 """A batch of images is closed at so many pixels, whatever `batch_rows` allows."""
@@ -64,6 +64,10 @@ class Place:
 
 def is_observing(benchmark: Benchmark) -> TypeGuard[ObservingBenchmark]:
     return hasattr(benchmark, "observe")
+
+
+def is_exporting(benchmark: Benchmark) -> TypeGuard[ExportingBenchmark]:
+    return hasattr(benchmark, "export")
 
 
 def score(benchmark: Benchmark, place: Place, pictures: Sequence[Picture], batch_rows: int) -> list[SampleScore]:

@@ -23,7 +23,7 @@ from gcpo_bench.runs import Run
 from . import images, stored
 from .generate import digest, generate, requests
 from .images import ImageSet
-from .judging import Place, Shard, ShardDone, is_observing, judged, observe, score
+from .judging import Place, Shard, ShardDone, is_exporting, is_observing, judged, observe, score
 from .observations import Observations, Seen, looks
 from .stored import load_evaluation, load_samples
 from .types import Benchmark, Evaluation, Sampler
@@ -198,7 +198,8 @@ def rescore(out: Path, benchmark_name: str, *, world: str = "", options: Mapping
         if seen is None:
             raise RunError(f"{out}: what was seen in {sample.image} is not stored", hint="leave --rescore out")
         samples.append(judged(benchmark, seen, prompt, sample.image_index, sample.image, sample.image_digest))
-    stored.save_files(out, benchmark.export(samples, prompts))
+    if is_exporting(benchmark):
+        stored.save_files(out, benchmark.export(samples, prompts))
     identity = {**before.identity, "version": benchmark.version, "look": look, "settings": benchmark.settings()}
     return stored.save(out, benchmark, samples, identity, before.notes)
 
@@ -261,7 +262,8 @@ def _score(
         samples, notes = observe(benchmark, place, image_set.pictures, on_image)
         prompts = {each.prompt.id: each.prompt for each in image_set.pictures}
         stored.save_prompts(place.out, list(prompts.values()))
-        stored.save_files(place.out, benchmark.export(samples, prompts))
+        if is_exporting(benchmark):
+            stored.save_files(place.out, benchmark.export(samples, prompts))
     else:
         samples = score(benchmark, place, image_set.pictures, batch_rows)
     lines = (unscored_line(sample.image, sample.unscored) for sample in samples if sample.unscored)

@@ -53,12 +53,16 @@ def _jsonl(rows: Iterable[Mapping[str, Any]]) -> str:
 
 
 def known(out: Path, identity: Mapping[str, Any]) -> Evaluation | None:
-    """What an earlier call left, if it is whole and of the same identity; a damaged file is made again."""
+    """What an earlier call left, if it is whole and of the same identity; a damaged file is made again.
+
+    Nor is it enough where images could not be scored: they may have been mended.
+    """
     try:
         found = load(out)
     except (RunError, CorruptDataError):
         return None
-    return found if (out / "samples.jsonl").is_file() and found.identity == identity else None
+    is_whole = (out / "samples.jsonl").is_file() and not any(metric.unscored for metric in found.metrics.values())
+    return found if is_whole and found.identity == identity else None
 
 
 def load_evaluation(run: Run, benchmark: str) -> Evaluation:

@@ -143,10 +143,14 @@ class ObservingBenchmark(Benchmark, Protocol):
         """Values, reason and detections."""
         ...
 
-    def export(self, samples: Sequence[SampleScore], prompts: Mapping[str, Prompt]) -> dict[str, str]:
-        """Files (name -> text) in the format of the benchmark's own program; `prompts` by id."""
-        ...
-
     def self_test(self) -> None:
         """Raises CorruptDataError where something with a known verdict gets another one; runs before each scoring."""
+        ...
+
+
+class ExportingBenchmark(ObservingBenchmark, Protocol):
+    """A benchmark whose own program writes results that others read."""
+
+    def export(self, samples: Sequence[SampleScore], prompts: Mapping[str, Prompt]) -> dict[str, str]:
+        """Files (name -> text) in the format of that program; `prompts` by id."""
         ...

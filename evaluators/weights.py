@@ -42,7 +42,7 @@ class Weights:
 
 _MASK2FORMER = "mask2former_swin-s-p4-w7-224_lsj_8x2_50e_coco"
 _HUB_FILES = ("config.json", "model.safetensors")
-_TOKENIZER_FILES = ("vocab.json", "merges.txt", "tokenizer_config.json")
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
 
 _WEIGHTS = (
     Weights(

@@ -156,7 +156,8 @@ def start_config(config: RunConfig) -> RunConfig:
 
 
 def start_name(config: RunConfig, weights: str) -> str:
-    return f"start-{config.policy.name}-{weights.removeprefix('xxh3:')[:8]}"[:64]
+    short = weights.removeprefix("xxh3:").replace(":", "-")[:8]  # random weights are named "random:<model>"
+    return f"start-{config.policy.name}-{short}"[:64]
 
 
 def _address(settings: Mapping[str, Any], weights: str, code: str) -> str:

@@ -174,7 +174,9 @@ def test_help_loads_nothing_heavy(arguments: list[str]) -> None:
     assert loaded_by(command(*arguments)) == set()
 
 
-@pytest.mark.parametrize("name", ["train", "evaluate", "report", "sample", "ls", "show", "doctor", "pretrain"])
+@pytest.mark.parametrize(
+    "name", ["train", "evaluate", "report", "sample", "ls", "show", "doctor", "pretrain", "data", "models"]
+)
 def test_help_of_a_command_loads_nothing_heavy(name: str) -> None:
     assert loaded_by(command(name, "--help")) <= {"pydantic"}  # with which Typer itself reads option types
 

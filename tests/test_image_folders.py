@@ -243,7 +243,7 @@ def test_a_runs_own_folder_of_images_is_scored_too(folder: Path, tmp_path: Path,
 def test_shards_batches_stops_and_caches_change_no_bit(folder: Path, tmp_path: Path, networks: dict[str, Any]) -> None:
     go(folder, tmp_path / "straight", networks)
     want = contents(tmp_path / "straight")
-    for batch_rows in (1, 64):
+    for batch_rows in (1, 8, 64):
         go(folder, tmp_path / f"rows-{batch_rows}", networks, batch_rows=batch_rows)
         assert contents(tmp_path / f"rows-{batch_rows}") == want
 
@@ -653,6 +653,10 @@ def test_a_run_is_drawn_and_scored_on_geneval_in_shards(
     assert (run / "evaluations/geneval/scores.json").read_bytes() == scores
     again = cli(*command("a", "--no-start", "--rescore", "--json"))
     assert json.loads(again.out)["metrics"] == result["metrics"]
+    with_start = json.loads(cli(*command("a", "--limit", "1", "--json")).out)
+    assert with_start["metrics"] == result["metrics"]
+    assert with_start["start"]["run"].startswith("start-janus-pro-tiny-random")
+    assert with_start["difference"]["n"] == 6
     report = cli("report", "a", "--format", "json")
     assert report.code == 0, report.err
     assert "geneval" in (tmp_path / "report/report.json").read_text()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -127,6 +128,21 @@ def test_the_digest_is_checked_before_the_file_is_opened(
     assert load(path, sha256_prefix=digest[:8])[1] == digest
     with pytest.raises(CorruptDataError, match=f"SHA-256 is {digest}, should begin with 743b7d99"):
         load(path, sha256_prefix="743b7d99")
+
+
+def test_numbers_of_numpy_beside_the_weights_do_no_harm(
+    model: Mask2FormerForUniversalSegmentation, tmp_path: Path
+) -> None:
+    path = tmp_path / "noted.pth"
+    notes = {"seed": np.int64(3), "loss": np.float64(0.5), "best": np.float32(0.4), "resumed": np.bool_(True)}
+    torch.save({"meta": notes, "state_dict": published_state(model)}, path)
+    load(path)
+    with zipfile.ZipFile(path) as archive:  # as an earlier numpy writes it
+        parts = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content in parts.items():
+            archive.writestr(name, content.replace(b"numpy._core.multiarray", b"numpy.core.multiarray"))
+    load(path)
 
 
 class Evil:

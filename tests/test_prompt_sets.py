@@ -7,6 +7,7 @@ import json
 import os
 import urllib.error
 import urllib.request
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import pytest
 from gcpo_bench import prompt_sets
 from gcpo_bench.datasets import Prompt
 from gcpo_bench.errors import ConfigError, CorruptDataError, PrerequisiteError
+from gcpo_bench.evaluators.geneval_benchmark import GenEvalBenchmark
 from gcpo_bench.prompt_sets import SETS, PromptSet, fetch, load, normalized, overlap, read_geneval, texts, verify
 from gcpo_bench.registry import PROMPT_SETS, Entry
 
@@ -213,3 +215,16 @@ def test_the_published_sets_have_their_count_and_digest(name: str) -> None:
     prompts = load(name)
     assert len({prompt.id for prompt in prompts}) == len(prompts) == SETS[name].count
     assert all(prompt.text == prompt.text.strip() for prompt in prompts)
+
+
+@pytest.mark.skipif(not PUBLISHED.is_dir(), reason="no copies of the published sets here")
+def test_genevals_prompts_are_as_published_and_can_all_be_judged_by() -> None:
+    fetch("geneval", PUBLISHED)
+    prompts = load("geneval")
+    tags = {"single_object": 80, "two_object": 99, "counting": 80, "colors": 94, "position": 100, "color_attr": 100}
+    assert dict(Counter(prompt.tag for prompt in prompts)) == tags
+    assert list(dict.fromkeys(prompt.tag for prompt in prompts)) == list(tags)
+    assert len({prompt.text for prompt in prompts}) == 553
+    benchmark = GenEvalBenchmark()
+    assert [benchmark.unfit(prompt) for prompt in prompts] == [""] * 553
+    assert sum(bool(benchmark.question(prompt)) for prompt in prompts) == 94 + 100

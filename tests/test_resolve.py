@@ -162,7 +162,7 @@ def test_a_ratio_without_a_selector_for_it_is_refused() -> None:
         ("rewards.geneval.name=genevl", "unknown reward 'genevl' (-o rewards.0.name)", "'geneval'"),
         ("selection.selectors.0.name=initail", "unknown selector 'initail'", "'initial'"),
         ("selection.selectors.strctural.ratio=1", "selection.selectors has no item 'strctural'", "show"),
-        ("evaluation.benchmark=geneval2", "unknown benchmark 'geneval2'", "known: scenes"),
+        ("evaluation.benchmark=geneval2", "unknown benchmark 'geneval2'", "did you mean 'geneval'"),
         ("data.prompts=scene-train", "unknown prompt set 'scene-train'", "'scenes-train'"),
         ("policy.name=scenes-13", "unknown model 'scenes-13' (-o policy.name)", "did you mean 'scenes-12'?"),
         ("method=gcp", "unknown method 'gcp' (-o)", "did you mean 'gcpo'?"),

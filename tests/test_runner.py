@@ -250,6 +250,16 @@ def test_images_of_others_that_do_not_match_their_checksum_are_unscored(run: Run
     assert {s.unscored for s in load_samples(run, "scenes")} == {"", "the image file does not match its checksum"}
 
 
+def test_images_that_were_mended_are_scored_the_next_time(run: Run) -> None:
+    first = go(run, Painter(1.0))
+    path = sorted(images(run).glob("*.png"))[0]
+    whole = path.read_bytes()
+    path.write_bytes(b"")
+    assert go(run, None, weights_digest="other").metrics["overall"].unscored == 1
+    path.write_bytes(whole)
+    assert go(run, None, weights_digest="other").metrics == first.metrics
+
+
 def test_images_of_two_worlds_are_scored_side_by_side(run: Run) -> None:
     go(run, Painter(1.0))
     (images(run) / "manifest.jsonl").unlink()

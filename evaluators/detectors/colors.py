@@ -79,7 +79,7 @@ class ColorClassifier:
         device: str = "cpu",
         half_precision: bool = True,
     ) -> None:
-        """`half_precision` runs images in float16 on CUDA, as GenEval does; elsewhere it has no effect."""
+        """`half_precision` runs the network in float16 on CUDA, as GenEval does; elsewhere it has no effect."""
         network: Any = model.train(mode=False)
         self.model = network.to(device)
         self.tokenizer = tokenizer
@@ -102,9 +102,11 @@ class ColorClassifier:
             names += [self.colors[index] for index in logits_BK.argmax(dim=1).tolist()]
         return names
 
+    def _half(self) -> torch.autocast:
+        return torch.autocast("cuda", enabled=self.half_precision and self.device.startswith("cuda"))
+
     def _encode(self, pixels_BCYX: Tensor) -> Tensor:
-        half = self.half_precision and self.device.startswith("cuda")
-        with torch.autocast("cuda", enabled=half):
+        with self._half():
             features = _features(self.model.get_image_features(pixel_values=pixels_BCYX.to(self.device)))
         return F.normalize(features.float(), dim=-1)
 
@@ -116,7 +118,9 @@ class ColorClassifier:
                 texts = [template.format(color=color, label=label) for template in TEMPLATES]
                 tokens = self.tokenizer(texts, padding=True, truncation=True, max_length=77, return_tensors="pt")
                 inputs = {name: tokens[name].to(self.device) for name in ("input_ids", "attention_mask")}
-                directions = F.normalize(_features(self.model.get_text_features(**inputs)).float(), dim=-1)
+                with self._half():
+                    features = _features(self.model.get_text_features(**inputs))
+                directions = F.normalize(features.float(), dim=-1)
                 rows.append(F.normalize(directions.mean(dim=0), dim=0))
             self._weights[label] = torch.stack(rows)
         return self._weights[label]

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers import Mask2FormerConfig, Mask2FormerForUniversalSegmentation, SwinConfig
@@ -28,6 +29,14 @@ UNUSED = re.compile(r"\.relative_position_index$")
 """Buffers that transformers computes."""
 OURS = re.compile(r"^criterion\.empty_weight$|\.swin\.layernorm\.")
 """Entries of transformers' network that no checkpoint fills: a training loss, and a norm that nobody reads."""
+
+_SCALAR: Any = np.array(0)[()].__reduce__()[0]  # numpy's maker of single numbers, whose module was renamed
+NUMPY_NUMBERS: list[Any] = [
+    np.dtype,
+    *((_SCALAR, f"numpy.{core}.multiarray.scalar") for core in ("_core", "core")),
+    *(type(np.dtype(code)) for code in "?bBhHiIlLqQefd"),
+]
+"""What the notes beside the weights may hold: training loops write down seeds and losses as they come."""
 
 _PIXEL = "model.pixel_level_module."
 _SWIN = _PIXEL + "encoder.swin."
@@ -256,7 +265,8 @@ def load(path: Path, *, sha256_prefix: str = "") -> tuple[Mask2FormerForUniversa
             hint="it was cut off in a download, or is another checkpoint; fetch it again",
         )
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals(NUMPY_NUMBERS):
+            content = torch.load(path, map_location="cpu", weights_only=True)
         state = content.get("state_dict", content) if isinstance(content, dict) else None
         if not isinstance(state, dict) or not all(isinstance(tensor, Tensor) for tensor in state.values()):
             raise ValueError("it holds no state dict")
