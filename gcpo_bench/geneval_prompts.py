@@ -86,7 +86,7 @@ def _evaluation() -> frozenset[bytes]:
 @cache
 def train_prompts() -> tuple[Prompt, ...]:
     """Always the same; ids `geneval-train-<task>-<number>`."""
-    prompts = []
+    prompts: list[Prompt] = []
     for task, make in TASKS.items():
         rng = streams.generator(0, "geneval-train", task)
         seen: dict[str, Prompt] = {}

@@ -15,7 +15,10 @@ from typing import Literal
 import numpy as np
 from scipy import stats
 
+from gcpo_bench.config import RunConfig
+
 from .baseline import Entry
+from .load import flatten
 from .statistics import (
     Interval,
     at_least,
@@ -94,13 +97,20 @@ def _counterpart(old: Entry, current: Sequence[Entry]) -> tuple[Entry | None, st
         return None, "there is no such run; train and evaluate it, or name the runs on the command line"
     reasons = []
     for new in same:
-        differing = [*_differing(old.settings, new.settings), *_differing(old.identity, new.identity)]
+        before = {**_added_since(old.settings, new.settings), **old.settings}
+        differing = [*_differing(before, new.settings), *_differing(old.identity, new.identity)]
         if not differing and not old.scores.keys() & new.scores.keys():
             differing = [f"training seeds {sorted(old.scores)} / {sorted(new.scores)}"]
         if not differing:
             return new, ""
         reasons.append(", ".join(differing))
     return None, f"baseline / run differ: {min(reasons, key=len)}"
+
+
+def _added_since(old: Mapping[str, object], new: Mapping[str, object]) -> dict[str, object]:
+    """Settings that the baseline's program did not have yet, where they are at their default: as it was before."""
+    defaults = flatten(RunConfig().model_dump(mode="json"))
+    return {key: value for key, value in defaults.items() if key in new and key not in old and new[key] == value}
 
 
 def _differing(old: Mapping[str, object], new: Mapping[str, object]) -> list[str]:

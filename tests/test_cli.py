@@ -23,6 +23,7 @@ from gcpo_bench.cli.progress import describe, progress
 from gcpo_bench.config import RunConfig
 from gcpo_bench.methods import METHODS
 from gcpo_bench.registry import BENCHMARKS, POLICIES, REWARDS, SELECTORS, WEIGHTINGS
+from gcpo_bench.resolve import list_presets
 from gcpo_bench.scenes import held_out_prompts
 
 from .conftest import Cli, CliResult
@@ -85,7 +86,7 @@ def test_version(cli: Cli) -> None:
         ("selectors", list(SELECTORS)),
         ("weightings", list(WEIGHTINGS)),
         ("benchmarks", list(BENCHMARKS)),
-        ("presets", ["scenes-gcpo", "scenes-grpo", "scenes-tiny-gcpo", "scenes-tiny-grpo"]),
+        ("presets", [preset.name for preset in list_presets()]),
     ],
 )
 def test_listings_hold_every_name_as_table_and_json(cli: Cli, kind: str, names: list[str]) -> None:

@@ -76,6 +76,16 @@ def test_other_prompts_settings_versions_or_start_weights_are_not_comparable(tmp
     assert overall([]) == "not comparable"
 
 
+def test_an_option_that_is_newer_than_the_baseline_counts_as_its_default(tmp_path: Path) -> None:
+    new = study(tmp_path / "a", 0.7, seeds=2)
+    old = [replace(entry, settings={k: v for k, v in entry.settings.items() if k != "policy.dtype"}) for entry in new]
+    assert gate(old, new, margins={})[0].state == "pass"
+    changed = [replace(entry, settings={**entry.settings, "policy.dtype": "bfloat16"}) for entry in new]
+    (check, *_) = gate(old, changed, margins={})
+    assert check.state == "not comparable"
+    assert "policy.dtype None / bfloat16" in check.reason
+
+
 def test_a_slower_phase_is_found_and_a_faster_machine_is_not(tmp_path: Path) -> None:
     old = study(tmp_path / "a", 0.7)
 

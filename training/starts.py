@@ -26,6 +26,7 @@ def packaged_weights(model: str) -> tuple[Path, str]:
     """File and checksum of the starting weights that ship with the package. Raises ConfigError where none do."""
     folder = Path(str(resources.files("gcpo_bench.training.weights")))
     if not (folder / f"{model}.json").exists():
+        POLICIES.load(model)  # a name that means nothing is told as that
         mend = f"gcpo-bench models fetch {model}; or" if model in models.PUBLISHED else "name a folder:"
         raise ConfigError(
             f"there are no weights of {model} here",

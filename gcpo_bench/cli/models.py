@@ -111,8 +111,8 @@ def verify_command(
             print(f"{name}: {_verified(name)}")
         except GcpoBenchError as error:
             failures.append(error)
-    for error in failures[1:]:
-        note(str(error))
+    for failure in failures[1:]:
+        note(str(failure))
     if failures:
         raise failures[0]
 
