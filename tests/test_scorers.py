@@ -547,6 +547,17 @@ def test_identity_is_plain_and_says_which_weights_and_pixels(files: Path, name: 
     assert make(name, files, Compute(batch_size=3)).identity == identity
 
 
+def test_half_precision_is_for_cuda_only(files: Path) -> None:
+    plain, asked = (make("hps", files, Compute(precision=precision)) for precision in ("float32", "autocast"))
+    shown = pictures(2)
+    assert asked.score(shown, PROMPTS[:2]) == plain.score(shown, PROMPTS[:2])
+    assert asked.identity == plain.identity
+    assert Compute(device="cuda", precision="autocast").identity == {"device": "cuda", "precision": "autocast"}
+    assert (Compute(device="cuda").rows, Compute().rows, Compute(batch_size=7).rows) == (32, 1, 7)
+    with pytest.raises(ValueError, match="batch_size is 0"):
+        Compute(batch_size=0)
+
+
 def test_options_that_change_scores_change_the_identity(files: Path) -> None:
     presets = [small(GELU, pixels.HPS), small(GELU, pixels.HPS_NO_ANTIALIAS), small(GELU, pixels.CLIP)]
     made = [
