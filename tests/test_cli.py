@@ -22,7 +22,7 @@ from gcpo_bench.cli.output import duration, size
 from gcpo_bench.cli.progress import describe, progress
 from gcpo_bench.config import RunConfig
 from gcpo_bench.methods import METHODS
-from gcpo_bench.registry import BENCHMARKS, POLICIES, REWARDS, SELECTORS, WEIGHTINGS
+from gcpo_bench.registry import BENCHMARKS, POLICIES, REWARDS, SCORERS, SELECTORS, WEIGHTINGS
 from gcpo_bench.resolve import list_presets
 from gcpo_bench.scenes import held_out_prompts
 
@@ -83,6 +83,7 @@ def test_version(cli: Cli) -> None:
         ("methods", list(METHODS)),
         ("models", list(POLICIES)),
         ("rewards", list(REWARDS)),
+        ("scorers", list(SCORERS)),
         ("selectors", list(SELECTORS)),
         ("weightings", list(WEIGHTINGS)),
         ("benchmarks", list(BENCHMARKS)),
