@@ -237,6 +237,11 @@ def _identity(benchmark: Benchmark, prompts: Sequence[Prompt], images_per_prompt
 
 
 def _found(folder: Path, benchmark: Benchmark, images_per_prompt: int, limit: int | None) -> ImageSet:
+    own_layout = getattr(benchmark, "official_pictures", None)
+    if own_layout is not None:
+        own: ImageSet | None = own_layout(folder, first_per_task(benchmark.prompts(), limit), images_per_prompt)
+        if own is not None:
+            return own
     if benchmark.name not in prompt_sets.SETS or not images.is_geneval_layout(folder):
         return images.of_folder(folder, first_per_task(benchmark.prompts(), limit), images_per_prompt)
     try:

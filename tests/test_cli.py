@@ -22,7 +22,7 @@ from gcpo_bench.cli.output import duration, size
 from gcpo_bench.cli.progress import describe, progress
 from gcpo_bench.config import RunConfig
 from gcpo_bench.methods import METHODS
-from gcpo_bench.registry import BENCHMARKS, POLICIES, REWARDS, SCORERS, SELECTORS, WEIGHTINGS
+from gcpo_bench.registry import BENCHMARKS, POLICIES, REWARDS, SCORERS, SELECTORS, WEIGHTINGS, Entry
 from gcpo_bench.resolve import list_presets
 from gcpo_bench.scenes import held_out_prompts
 
@@ -539,3 +539,23 @@ def test_a_watched_report_follows_the_runs_until_ctrl_c(tmp_path: Path) -> None:
     assert process.returncode == 0, err
     assert out.split() == ["report/report.html"]
     assert 'http-equiv="refresh"' not in page.read_text(encoding="utf-8")
+
+
+def test_a_benchmark_may_name_what_its_runs_are_compared_by(
+    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "lab_bench.py").write_text(
+        "from gcpo_bench.evaluators.scenes import ScenesBenchmark\n"
+        "class Crowded(ScenesBenchmark):\n"
+        "    name = 'crowded'\n"
+        "    headline = 'extra_objects'\n",
+        encoding="utf-8",
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setitem(BENCHMARKS.entries, "crowded", Entry("lab_bench:Crowded", "objects too many"))
+    assert cli("train", "--model", "scenes-8", "--num-steps", "1", "--name", "a").code == 0
+    result = cli("evaluate", "a", "--bench", "crowded", "--limit", "2", "--json")
+    assert result.code == 0, result.err
+    found = json.loads(result.out)
+    expected = found["metrics"]["extra_objects"]["value"] - found["start"]["metrics"]["extra_objects"]["value"]
+    assert found["difference"]["value"] == pytest.approx(expected, abs=1e-9)

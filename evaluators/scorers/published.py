@@ -108,16 +108,23 @@ NEEDS: Mapping[str, Sequence[Weights]] = {
 """Scorer -> what must be on this machine."""
 
 
+def single_files() -> dict[str, Weights]:
+    """Those that are one file with an address of its own, by name: what `gcpo-bench models fetch` can bring."""
+    rows = (weights for of_scorer in NEEDS.values() for weights in of_scorer)
+    return {weights.name: weights for weights in rows if not weights.files and weights.source.endswith(weights.name)}
+
+
 def find(weights: Weights) -> Path:
     """The file or folder. Raises PrerequisiteError where it is not there, CorruptDataError where its size is wrong."""
     path = weights.path
     missing = [path / name for name in weights.files if not (path / name).is_file()]
     if missing or not path.exists():
-        how = (
-            f"hf download {weights.source} --local-dir {path}"
-            if weights.files
-            else f"download {weights.source} to {path}"
-        )
+        if weights.name in single_files():
+            how = f"gcpo-bench models fetch {weights.name}, or with --from FOLDER where there is no network"
+        elif weights.files:
+            how = f"hf download {weights.source} --local-dir {path}"
+        else:
+            how = f"download {weights.source} to {path}"
         raise PrerequisiteError(
             f"{weights.purpose}: {missing[0] if missing else path} is missing ({weights.size}, {weights.licence})",
             hint=how,

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from gcpo_bench.runs import Run
 
 HEADLINE = "correct"
-"""The value of an image that the overall score and the paired difference are made of."""
+"""The value of an image that the overall score and the paired difference are made of, where a benchmark names none."""
 SHOWN = ("overall", "task/", "strict", "extra_objects", "images_correct", "prompts_correct")
 Z_95 = 1.96
 MAX_NOTES = 50
@@ -402,10 +402,12 @@ def _finite(fields: dict[str, Any]) -> dict[str, Any]:
 
 
 def _difference(run: Run, start: Run, benchmark: str) -> Interval:
+    from gcpo_bench.registry import BENCHMARKS
     from gcpo_bench.reports.load import load_evaluation
     from gcpo_bench.reports.statistics import paired_difference
 
-    a, b = (load_evaluation(each, benchmark).prompt_scores(HEADLINE) for each in (run, start))
+    value = getattr(BENCHMARKS.load(benchmark)(world=run.config.policy.name), "headline", HEADLINE)
+    a, b = (load_evaluation(each, benchmark).prompt_scores(value) for each in (run, start))
     both = a.keys() & b.keys()  # a prompt that one side could not score has no partner
     return paired_difference({key: a[key] for key in both}, {key: b[key] for key in both})
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from .options import JsonOption
 from .output import note, print_json, print_table, size
+
+if TYPE_CHECKING:
+    from gcpo_bench.evaluators.weights import Weights
 
 app = typer.Typer(help="Published weights: list, fetch, verify.", no_args_is_help=True, rich_markup_mode=None)
 
@@ -48,7 +51,7 @@ def _policies() -> list[dict[str, Any]]:
 
 
 def _evaluators() -> list[dict[str, Any]]:
-    from gcpo_bench.evaluators.weights import WEIGHTS, missing_files
+    from gcpo_bench.evaluators.weights import missing_files
 
     return [
         {
@@ -61,8 +64,15 @@ def _evaluators() -> list[dict[str, Any]]:
             "sha256": each.sha256,
             "path": str(each.path),
         }
-        for each in WEIGHTS.values()
+        for each in _of_evaluators().values()
     ]
+
+
+def _of_evaluators() -> dict[str, Weights]:
+    from gcpo_bench.evaluators.scorers.published import single_files
+    from gcpo_bench.evaluators.weights import WEIGHTS
+
+    return {**single_files(), **WEIGHTS}
 
 
 @app.command("fetch", epilog="Example: gcpo-bench models fetch janus-pro-1b --from /media/stick/Janus-Pro-1B")
@@ -81,13 +91,14 @@ def fetch_command(
     from gcpo_bench.evaluators import weights
     from gcpo_bench.registry import POLICIES
 
-    known = {*models.PUBLISHED, *weights.WEIGHTS}
+    of_evaluators = _of_evaluators()
+    known = {*models.PUBLISHED, *of_evaluators}
     if unknown := [name for name in names if name not in known]:
         raise ConfigError(f"unknown weights {unknown[0]!r}", hint=did_you_mean(unknown[0], known))
     if source is not None and not source.is_dir():
         raise ConfigError(f"there is no folder {source}", hint="name the folder that holds the files")
     for name in names:
-        print(models.fetch(name, source) if name in models.PUBLISHED else weights.fetch(weights.get(name), source))
+        print(models.fetch(name, source) if name in models.PUBLISHED else weights.fetch(of_evaluators[name], source))
         if name in POLICIES:
             note(f"next: gcpo-bench train --model {name} --dry-run")
 
@@ -121,6 +132,7 @@ def _verified(name: str) -> str:
     from gcpo_bench import models
     from gcpo_bench.evaluators import weights
 
-    if name not in models.PUBLISHED:
-        return weights.verify(weights.get(name))
+    of_evaluators = _of_evaluators()
+    if name not in models.PUBLISHED and name in of_evaluators:
+        return weights.verify(of_evaluators[name])
     return f"{len(models.verify(models.require(name)))} files, as they were fetched"
