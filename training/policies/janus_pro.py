@@ -104,7 +104,7 @@ SIZES = {
     "janus-pro-1b": Size(width=2048, mlp=5632, layers=24, heads=16),
     "janus-pro-7b": Size(width=4096, mlp=11_008, layers=30, heads=32),
     "janus-pro-small": Size(
-        width=512, mlp=1408, layers=8, heads=8, words=320, side=12, channels=32, multipliers=(1, 2), latent=32
+        width=256, mlp=704, layers=8, heads=4, words=320, channels=32, multipliers=(1, 2), latent=32
     ),
     "janus-pro-tiny": Size(
         width=64, mlp=128, layers=2, heads=4, words=320, side=6, codes=64, channels=32, multipliers=(1, 2), latent=32
