@@ -104,7 +104,7 @@ POLICIES = Registry(
         ),
         "janus-pro-small": Entry(
             "gcpo_bench.training.policies.janus_pro:build",
-            "Janus-Pro's classes at 10 M parameters, 24x24 tokens, codebook 16,384, random weights only: for benchmarks",
+            "Janus-Pro's classes at 10 M parameters, 24x24 tokens; random weights only: for benchmarks",
         ),
         "janus-pro-tiny": Entry(
             "gcpo_bench.training.policies.janus_pro:build",

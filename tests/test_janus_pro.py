@@ -132,6 +132,11 @@ def test_templates_differ_and_an_unknown_one_is_refused() -> None:
         build("janus-pro-tiny", template="llama")
 
 
+def test_a_prompt_longer_than_the_model_takes_is_refused(policy: JanusPro) -> None:
+    with pytest.raises(ConfigError, match=r"a prompt of \d+ text tokens, and Janus reads 16347: 'xxx"):
+        policy.start(["x" * 16_384])
+
+
 def test_only_the_language_model_learns() -> None:
     config = settings("gcpo")
     learner = build_learner(config)

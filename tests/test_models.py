@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
+from huggingface_hub import errors
 from safetensors.torch import save_file
 
 from gcpo_bench import models
@@ -82,6 +84,30 @@ def test_without_network_the_error_names_the_way_round(cli: Cli, monkeypatch: py
     assert refused.code == 4
     assert "deepseek-community/Janus-Pro-1B could not be fetched" in refused.err
     assert "--from FOLDER" in refused.err
+
+
+@pytest.mark.parametrize(
+    ("error", "message", "hint"),
+    [
+        (errors.RepositoryNotFoundError, "the hub has no repository deepseek-community/Janus-Pro-1B", "--from FOLDER"),
+        (errors.GatedRepoError, "asks for its licence to be accepted", "https://huggingface.co/deepseek-community"),
+        (ConnectionError, "could not be fetched: it broke off", "check the network"),
+    ],
+)
+def test_what_the_hub_refuses_is_told_with_its_mend(
+    cli: Cli, monkeypatch: pytest.MonkeyPatch, error: Any, message: str, hint: str
+) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        made = error.__new__(error)  # the hub's errors want an answer of whichever client its version uses
+        made.args = ("it broke off",)
+        raise made
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", refuse)
+    refused = cli("models", "fetch", "janus-pro-1b")
+    assert refused.code == 4
+    assert message in refused.err
+    assert hint in refused.err
+    assert models.local("janus-pro-1b") is None
 
 
 def test_too_little_disk_is_told_before_the_download(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -195,6 +195,13 @@ class JanusPro(nn.Module):
             [self.bos, *self.tokenizer.encode(self.template.format(text=text), add_special_tokens=False)]
             for text in texts_B
         ]
+        most = self.language_model.config.max_position_embeddings - self.grid[0] * self.grid[1] - 1
+        for row, text in zip(rows, texts_B, strict=True):
+            if len(row) > most:
+                raise ConfigError(
+                    f"a prompt of {len(row)} text tokens, and Janus reads {most}: {text[:60]!r}...",
+                    hint="shorten the prompt, or leave it out of the prompt set",
+                )
         longest = -(-max(map(len, rows)) // multiple) * multiple
         device = self.generation_embeddings.weight.device
         ids_BP = torch.tensor([row + [self.pad] * (longest - len(row)) for row in rows], device=device)
