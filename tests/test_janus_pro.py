@@ -178,7 +178,7 @@ def test_it_trains_and_draws(cli: Cli, tmp_path: Path, redness: None, method: st
     assert rows[2]["loss/kl_all"] > 0
     assert rows[0]["tokens/selected_fraction"] == pytest.approx({"grpo": 1.0}.get(method, 9 / 36))
     assert (rows[1]["tokens/unselected_gradient_share"] > 0) == (method == "gcpo-official")
-    drawn = cli("sample", "a", "a red circle", "-n", "2", "--guidance", "2")
+    drawn = cli("sample", "a", "a photo of a red circle", "-n", "2", "--guidance", "2")
     assert drawn.code == 0, drawn.err
 
 

@@ -41,18 +41,20 @@ def sample_command(
 
     from gcpo_bench.errors import ConfigError
     from gcpo_bench.files import write_bytes
+    from gcpo_bench.scenes import WORLDS
 
     for option, value in (("--guidance", guidance), ("--temperature", temperature)):
         if not math.isfinite(value):
             raise ConfigError(f"{option} is {value}: must be a finite number", hint="gcpo-bench sample --help")
-    known = _find(prompt)
-    policy, world = _policy(run, runs_dir)
+    policy, model = _policy(run, runs_dir)
+    known = _find(prompt) if model in WORLDS else None
     images_BYXC = _draw(policy, prompt, known.id if known else prompt, count, seed, guidance, temperature)
     buffer = io.BytesIO()
     Image.fromarray(_grid(images_BYXC)).save(buffer, "PNG")
     write_bytes(out, buffer.getvalue())
     print(out)
-    _judge(images_BYXC, known, world)
+    if model in WORLDS:
+        _judge(images_BYXC, known, model)
 
 
 def _find(text: str) -> Prompt | None:
@@ -87,10 +89,13 @@ def _draw(
 
     from gcpo_bench.streams import uniforms
     from gcpo_bench.training.decoding import sample
+    from gcpo_bench.training.learner import as_module
 
     tokens = policy.grid[0] * policy.grid[1]
     uniforms_BT = torch.from_numpy(np.stack([uniforms(seed, "sample", item, index, tokens) for index in range(count)]))
-    samples = sample(policy, [prompt] * count, uniforms_BT, guidance_scale=guidance, temperature=temperature)
+    device = next(as_module(policy).parameters()).device
+    options: dict[str, Any] = {"guidance_scale": guidance, "temperature": temperature}
+    samples = sample(policy, [prompt] * count, uniforms_BT.to(device), **options)
     images_BYXC: np.ndarray[Any, Any] = policy.decode(samples.tokens_BT)
     return images_BYXC
 
