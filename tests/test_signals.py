@@ -8,7 +8,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from gcpo_bench.training.signals import at_least_float32, entropy_gradient, gradient_magnitude, group_similarity, smooth
+from gcpo_bench.training.observation import distinct
+from gcpo_bench.training.signals import (
+    at_least_float32,
+    entropy_gradient,
+    gradient_magnitude,
+    group_similarity,
+    group_similarity_of,
+    smooth,
+)
 
 from .reference import selection
 from .reference.inputs import make_embeddings
@@ -100,7 +108,7 @@ def test_an_all_zero_embedding_is_similar_to_none() -> None:
 def test_similarity_needs_whole_groups_of_two() -> None:
     with pytest.raises(ValueError, match=r"at least 2 images, got 1; raise sampling\.group_size"):
         group_similarity(torch.zeros(2, 3, 4), 1)
-    with pytest.raises(ValueError, match="has 5 rows, not a multiple of group_size 2"):
+    with pytest.raises(ValueError, match="there are 5 rows, not a multiple of group_size 2"):
         group_similarity(torch.zeros(5, 3, 4), 2)
 
 
@@ -112,3 +120,15 @@ def test_signals_are_float32_or_better(given_dtype: torch.dtype, kept_dtype: tor
     assert at_least_float32(torch.zeros(1, dtype=given_dtype)).dtype == kept_dtype
     assert entropy_gradient(torch.rand(1, 4).to(given_dtype), (2, 2)).dtype == kept_dtype
     assert group_similarity(torch.rand(2, 4, 3).to(given_dtype), 2).dtype == kept_dtype
+
+
+@pytest.mark.parametrize("group_size", [2, 3, 8])
+def test_similarity_of_tokens_is_that_of_their_embeddings(group_size: int) -> None:
+    generator = torch.Generator().manual_seed(group_size)
+    table_VD = torch.randn(50, 6, generator=generator, dtype=torch.double)
+    tokens_BT = torch.randint(50, (2 * group_size, 9), generator=generator)
+    codes_U, index_BT = distinct(tokens_BT, 50)
+    assert torch.equal(codes_U, tokens_BT.unique())
+    assert torch.equal(codes_U[index_BT], tokens_BT)
+    found = group_similarity_of(table_VD[codes_U], index_BT, group_size)
+    torch.testing.assert_close(found, group_similarity(table_VD[tokens_BT], group_size), atol=1e-14, rtol=0)

@@ -19,7 +19,7 @@ from .logprobs import token_logprobs
 from .metrics import Stopwatch
 from .parallel import slices
 from .selectors import select
-from .signals import group_similarity
+from .signals import group_similarity_of
 from .types import Observation, Rollout, TokenSignals
 
 
@@ -106,7 +106,8 @@ def reference_logprobs(learner: Learner, rollout: Rollout) -> Tensor:
 
 
 def token_signals(learner: Learner, rollout: Rollout, stream: str) -> TokenSignals:
-    embeddings_BTD = learner.policy.embed(rollout.tokens_BT, learner.config.selection.similarity_embedding)
+    codes_U, index_BT = distinct(rollout.tokens_BT, learner.policy.vocab_size)
+    vectors_1UD = learner.policy.embed(codes_U[None], learner.config.selection.similarity_embedding)
     # one generator a group, not one an image: the group is always together, and making them would be most of the cost
     noise_PGT = [
         streams.generator(learner.config.seed, stream, prompt.id).random(
@@ -117,7 +118,14 @@ def token_signals(learner: Learner, rollout: Rollout, stream: str) -> TokenSigna
     return TokenSignals(
         grid=rollout.grid,
         entropy_BT=rollout.entropy_BT,
-        similarity_BT=group_similarity(embeddings_BTD, rollout.group_size),
+        similarity_BT=group_similarity_of(vectors_1UD[0], index_BT, rollout.group_size),
         logprobs_BT=rollout.logprobs_BT,
         noise_BT=torch.from_numpy(np.concatenate(noise_PGT)).to(rollout.tokens_BT.device),
     )
+
+
+def distinct(tokens_BT: Tensor, vocab_size: int) -> tuple[Tensor, Tensor]:
+    """int64 (U,): the different tokens in rising order, and (B, T): which of them each is."""
+    present_V = torch.zeros(vocab_size, dtype=torch.bool, device=tokens_BT.device)
+    present_V[tokens_BT] = True
+    return present_V.nonzero()[:, 0], (present_V.cumsum(0) - 1)[tokens_BT]

@@ -81,15 +81,28 @@ def group_similarity(embeddings_BTD: Tensor, group_size: int) -> Tensor:
         ValueError: group_size below 2, or a number of rows it does not divide.
     """
     rows, tokens, width = embeddings_BTD.shape
+    every = torch.arange(rows * tokens, device=embeddings_BTD.device).view(rows, tokens)
+    return group_similarity_of(embeddings_BTD.reshape(-1, width), every, group_size)
+
+
+def group_similarity_of(vectors_UD: Tensor, index_BT: Tensor, group_size: int) -> Tensor:
+    """`group_similarity` of the embeddings `vectors_UD[index_BT]`, which are never put together.
+
+    Few different tokens make up many images: their vectors are normalised once, and summed where they stand.
+
+    Args:
+        vectors_UD: any float type. index_BT: int64, rows of it.
+    """
+    rows, tokens = index_BT.shape
     if group_size < 2:
         raise ValueError(f"similarity compares at least 2 images, got {group_size}; raise sampling.group_size")
     if rows % group_size:
-        raise ValueError(f"embeddings_BTD has {rows} rows, not a multiple of group_size {group_size}")
-    unit_BTD = F.normalize(at_least_float32(embeddings_BTD), dim=-1)
-    unit_PGTD = unit_BTD.reshape(-1, group_size, tokens, width)
+        raise ValueError(f"there are {rows} rows, not a multiple of group_size {group_size}")
+    unit_UD = F.normalize(at_least_float32(vectors_UD), dim=-1)
+    group_NG = index_BT.view(-1, group_size, tokens).transpose(1, 2).reshape(-1, group_size)
     # sum over pairs j != k of u_j.u_k = |sum u|^2 - sum |u|^2: O(G) instead of O(G^2). The last sum is G but for
     # rounding and all-zero embeddings
-    own_PT = torch.linalg.vector_norm(unit_PGTD, dim=-1).square().sum(dim=1)
-    pairs_PT = unit_PGTD.sum(dim=1).square().sum(dim=-1) - own_PT
-    similarity_PT: Tensor = pairs_PT / (group_size * (group_size - 1))
+    own_N = torch.linalg.vector_norm(unit_UD, dim=-1).square()[group_NG].sum(dim=1)
+    pairs_N = F.embedding_bag(group_NG, unit_UD, mode="sum").square().sum(dim=-1) - own_N
+    similarity_PT = (pairs_N / (group_size * (group_size - 1))).view(-1, tokens)
     return similarity_PT.repeat_interleave(group_size, dim=0)
