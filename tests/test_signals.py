@@ -128,7 +128,7 @@ def test_similarity_of_tokens_is_that_of_their_embeddings(group_size: int) -> No
     table_VD = torch.randn(50, 6, generator=generator, dtype=torch.double)
     tokens_BT = torch.randint(50, (2 * group_size, 9), generator=generator)
     codes_U, index_BT = distinct(tokens_BT, 50)
-    assert torch.equal(codes_U, tokens_BT.unique())
+    assert torch.equal(codes_U, torch.unique(tokens_BT))
     assert torch.equal(codes_U[index_BT], tokens_BT)
     found = group_similarity_of(table_VD[codes_U], index_BT, group_size)
     torch.testing.assert_close(found, group_similarity(table_VD[tokens_BT], group_size), atol=1e-14, rtol=0)

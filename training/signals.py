@@ -104,5 +104,5 @@ def group_similarity_of(vectors_UD: Tensor, index_BT: Tensor, group_size: int) -
     # rounding and all-zero embeddings
     own_N = torch.linalg.vector_norm(unit_UD, dim=-1).square()[group_NG].sum(dim=1)
     pairs_N = F.embedding_bag(group_NG, unit_UD, mode="sum").square().sum(dim=-1) - own_N
-    similarity_PT = (pairs_N / (group_size * (group_size - 1))).view(-1, tokens)
+    similarity_PT: Tensor = (pairs_N / (group_size * (group_size - 1))).view(-1, tokens)
     return similarity_PT.repeat_interleave(group_size, dim=0)
