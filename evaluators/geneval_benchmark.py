@@ -22,15 +22,14 @@ import numpy.typing as npt
 from gcpo_bench import prompt_sets
 from gcpo_bench.datasets import Prompt
 from gcpo_bench.errors import ConfigError, CorruptDataError, GcpoBenchError, did_you_mean
+from gcpo_bench.geneval_prompts import CLASSES, COLORS
 
 from . import fidelity as fidelities
-from .detectors.coco import CLASSES
 from .fidelity import MIN_CONFIDENCE
 from .geneval import GenEval, Options, clauses, keep
 from .metrics import stratified
 from .types import Detection, Judged, Metric, SampleScore, SceneReward
 
-COLORS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown", "black", "white")
 OBSERVER = 1
 """Raised when what is seen in an image can change; what was seen before is then looked at again."""
 MIN_SIDE = 8

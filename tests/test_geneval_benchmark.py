@@ -12,8 +12,9 @@ from gcpo_bench.datasets import Prompt
 from gcpo_bench.errors import ConfigError, CorruptDataError
 from gcpo_bench.evaluators import fidelity, geneval, geneval_benchmark
 from gcpo_bench.evaluators.detectors import colors as clip_colors
-from gcpo_bench.evaluators.geneval_benchmark import COLORS, GenEvalBenchmark
+from gcpo_bench.evaluators.geneval_benchmark import GenEvalBenchmark
 from gcpo_bench.evaluators.types import Detection, SampleScore
+from gcpo_bench.geneval_prompts import COLORS
 from gcpo_bench.registry import BENCHMARKS
 
 from .reference import geneval as oracle

@@ -22,9 +22,10 @@ from gcpo_bench.evaluators import geneval_benchmark, stored, weights
 from gcpo_bench.evaluators.detectors import geneval as vision
 from gcpo_bench.evaluators.detectors import mask2former
 from gcpo_bench.evaluators.fidelity import FIDELITIES
-from gcpo_bench.evaluators.geneval_benchmark import COLORS, GenEvalBenchmark
+from gcpo_bench.evaluators.geneval_benchmark import GenEvalBenchmark
 from gcpo_bench.evaluators.runner import ShardDone, evaluate_folder, rescore
 from gcpo_bench.evaluators.types import Detection, Evaluation
+from gcpo_bench.geneval_prompts import COLORS
 from gcpo_bench.registry import REWARDS
 
 from . import miniatures

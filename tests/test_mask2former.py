@@ -16,10 +16,10 @@ from torch import Tensor, nn
 from transformers import Mask2FormerForUniversalSegmentation
 
 from gcpo_bench.errors import CorruptDataError, PrerequisiteError
-from gcpo_bench.evaluators.detectors.coco import CLASSES
 from gcpo_bench.evaluators.detectors.mask2former import Mask2Former, instances, preprocess, scaled_size
 from gcpo_bench.evaluators.detectors.mask2former_weights import OURS, from_state, load
 from gcpo_bench.evaluators.detectors.resize import resize_bilinear
+from gcpo_bench.geneval_prompts import CLASSES
 
 from .miniatures import detector, published_state, write_checkpoint
 from .reference import mask2former as oracle

@@ -22,6 +22,7 @@ from .learner import as_module, build_learner
 from .logprobs import CHUNK_LOGITS
 from .loop import train_step
 from .metrics import peak_memory_bytes
+from .policies.shared import recomputes
 from .types import Policy
 
 TRIED_PARAMETERS = 20_000_000
@@ -95,7 +96,7 @@ def _computed(config: RunConfig, policy: Policy) -> Estimate:
     rounded = size == 2 and config.policy.lora is None
     rows = min(config.sampling.batch_rows, images)
     micro = min(config.optimizer.micro_batch_rows, images)
-    again = config.policy.recompute == "always" or (config.policy.recompute == "auto" and work.width >= 4096)
+    again = recomputes(config.policy.recompute, work.width)
     kept = KEPT_PER_LAYER_RECOMPUTED if again else KEPT_PER_LAYER
     always = {
         "weights": held * size,

@@ -24,10 +24,10 @@ from torch import Tensor
 from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
 
 from gcpo_bench.errors import CorruptDataError, PrerequisiteError
+from gcpo_bench.geneval_prompts import COLORS as COLORS
 
 from .mask2former import Instance
 
-COLORS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown", "black", "white")
 TEMPLATES = ("a photo of a {color} {label}", "a photo of a {color}-colored {label}", "a photo of a {color} object")
 GREY = (153, 153, 153)
 """What hides everything outside an object's mask: #999."""

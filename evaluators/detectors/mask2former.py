@@ -22,7 +22,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import Mask2FormerForUniversalSegmentation
 
-from .coco import CLASSES
+from gcpo_bench.geneval_prompts import CLASSES
+
 from .resize import resize_antialiased, resize_bilinear
 
 LONG_SIDE, SHORT_SIDE = 1333, 800

@@ -25,9 +25,9 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw
 
-from gcpo_bench.evaluators.detectors.coco import CLASSES
 from gcpo_bench.evaluators.detectors.mask2former import Instance, Mask2Former
 from gcpo_bench.evaluators.detectors.mask2former_weights import from_state
+from gcpo_bench.geneval_prompts import CLASSES
 
 CONFIG = "mask2former/mask2former_swin-s-p4-w7-224_8xb2-lsj-50e_coco.py"
 SIZES = ((512, 512), (1024, 1024), (400, 544))

@@ -37,6 +37,7 @@ from gcpo_bench.errors import ConfigError, CorruptDataError
 
 from ..types import Work
 from .kv_cache import KVCache
+from .shared import distinct, recomputes
 
 TEMPLATES = {
     "janus-pro": "<|User|>: {text}\n\n<|Assistant|>:",
@@ -51,8 +52,6 @@ UNUSED = (
     "model.vqmodel.quant_conv.",
 )
 """Of the published tensors: what understanding images and writing text take."""
-WIDE = 4096
-"""From this width on activations are computed again in the backward pass: 7 B would hold some 3 GB an image."""
 BOS, PAD, BEGIN_OF_IMAGE = "<｜begin▁of▁sentence｜>", "<｜▁pad▁｜>", "<begin_of_image>"
 PROMPT_MULTIPLE = 16
 """Prompt slots of a cached decode: few different shapes, so that memory and graphs serve again."""
@@ -251,7 +250,7 @@ class JanusPro(nn.Module):
         own_BS = (slots < lengths_B[:, None]) | (slots >= prompt)
         # a pad sees itself only, so that its row is finite; nothing sees it
         visible = (slots <= slots[:, None]) & own_BS[:, None, None, :] | (slots == slots[:, None])
-        again = self.recompute == "always" or (self.recompute == "auto" and x_BSD.shape[-1] >= WIDE)
+        again = recomputes(self.recompute, x_BSD.shape[-1])
         for layer in self.language_model.layers:
             if again and torch.is_grad_enabled():
                 x_BSD = checkpoint(self._block, layer, x_BSD, positions_BS, visible, use_reentrant=False)
@@ -270,11 +269,10 @@ class JanusPro(nn.Module):
 
     def start(self, texts_B: Sequence[str], *, guided: bool = False, reuse: DecodeState | None = None) -> DecodeState:
         """Each distinct prompt is read once, however many rows it has."""
-        distinct = list(dict.fromkeys(texts_B))
-        ids, lengths = self.prompt_ids(distinct, PROMPT_MULTIPLE)
-        row_of = torch.tensor([distinct.index(text) for text in texts_B], device=ids.device)
+        texts_P, row_of = distinct(texts_B, self.generation_embeddings.weight.device)
+        ids, lengths = self.prompt_ids(texts_P, PROMPT_MULTIPLE)
         if guided:
-            row_of = torch.cat([row_of, row_of + len(distinct)])
+            row_of = torch.cat([row_of, row_of + len(texts_P)])
             ids, lengths = torch.cat([ids, self.unconditional(ids)]), torch.cat([lengths, lengths])
         x = self.word_vectors(ids)
         slots = torch.arange(ids.shape[1], device=ids.device)

@@ -40,6 +40,7 @@ from . import llamagen_text
 from .kv_cache import KVCache
 from .llamagen_text import MAX_TOKENS, TextEncoder
 from .llamagen_vq import ImageDecoder
+from .shared import distinct, recomputes
 
 TEMPLATES = {
     "llamagen": "{text}",
@@ -50,8 +51,6 @@ NORM_EPSILON = 1e-5
 ROTARY_BASE = 10_000
 PROMPT_MULTIPLE = 16
 """Prompt slots: few different shapes, so that memory and graphs serve again."""
-WIDE = 4096
-"""From this width on activations are computed again in the backward pass, unless asked otherwise."""
 DECODE_ROWS = 8
 """Images that the image decoder makes at once."""
 
@@ -300,7 +299,7 @@ class LlamaGen(nn.Module):
         before_SS = torch.ones(length, length, dtype=torch.bool, device=tokens_BT.device).tril()
         prompt_BSS = prompts.visible_PS[prompt_B, None].expand(-1, length, -1)
         visible = torch.cat([prompt_BSS, before_SS.expand(len(texts_B), -1, -1)], dim=-1)[:, None]
-        again = self.recompute == "always" or (self.recompute == "auto" and self.size.width >= WIDE)
+        again = recomputes(self.recompute, self.size.width)
 
         def image_layer(layer: Block, x_BSD: Tensor, prompt_keys: Tensor, prompt_values: Tensor) -> Tensor:
             q, k, v = layer.project(x_BSD, places_2SF)
@@ -384,13 +383,6 @@ class LlamaGen(nn.Module):
 def count(module: nn.Module) -> int:
     """Numbers in its parameters."""
     return sum(parameter.numel() for parameter in module.parameters())
-
-
-def distinct(texts_B: Sequence[str], device: torch.device) -> tuple[list[str], Tensor]:
-    """The different ones of some texts, and int64 (B,): which of them each is."""
-    texts_P = list(dict.fromkeys(texts_B))
-    index = {text: place for place, text in enumerate(texts_P)}
-    return texts_P, torch.tensor([index[text] for text in texts_B], device=device)
 
 
 def build(name: str, *, template: str = "", folder: Path | None = None) -> LlamaGen:

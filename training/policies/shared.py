@@ -1,0 +1,23 @@
+"""What the large policies have in common."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+WIDE = 4096
+"""From this width on activations are computed again in the backward pass: 7 B would hold some 3 GB an image."""
+
+
+def recomputes(choice: str, width: int) -> bool:
+    """What `policy.recompute` means for a transformer of this width."""
+    return choice == "always" or (choice == "auto" and width >= WIDE)
+
+
+def distinct(texts_B: Sequence[str], device: torch.device) -> tuple[list[str], Tensor]:
+    """The different ones of some texts, and int64 (B,): which of them each is."""
+    texts_P = list(dict.fromkeys(texts_B))
+    index = {text: place for place, text in enumerate(texts_P)}
+    return texts_P, torch.tensor([index[text] for text in texts_B], device=device)
