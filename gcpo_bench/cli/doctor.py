@@ -146,9 +146,10 @@ def _is_writable(folder: Path) -> bool:
 
 def _published() -> Iterator[Check]:
     """What published benchmarks need; nothing of it is required, but a damaged copy is told."""
+    from gcpo_bench.catalogue import CATALOGUE
     from gcpo_bench.errors import GcpoBenchError
-    from gcpo_bench.evaluators.weights import WEIGHTS, missing_files
     from gcpo_bench.prompt_sets import SETS, verify
+    from gcpo_bench.weights import state
 
     for name, each in SETS.items():
         if not each.path.exists():
@@ -160,17 +161,11 @@ def _published() -> Iterator[Check]:
             yield Check(f"prompts: {name}", "warning", str(error), f"gcpo-bench data fetch {name}")
         else:
             yield Check(f"prompts: {name}", "ok", f"{each.count} prompts")
-    for weights in WEIGHTS.values():
-        missing = missing_files(weights, weights.path)
-        if missing and weights.path.exists():
-            yield Check(f"evaluator: {weights.name}", "warning", f"lacks {missing[0]}", _fetch(weights.name))
-        else:
-            found = f"not fetched ({weights.size})" if missing else "there"
-            yield Check(f"evaluator: {weights.name}", "ok", found, _fetch(weights.name) if missing else "")
-
-
-def _fetch(name: str) -> str:
-    return f"gcpo-bench models fetch {name}"
+    for weights in CATALOGUE.values():
+        found = state(weights)
+        text = {"there": "there", "unfinished": "not whole", "missing": f"not fetched ({size(weights.bytes_about)})"}
+        mend = "" if found == "there" else f"gcpo-bench models fetch {weights.name}"
+        yield Check(f"weights: {weights.name}", "warning" if found == "unfinished" else "ok", text[found], mend)
 
 
 def _extras() -> Iterator[Check]:
