@@ -36,6 +36,10 @@ MAX_TOKENS = 120
 CACHED_TEXTS = 1024
 """Texts whose states are kept; about 80 kB each for 20 tokens."""
 FLAN_T5 = get("flan-t5-xl")
+WIDTH = 2048
+"""Of its states."""
+NUM_BYTES = 2 * 1_223_527_424
+"""Of its encoder, in bfloat16."""
 
 Encoder = tuple[PreTrainedTokenizerBase, T5EncoderModel]
 
