@@ -27,6 +27,7 @@ from gcpo_bench.evaluators.runner import ShardDone, evaluate_folder, rescore
 from gcpo_bench.evaluators.types import Detection, Evaluation
 from gcpo_bench.geneval_prompts import COLORS
 from gcpo_bench.registry import REWARDS
+from gcpo_bench.sources import Source, read_source
 
 from . import miniatures
 from .conftest import Cli
@@ -161,6 +162,7 @@ def test_genevals_own_layout_is_scored_as_it_is(folder: Path, tmp_path: Path, ne
     assert evaluation.identity["look"]["detector"] == "other"  # no published weights, and the scores say so
     assert evaluation.identity["look"]["fidelity"]["name"] == "official"
     assert evaluation.identity["missing"] == 0
+    assert read_source(out) == Source(kind="folder", name="theirs", images=folder)
     assert [name for name in evaluation.metrics if name.startswith("task/")] == [
         f"task/{tag}" for tag in dict.fromkeys(demand["tag"] for demand in DEMANDS)
     ]
