@@ -6,10 +6,11 @@ source.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 
-from gcpo_bench.errors import ConfigError, did_you_mean
-from gcpo_bench.weights import Weights
+from gcpo_bench.errors import ConfigError, PrerequisiteError, did_you_mean
+from gcpo_bench.weights import Weights, locate
 
 _HUB = "https://huggingface.co"
 _SAFETENSORS = ("config.json", "*.safetensors")
@@ -175,10 +176,49 @@ _EVALUATORS = (
     BLIP_VQA,
 )
 CATALOGUE: dict[str, Weights] = {each.name: each for each in (*_POLICIES, *_EVALUATORS)}
+POLICIES = tuple(each.name for each in _POLICIES)
+
+NEEDS: dict[str, tuple[Weights, ...]] = {
+    "hps-v2.1": (HPS_V21, CLIP_WORDS),
+    "hps-v2.0": (HPS_V20, CLIP_WORDS),
+    "hpsv2-package-v2.1": (HPS_V21,),
+    "hpsv2-package-v2.0": (HPS_V20,),
+    "clip-score": (CLIP_SCORER,),
+    "clip-score-b32": (CLIP_B32, CLIP_WORDS),
+    "pickscore": (PICKSCORE, CLIP_WORDS),
+    "aesthetic": (CLIP_SCORER, AESTHETIC_HEAD),
+    "image-reward": (IMAGE_REWARD, BERT_WORDS),
+    "blip-vqa": (BLIP_VQA, BERT_WORDS),
+}
+"""Scorer or benchmark -> what must be on this machine."""
+_BLIP = ("t2i-compbench-color", "t2i-compbench-shape", "t2i-compbench-texture")
+NEEDS |= {
+    "geneval": (GENEVAL_DETECTOR, GENEVAL_CLASSIFIER),
+    "hps-benchmark": NEEDS["hps-v2.1"],
+    "hps-gcpo400": NEEDS["hps-v2.1"],
+    "drawbench": (HPS_V21, CLIP_SCORER, IMAGE_REWARD, BERT_WORDS, PICKSCORE, AESTHETIC_HEAD),
+    **dict.fromkeys(_BLIP, NEEDS["blip-vqa"]),
+    "t2i-compbench-non-spatial": NEEDS["clip-score-b32"],
+}
 
 
-def get(name: str) -> Weights:
-    """Raises ConfigError for a name that is none."""
-    if name not in CATALOGUE:
-        raise ConfigError(f"there are no published weights {name!r}", hint=did_you_mean(name, CATALOGUE))
-    return CATALOGUE[name]
+def get(name: str) -> tuple[Weights, ...]:
+    """Weights by their own name, or by that of a scorer or benchmark. Raises ConfigError for a name that is none."""
+    if name in CATALOGUE:
+        return (CATALOGUE[name],)
+    if name not in NEEDS:
+        raise ConfigError(f"there are no published weights {name!r}", hint=did_you_mean(name, {**CATALOGUE, **NEEDS}))
+    return tuple({each.name: CATALOGUE[each.name] for each in NEEDS[name]}.values())
+
+
+def require(names: Iterable[str]) -> None:
+    """Raises PrerequisiteError that names everything these scorers lack, before anything is loaded."""
+    lacking: dict[str, str] = {}
+    for name in names:
+        for weights in NEEDS.get(name, ()):
+            try:
+                locate(weights)
+            except PrerequisiteError as error:
+                lacking[f"{name}: {error}"] = error.hint
+    if lacking:
+        raise PrerequisiteError("; ".join(lacking), hint="; ".join(dict.fromkeys(lacking.values())))

@@ -20,6 +20,7 @@ from safetensors.torch import save_file
 from gcpo_bench import catalogue
 from gcpo_bench.catalogue import CATALOGUE
 from gcpo_bench.errors import ConfigError, CorruptDataError, PrerequisiteError
+from gcpo_bench.registry import BENCHMARKS, SCORERS
 from gcpo_bench.weights import RECORD, Weights, fetch, local, locate, state, verify
 
 from .conftest import Cli
@@ -295,6 +296,28 @@ def test_every_entry_says_what_it_is_for() -> None:
     assert catalogue.GENEVAL_DETECTOR.name.endswith(f"-{catalogue.GENEVAL_DETECTOR.sha256}.pth")
     with pytest.raises(ConfigError, match="there are no published weights 'clip'"):
         catalogue.get("clip")
+
+
+def test_a_benchmark_stands_for_all_that_it_needs() -> None:
+    names = [each.name for each in catalogue.get("drawbench")]
+    assert len(names) == len(set(names)) == 6
+    assert catalogue.get("geneval") == (catalogue.GENEVAL_DETECTOR, catalogue.CLIP_L14)
+    for name, needed in catalogue.NEEDS.items():
+        assert name in SCORERS or name in BENCHMARKS or name == "blip-vqa"  # which answers questions
+        for each in needed:  # what is needed of a folder is among what is fetched of it
+            assert set(each.files) <= set(CATALOGUE[each.name].files)
+
+
+def test_the_doctor_says_what_a_benchmark_lacks(cli: Cli, stick: Path, home: Path) -> None:
+    rows = {row["name"]: row for row in json.loads(cli("doctor", "--json").out)}
+    assert rows["benchmark geneval"]["found"] == "lacks prompts, 2 of 2 weights"
+    assert rows["benchmark geneval"]["mend"] == "gcpo-bench data fetch geneval; gcpo-bench models fetch geneval"
+    assert rows["model janus-pro-1b"]["found"] == "not fetched"
+    cli("models", "fetch", "janus-pro-1b", "tiny-clip", "--from", str(stick / "janus"))
+    (home / "tiny-clip").mkdir(exist_ok=True)
+    rows = {row["name"]: row for row in json.loads(cli("doctor", "--json").out)}
+    assert rows["model janus-pro-1b"]["found"] == "ready"
+    assert (rows["weights tiny-clip"]["state"], rows["weights tiny-clip"]["found"]) == ("warning", "not whole")
 
 
 def test_the_command_line_lists_fetches_and_verifies(cli: Cli, stick: Path, home: Path) -> None:

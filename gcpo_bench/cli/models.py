@@ -14,9 +14,9 @@ app = typer.Typer(help="Published weights: list, fetch, verify.", no_args_is_hel
 
 
 def complete_weights(incomplete: str) -> list[str]:
-    from gcpo_bench.catalogue import CATALOGUE
+    from gcpo_bench.catalogue import CATALOGUE, NEEDS
 
-    return [name for name in CATALOGUE if name.startswith(incomplete)]
+    return [name for name in (*CATALOGUE, *NEEDS) if name.startswith(incomplete)]
 
 
 @app.command("ls", epilog="Example: gcpo-bench models ls --json")
@@ -35,11 +35,15 @@ def ls_command(as_json: JsonOption = False) -> None:
     print_table(("name", "purpose", "state", "size", "licence"), rows)
 
 
-@app.command("fetch", epilog="Example: gcpo-bench models fetch janus-pro-1b --from /media/stick/Janus-Pro-1B")
+@app.command("fetch", epilog="Example: gcpo-bench models fetch janus-pro-1b geneval; ... --from /media/stick")
 def fetch_command(
     names: Annotated[
         list[str],
-        typer.Argument(metavar="NAME...", help="See `gcpo-bench models ls`.", autocompletion=complete_weights),
+        typer.Argument(
+            metavar="NAME...",
+            help="See `gcpo-bench models ls`; or a benchmark or scorer, for all it needs.",
+            autocompletion=complete_weights,
+        ),
     ],
     source: Annotated[
         Path | None, typer.Option("--from", help="A folder with copies, for machines without network.")
@@ -50,7 +54,8 @@ def fetch_command(
     from gcpo_bench.registry import POLICIES
     from gcpo_bench.weights import fetch
 
-    for each in [catalogue.get(name) for name in names]:  # a wrong name is told before the first download
+    wanted = [each for name in names for each in catalogue.get(name)]  # a wrong name is told before the first download
+    for each in {each.name: each for each in wanted}.values():
         print(fetch(each, source))
         if each.name in POLICIES:
             note(f"next: gcpo-bench train --model {each.name} --dry-run")
@@ -68,7 +73,7 @@ def verify_command(
     from gcpo_bench.errors import GcpoBenchError
     from gcpo_bench.weights import state, verify
 
-    wanted = [catalogue.get(name) for name in names or ()]
+    wanted = [each for name in names or () for each in catalogue.get(name)]
     wanted = wanted or [each for each in catalogue.CATALOGUE.values() if state(each) != "missing"]
     if not wanted:
         note("no weights are on this machine; gcpo-bench models ls")

@@ -27,7 +27,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 from transformers import AutoTokenizer, ByT5Tokenizer, PreTrainedTokenizerBase, T5Config, T5EncoderModel
 
-from gcpo_bench.catalogue import get
+from gcpo_bench.catalogue import CATALOGUE
 from gcpo_bench.errors import ConfigError, PrerequisiteError
 from gcpo_bench.weights import local
 
@@ -35,7 +35,7 @@ MAX_TOKENS = 120
 """The end-of-text token is one of them."""
 CACHED_TEXTS = 1024
 """Texts whose states are kept; about 80 kB each for 20 tokens."""
-FLAN_T5 = get("flan-t5-xl")
+FLAN_T5 = CATALOGUE["flan-t5-xl"]
 WIDTH = 2048
 """Of its states."""
 NUM_BYTES = 2 * 1_223_527_424
