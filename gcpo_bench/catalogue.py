@@ -10,7 +10,8 @@ from collections.abc import Iterable
 from dataclasses import replace
 
 from gcpo_bench.errors import ConfigError, PrerequisiteError, did_you_mean
-from gcpo_bench.weights import Weights, locate
+from gcpo_bench.files import storage
+from gcpo_bench.weights import Weights, local
 
 _HUB = "https://huggingface.co"
 _SAFETENSORS = ("config.json", "*.safetensors")
@@ -213,12 +214,11 @@ def get(name: str) -> tuple[Weights, ...]:
 
 def require(names: Iterable[str]) -> None:
     """Raises PrerequisiteError that names everything these scorers lack, before anything is loaded."""
-    lacking: dict[str, str] = {}
-    for name in names:
-        for weights in NEEDS.get(name, ()):
-            try:
-                locate(weights)
-            except PrerequisiteError as error:
-                lacking[f"{name}: {error}"] = error.hint
+    lacking = {name: [each for each in NEEDS.get(name, ()) if local(each) is None] for name in names}
+    lacking = {name: missing for name, missing in lacking.items() if missing}
     if lacking:
-        raise PrerequisiteError("; ".join(lacking), hint="; ".join(dict.fromkeys(lacking.values())))
+        each = "; ".join(f"{name} lacks {' and '.join(row.name for row in rows)}" for name, rows in lacking.items())
+        raise PrerequisiteError(
+            f"weights are missing in {storage('weights')}: {each}",
+            hint=f"gcpo-bench models fetch {' '.join(lacking)}, or with --from FOLDER where there is no network",
+        )

@@ -102,8 +102,7 @@ def locate(weights: Weights) -> Path:
     lacking = missing_files(weights, weights.path)
     what = weights.path / lacking[0] if weights.files and lacking and weights.path.exists() else weights.path
     raise PrerequisiteError(
-        f"{weights.purpose}: {what} {'is missing' if lacking else 'was not fetched to its end'} "
-        f"({weights.bytes_about / 1e9:.1f} GB, {weights.licence})",
+        f"{weights.purpose}: {what} {'is missing' if lacking else 'was not fetched to its end'} ({weights.licence})",
         hint=f"gcpo-bench models fetch {weights.name}, or with --from FOLDER where there is no network",
     )
 

@@ -24,12 +24,16 @@ from .types import Policy
 
 
 def packaged_weights(model: str) -> tuple[Path, str]:
-    """File and checksum of the starting weights that ship with the package. Raises ConfigError where none do."""
+    """File and checksum of the starting weights that ship with the package.
+
+    Raises PrerequisiteError where there are others to fetch, ConfigError where there are none.
+    """
     folder = Path(str(resources.files("gcpo_bench.training.weights")))
     if not (folder / f"{model}.json").exists():
         POLICIES.load(model)  # a name that means nothing is told as that
-        mend = f"gcpo-bench models fetch {model}; or" if model in catalogue.CATALOGUE else "name a folder:"
-        raise ConfigError(
+        is_published = model in catalogue.CATALOGUE
+        mend = f"gcpo-bench models fetch {model}; or" if is_published else "name a folder:"
+        raise (PrerequisiteError if is_published else ConfigError)(
             f"there are no weights of {model} here",
             hint=f"{mend} -o policy.weights=FOLDER; or random ones: -o policy.random_init=true",
         )
