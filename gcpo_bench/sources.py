@@ -52,18 +52,18 @@ class Collection:
         Raises RunError where it holds images that were drawn otherwise: hours of work are not replaced unasked.
         """
         path = self.path / "generator.json"
-        if not path.exists():
-            write_json(path, dict(settings))
-            return
-        before, now = _flat(read_json(path)), _flat(dict(settings))
-        changed = [
-            key for key in (*before, *(key for key in now if key not in before)) if before.get(key) != now.get(key)
-        ]
+        if next((self.path / "images").rglob("*.png"), None) is not None:
+            self._refuse_others(_flat(read_json(path) if path.exists() else {}), _flat(dict(settings)))
+        write_json(path, dict(settings))
+
+    def _refuse_others(self, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+        keys = dict.fromkeys([*before, *now])
+        changed = [f"{key} is {now.get(key)}, was {before.get(key)}" for key in keys if before.get(key) != now.get(key)]
         if changed:
-            differences = ", ".join(f"{key} is {now.get(key)}, was {before.get(key)}" for key in changed)
+            how = ", ".join(changed) if before else "nothing says how"
             raise RunError(
-                f"{self.path} holds images that were drawn otherwise: {differences}",
-                hint="choose another --name, or delete that folder",
+                f"{self.path} holds images that were drawn otherwise: {how}",
+                hint="choose another --name or --out, or delete that folder",
             )
 
 

@@ -12,6 +12,7 @@
 from __future__ import annotations
 
 import inspect
+import logging
 import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -189,12 +190,23 @@ class DiffusersGenerator:
             raise ConfigError(f"{name} draws no images from texts alone", hint="choose a text-to-image pipeline")
         blanked_B = getattr(output, "nsfw_content_detected", None) or [False] * len(texts_B)
         drawn_B = [_drawn(image, bool(blanked)) for image, blanked in zip(images_B, blanked_B, strict=True)]
+        self._require_size(drawn_B[0].image_YXC.shape)
         self._has_drawn = self._has_drawn or any(drawn.problem != NOT_FINITE for drawn in drawn_B)
         if not self._has_drawn:
             raise RunError(
                 f"{NOT_FINITE} with dtype {self._dtype}", hint="try --generator-option dtype=bfloat16 or float32"
             )
         return drawn_B
+
+    def _require_size(self, shape: tuple[int, ...]) -> None:
+        """Some pipelines take another height and width than they are told to, without a word."""
+        wanted = [self._given.get(name, shape[axis]) for axis, name in enumerate(("height", "width"))]
+        if wanted != list(shape[:2]):
+            raise ConfigError(
+                f"{self._class.__name__} draws images of height {shape[0]} and width {shape[1]}, "
+                f"not of {wanted[0]} and {wanted[1]}",
+                hint="give both height and width, as multiples of what the pipeline draws in: 16 for most",
+            )
 
     def _out_of_memory(self, error: Exception, rows: int) -> PrerequisiteError:
         what = f"drawing {rows} image{'' if rows == 1 else 's'} at once" if rows else "loading the pipeline"
@@ -277,12 +289,12 @@ def _own_noise(device: torch.device, seed: int) -> Iterator[None]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Errors are raised; hints, reports and bars of the libraries would only hide what this program prints."""
+    """What matters is raised; hints, reports and bars of the libraries would only hide what this program prints."""
     logs = (diffusers.utils.logging, transformers.utils.logging)
     before = [log.get_verbosity() for log in logs]
     bars = [log.is_progress_bar_enabled() for log in logs]
     for log in logs:
-        log.set_verbosity_error()
+        log.set_verbosity(logging.CRITICAL)
         log.disable_progress_bar()
     try:
         with warnings.catch_warnings():
