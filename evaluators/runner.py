@@ -1,6 +1,6 @@
-"""A benchmark on a run or on any folder of images: judge every image, leave samples.jsonl and scores.json.
+"""A benchmark on a run, a generator or any folder of images: judge every image, leave samples.jsonl and scores.json.
 
-<run>/evaluations/<benchmark>/, or where `evaluate_folder` is told to
+<run>/evaluations/<benchmark>/, evaluations/<name>/<benchmark>/, or where `evaluate_folder` is told to
   source.json      whose images they are, where they are no run's; see `gcpo_bench.sources`
   samples.jsonl    one object an image: values, reason, detections
   scores.json      metrics and identity; written last, so its presence means that all is there
@@ -11,7 +11,9 @@
 from __future__ import annotations
 
 import inspect
+import json
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -20,20 +22,21 @@ from gcpo_bench.datasets import Prompt
 from gcpo_bench.errors import ConfigError, CorruptDataError, PrerequisiteError, RunError
 from gcpo_bench.registry import BENCHMARKS
 from gcpo_bench.runs import Run
-from gcpo_bench.sources import Source, write_source
+from gcpo_bench.sources import Collection, Source, write_source
 
 from . import images, stored
-from .generate import digest, generate, requests
+from .generate import Draw, digest, from_seeds, from_uniforms, generate, requests
 from .images import ImageSet
 from .judging import Place, Shard, ShardDone, is_exporting, is_observing, judged, observe, score
 from .observations import Observations, Seen, looks
 from .stored import load_evaluation, load_samples
-from .types import Benchmark, Evaluation, Sampler
+from .types import Benchmark, Evaluation, Generator, Home, Sampler
 
 __all__ = [
     "ShardDone",
     "evaluate",
     "evaluate_folder",
+    "evaluate_generator",
     "first_per_task",
     "load_evaluation",
     "load_samples",
@@ -53,6 +56,16 @@ def make_benchmark(name: str, world: str, **given: Any) -> Benchmark:
                 f"benchmark {name!r} has no option {key!r}", hint="leave it out, or choose another benchmark"
             )
     return cast(Benchmark, factory(world=world, **given))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Drawing:
+    draw: Draw | None
+    """None scores the images that lie there."""
+    identity: Mapping[str, Any]
+    """What the images depend on beside their prompts."""
+    record: Mapping[str, Any]
+    """The same as the evaluation states it."""
 
 
 def evaluate(
@@ -93,32 +106,95 @@ def evaluate(
     """
     _check_numbers(images_per_prompt=images_per_prompt, limit=limit, batch_rows=batch_rows)
     benchmark = make_benchmark(benchmark_name, world, **(options or {}))
-    prompts = first_per_task(benchmark.prompts(), limit)
-    drawing = {
+    identity = {
         "weights_digest": weights_digest,
         "world": world,
         "seed": seed,
         "guidance_scale": guidance_scale,
         "temperature": temperature,
     }
-    identity = _identity(benchmark, prompts, images_per_prompt) | drawing
-    place = Place(out=run.evaluation_dir(benchmark.name), root=run.path, shard=shard, is_drawn_to=sampler is not None)
+    draw = None if sampler is None else from_uniforms(sampler, tokens, seed)
+    return _draw_and_score(
+        run,
+        benchmark,
+        _Drawing(draw=draw, identity=identity, record=identity),
+        first_per_task(benchmark.prompts(), limit),
+        images_per_prompt,
+        batch_rows=batch_rows,
+        shard=shard,
+        on_batch=on_batch,
+        on_image=on_image,
+    )
+
+
+def evaluate_generator(
+    collection: Collection,
+    generator: Generator,
+    generator_name: str,
+    benchmark_name: str,
+    *,
+    name: str = "",
+    seed: int = 0,
+    images_per_prompt: int = 4,
+    limit: int | None = None,
+    batch_rows: int = 4,
+    options: Mapping[str, Any] | None = None,
+    shard: Shard | None = None,
+    on_batch: Callable[[int, int], None] | None = None,
+    on_image: Callable[[int, int], None] | None = None,
+) -> Evaluation:
+    """Draw a benchmark's images with something that is no run, and score them; else as `evaluate`.
+
+    Args:
+        generator_name: what was asked for; stated in the scores, and of no effect on the images.
+        name: what tables call these images; default: the collection's folder.
+    Raises:
+        RunError: the collection holds images that were drawn with other settings. Else as `evaluate`.
+    """
+    _check_numbers(images_per_prompt=images_per_prompt, limit=limit, batch_rows=batch_rows)
+    benchmark = make_benchmark(benchmark_name, "", **(options or {}))
+    prompts = first_per_task(benchmark.prompts(), limit)
+    identity = json.loads(json.dumps({**generator.settings(), "seed": seed}))  # as it is read back: lists, no tuples
+    record = {"generator": generator_name, **identity}
+    collection.claim(identity)
+    source = Source(kind="generator", name=name or collection.name, images=collection.path, generator=record)
+    write_source(collection.evaluation_dir(benchmark.name), source)
+    return _draw_and_score(
+        collection,
+        benchmark,
+        _Drawing(draw=from_seeds(generator, seed), identity=identity, record={"generator": record}),
+        prompts,
+        images_per_prompt,
+        batch_rows=batch_rows,
+        shard=shard,
+        on_batch=on_batch,
+        on_image=on_image,
+    )
+
+
+def _draw_and_score(
+    home: Home,
+    benchmark: Benchmark,
+    drawing: _Drawing,
+    prompts: Sequence[Prompt],
+    images_per_prompt: int,
+    *,
+    batch_rows: int,
+    shard: Shard | None,
+    on_batch: Callable[[int, int], None] | None,
+    on_image: Callable[[int, int], None] | None,
+) -> Evaluation:
+    is_drawn_to = drawing.draw is not None
+    place = Place(out=home.evaluation_dir(benchmark.name), root=home.path, shard=shard, is_drawn_to=is_drawn_to)
     place.check(benchmark)
+    identity = {**_identity(benchmark, prompts, images_per_prompt), **drawing.record}
     if (known := stored.known(place.out, identity)) is not None:
         return known
     wanted = requests(prompts, images_per_prompt)
-    folder = run.images_dir(benchmark.prompt_set)
-    if sampler is not None:
-        generate(
-            folder,
-            sampler,
-            place.share(wanted),
-            tokens=tokens,
-            seed=seed,
-            identity=drawing,
-            batch_rows=batch_rows,
-            on_batch=on_batch,
-        )
+    folder = home.images_dir(benchmark.prompt_set)
+    if drawing.draw is not None:
+        share, who = place.share(wanted), drawing.identity
+        generate(folder, drawing.draw, share, identity=who, batch_rows=batch_rows, on_batch=on_batch)
     image_set = ImageSet(pictures=images.of_requests(folder, wanted))
     return _score(benchmark, place, image_set, identity, batch_rows, on_image)
 

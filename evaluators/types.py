@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -91,6 +92,43 @@ class Sampler(Protocol):
     def __call__(self, texts_B: Sequence[str], uniforms_BT: npt.NDArray[np.float32]) -> npt.NDArray[np.uint8]:
         """uint8 images (B, Y, X, 3), from one uniform number in [0, 1) a token."""
         ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Drawn:
+    """One image as it was drawn."""
+
+    image_YXC: npt.NDArray[np.uint8]
+    """uint8 RGB."""
+    problem: str = ""
+    """Why it must not be scored, whatever it shows: blanked by a safety checker, say. Empty where it may."""
+
+
+class Generator(Protocol):
+    """Draws images and is no policy of a run.
+
+    Made as `factory(target, options=..., device=...)`: what stands behind the colon of `--generator`, the texts of
+    `--generator-option`, and `--device` or None. Nothing large is loaded before the first image is drawn.
+    """
+
+    def settings(self) -> dict[str, Any]:
+        """What an image depends on beside its prompt and seed, as JSON: weights, program, sampling."""
+        ...
+
+    def __call__(self, texts_B: Sequence[str], seeds_B: Sequence[int]) -> Sequence[Drawn]:
+        """Image b depends on `texts_B[b]` and `seeds_B[b]` (63 bits) only, whatever else is in the batch."""
+        ...
+
+
+class Home(Protocol):
+    """Where images and their scores lie: a run's folder, or that of images which no run drew."""
+
+    @property
+    def path(self) -> Path: ...
+
+    def images_dir(self, prompt_set: str) -> Path: ...
+
+    def evaluation_dir(self, benchmark: str) -> Path: ...
 
 
 class Benchmark(Protocol):

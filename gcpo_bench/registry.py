@@ -232,6 +232,16 @@ BENCHMARKS = Registry(
     },
 )
 
+GENERATORS = Registry(
+    "generator",
+    {
+        "diffusers": Entry(
+            "gcpo_bench.evaluators.generators.diffusers:DiffusersGenerator",
+            "a text-to-image pipeline of diffusers: SD, SDXL, FLUX, ...; diffusers:<hub id or folder>",
+        ),
+    },
+)
+
 EXECUTORS = Registry(
     "executor",
     {

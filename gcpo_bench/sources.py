@@ -1,4 +1,9 @@
-"""Whose images an evaluation outside a run judged: `source.json`, beside its samples.jsonl and scores.json.
+"""Images that no run drew: where they and their scores lie, and whose they are.
+
+evaluations/<name>/
+  generator.json   what drew the images and how; missing where somebody else did
+  images/<prompt set>/
+  <benchmark>/     samples.jsonl, scores.json, and source.json:
 
 {"kind": "folder" | "generator",
  "name": what tables call it,
@@ -6,7 +11,7 @@
            the folder above or below that, else absolute,
  "generator": its settings, or null}
 
-It is written before anything is scored, so whatever lies beside it is known by its name.
+source.json is written before anything is scored, so whatever lies beside it is known by its name.
 """
 
 from __future__ import annotations
@@ -21,6 +26,52 @@ from gcpo_bench.errors import CorruptDataError, RunError
 from gcpo_bench.files import read_json, write_json
 
 FILE = "source.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Collection:
+    """The folder `evaluations/<name>` of a generator."""
+
+    path: Path
+
+    @property
+    def name(self) -> str:
+        return self.path.resolve().name
+
+    def images_dir(self, prompt_set: str) -> Path:
+        """Where a prompt set's images go."""
+        return self.path / "images" / prompt_set
+
+    def evaluation_dir(self, benchmark: str) -> Path:
+        """Where a benchmark's scores go."""
+        return self.path / benchmark
+
+    def claim(self, settings: Mapping[str, Any]) -> None:
+        """Keep the folder for images that are drawn like this; `settings` is plain JSON.
+
+        Raises RunError where it holds images that were drawn otherwise: hours of work are not replaced unasked.
+        """
+        path = self.path / "generator.json"
+        if next((self.path / "images").rglob("*.png"), None) is not None:
+            self._refuse_others(_flat(read_json(path) if path.exists() else {}), _flat(dict(settings)))
+        write_json(path, dict(settings))
+
+    def _refuse_others(self, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+        keys = dict.fromkeys([*before, *now])
+        changed = [f"{key} is {now.get(key)}, was {before.get(key)}" for key in keys if before.get(key) != now.get(key)]
+        if changed:
+            how = ", ".join(changed) if before else "nothing says how"
+            raise RunError(
+                f"{self.path} holds images that were drawn otherwise: {how}",
+                hint="choose another --name or --out, or delete that folder",
+            )
+
+
+def _flat(value: Any, path: str = "") -> dict[str, Any]:
+    """Dotted key -> value."""
+    if not isinstance(value, dict):
+        return {path: value}
+    return {key: leaf for name, each in value.items() for key, leaf in _flat(each, f"{path}.{name}".strip(".")).items()}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

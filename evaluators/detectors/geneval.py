@@ -19,11 +19,12 @@ from transformers import Mask2FormerForUniversalSegmentation
 from transformers.utils import logging as transformers_logging
 
 from gcpo_bench.catalogue import GENEVAL_CLASSIFIER, GENEVAL_DETECTOR
-from gcpo_bench.errors import ConfigError, CorruptDataError
+from gcpo_bench.errors import CorruptDataError
 from gcpo_bench.files import checksum
 from gcpo_bench.weights import locate
 
 from ..fidelity import MIN_CONFIDENCE, Fidelity
+from ..scorers.compute import usable_device
 from ..types import Detection
 from . import colors, mask2former_weights
 from .mask2former import Instance, Mask2Former, instances, preprocess
@@ -87,7 +88,7 @@ def build(
         PrerequisiteError: weights are missing. CorruptDataError: they are not what they should be, or the self-test
         fails. ConfigError: there is no such device.
     """
-    device = _checked(device)
+    device = usable_device(device)
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     network, origin = _detector(detector)
     folder = classifier or locate(GENEVAL_CLASSIFIER)
@@ -130,17 +131,6 @@ def _detector(path: Path | None) -> tuple[Mask2FormerForUniversalSegmentation, d
     model, digest = mask2former_weights.load(path or locate(published), sha256_prefix=prefix)
     is_published = digest.startswith(published.sha256)
     return model, {"detector": "published" if is_published else "other", "detector_digest": f"sha256:{digest}"}
-
-
-def _checked(device: str) -> str:
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise ConfigError(
-            f"--device {device!r} cannot be used: {str(error).splitlines()[0]}", hint="use --device cpu"
-        ) from error
-    return device
 
 
 # ---------------------------------------------------------------- self-test

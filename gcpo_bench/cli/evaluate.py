@@ -1,4 +1,4 @@
-"""`gcpo-bench evaluate`: runs and their starts on held-out prompts, compared in pairs; or any folder of images."""
+"""`gcpo-bench evaluate`: runs and their starts on held-out prompts, in pairs; other models; or any folder of images."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from typing import Annotated
 
 import typer
 
-from .evaluate_images import evaluated_folder
+from .evaluate_images import Outcomes, evaluated_folder, evaluated_generator, place_of
 from .evaluate_results import print_result, refuse_unscored
 from .evaluate_runs import Settings, evaluated_run
-from .evaluate_usage import Asked, check_benchmarks, check_usage, own_options, parse_shard
+from .evaluate_usage import Asked, check_benchmarks, check_usage, pairs_of, parse_shard
 from .options import JsonOption, RunsDirOption, complete_benchmarks, complete_runs
 from .output import note, print_json, shell_quote
 
@@ -25,7 +25,7 @@ def evaluate_command(
         typer.Option(
             "--benchmark",
             "--bench",
-            help="Benchmark, or several with commas; default: the run's own.",
+            help="Benchmark, or several with commas; default: the run's own, else geneval.",
             autocompletion=complete_benchmarks,
         ),
     ] = None,
@@ -33,12 +33,28 @@ def evaluate_command(
         Path | None,
         typer.Option(help="Score this folder of images instead of runs; GenEval's layout is read as it is."),
     ] = None,
+    generator: Annotated[
+        str | None,
+        typer.Option(
+            metavar="KIND:MODEL", help="Let another model draw: diffusers:<hub id or folder>; see `ls generators`."
+        ),
+    ] = None,
+    generator_option: Annotated[
+        list[str] | None,
+        typer.Option("--generator-option", metavar="KEY=VALUE", help="The generator's own: steps=30; repeatable."),
+    ] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="With --generator: seed of its noise; default 0.")] = None,
+    name: Annotated[
+        str | None, typer.Option(help="With --images or --generator: what tables call it; default: the folder's or id.")
+    ] = None,
     out: Annotated[
-        Path | None, typer.Option(help="With --images: where results go; default: evaluations/<name of the folder>.")
+        Path | None, typer.Option(help="With --images or --generator: where results go; default: evaluations/<name>.")
     ] = None,
     images_per_prompt: Annotated[int | None, typer.Option(min=1, help="Default: the run's own, 4.")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Only so many prompts of each task.")] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Images drawn at once; no score depends on it.")] = 256,
+    batch_size: Annotated[
+        int | None, typer.Option(min=1, help="Images drawn at once: 256, of a generator 4. No score depends on it.")
+    ] = None,
     fidelity: Annotated[
         str | None, typer.Option(help="Whose GenEval: official (default), reward-server or fixed.")
     ] = None,
@@ -65,31 +81,46 @@ def evaluate_command(
     no_start: Annotated[bool, typer.Option("--no-start", help="Leave out the weights the run began from.")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Score runs and their start on held-out prompts, or a folder of images. Exit code 5 if any could not be scored."""
+    """Score runs and their start, other models, or a folder of images. Exit code 5 if any image could not be scored."""
+    from gcpo_bench.evaluators.generators.make import default_name
     from gcpo_bench.runs import open_run
 
-    check_usage(runs or [], images, out, allow_partial, rescore, shard)
+    going_with = {
+        "--out": out,
+        "--name": name,
+        "--allow-partial": allow_partial,
+        "--generator-option": generator_option,
+        "--seed": seed,
+    }
+    check_usage(runs or [], images, generator, going_with, rescore=rescore, shard=shard)
     given = {"fidelity": fidelity, "detector": detector, "classifier": classifier, "device": device}
+    own = pairs_of("--option", option or [], "threshold=0.4")
     asked = Asked(
-        options={name: value for name, value in given.items() if value is not None} | own_options(option or []),
+        options={key: value for key, value in given.items() if value is not None} | ({"options": own} if own else {}),
         images_per_prompt=images_per_prompt,
         limit=limit,
         batch_rows=batch_size,
         shard=parse_shard(shard),
         rescore=rescore,
     )
-    names = benchmark.split(",") if benchmark else [None]
-    check_benchmarks(names)
-    results, evaluations = [], []
+    benchmarks = benchmark.split(",") if benchmark else []
+    check_benchmarks(benchmarks)
+    outcomes: Outcomes = []
     if images is not None:
-        for name in names:
-            evaluation, result = evaluated_folder(images, out, name or "geneval", asked, allow_partial)
-            results.append(result)
-            evaluations.append(evaluation)
+        place = place_of(images.resolve().name or "images", name, out)
+        outcomes = evaluated_folder(images, place, benchmarks or ["geneval"], asked, allow_partial=allow_partial)
+    if generator is not None:
+        place = place_of(default_name(generator), name, out)
+        pairs = pairs_of("--generator-option", generator_option or [], "steps=30")
+        outcomes = evaluated_generator(
+            generator, place, benchmarks or ["geneval"], asked, options=pairs, seed=seed or 0
+        )
+    results = [result for _, result in outcomes]
+    evaluations = [evaluation for evaluation, _ in outcomes]
     opened = [open_run(run, runs_dir) for run in runs or []]  # a wrong name is told before minutes of work
     for run in opened:
-        for name in names:
-            settings = Settings(run, name, asked)
+        for each in benchmarks or [run.config.evaluation.benchmark]:
+            settings = Settings(run, each, asked)
             found, result = evaluated_run(settings, run, with_start=not no_start and run.config.num_steps > 0)
             results.append(result)
             evaluations += found

@@ -1,7 +1,10 @@
-"""`gcpo-bench evaluate`: images that no run drew."""
+"""`gcpo-bench evaluate`: images that no run drew, made by somebody else or by a generator."""
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,34 +17,103 @@ if TYPE_CHECKING:
 
     from .evaluate_usage import Asked
 
+ROOT = Path("evaluations")
+IMAGES_PER_PROMPT = 4
+FOLDER_ROWS = 256
+GENERATOR_ROWS = 4
+Outcomes = list[tuple["Evaluation | None", dict[str, Any]]]
+"""Each benchmark's evaluation, None where only a share of it is done, and what is printed."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Place:
+    """Where results go, and what tables call them."""
+
+    path: Path
+    name: str
+
+    def result(self, benchmark: str) -> dict[str, Any]:
+        return {"run": self.name, "path": str(self.path / benchmark), "benchmark": benchmark}
+
+
+def place_of(default: str, name: str | None, out: Path | None) -> Place:
+    """`--out`, or the folder of this name. Raises ConfigError for a name that is no plain folder name."""
+    from gcpo_bench.errors import ConfigError
+
+    if name is not None and (not re.fullmatch(r"[A-Za-z0-9._-]{1,64}", name) or name in {".", ".."}):
+        raise ConfigError(f"--name {name!r} cannot be used", hint="use 1 to 64 letters, digits, '.', '_' or '-'")
+    return Place(path=out or ROOT / (name or default), name=name or default)
+
 
 def evaluated_folder(
-    images: Path, out: Path | None, benchmark: str, asked: Asked, allow_partial: bool
-) -> tuple[Evaluation | None, dict[str, Any]]:
-    from gcpo_bench.evaluators.runner import ShardDone, evaluate_folder, rescore
+    images: Path, place: Place, benchmarks: Sequence[str], asked: Asked, *, allow_partial: bool
+) -> Outcomes:
+    from gcpo_bench.evaluators.runner import evaluate_folder
 
-    place = (out or Path("evaluations") / (images.resolve().name or "images")) / benchmark
-    result: dict[str, Any] = {"run": images.name or str(images), "path": str(place), "benchmark": benchmark}
-    if asked.rescore:
-        evaluation = rescore(place, benchmark, options=asked.options)
-        return evaluation, {**result, **outcome(evaluation)}
-    note(f"evaluating {images} on {benchmark}")
-    told = Notes()
-    try:
+    def evaluate(benchmark: str, told: Notes) -> Evaluation:
         with progress("looked at") as show:
-            evaluation = evaluate_folder(
+            return evaluate_folder(
                 images,
-                place,
+                place.path / benchmark,
                 benchmark,
-                images_per_prompt=asked.images_per_prompt or 4,
+                images_per_prompt=asked.images_per_prompt or IMAGES_PER_PROMPT,
                 limit=asked.limit,
-                batch_rows=asked.batch_rows,
+                batch_rows=asked.batch_rows or FOLDER_ROWS,
                 options=asked.options,
                 shard=asked.shard,
                 allow_partial=allow_partial,
+                name=place.name,
                 on_image=show,
                 on_note=told,
             )
+
+    return [_evaluated(evaluate, str(images), place, benchmark, asked) for benchmark in benchmarks]
+
+
+def evaluated_generator(
+    generator: str, place: Place, benchmarks: Sequence[str], asked: Asked, *, options: Mapping[str, str], seed: int
+) -> Outcomes:
+    from gcpo_bench.evaluators.generators.make import make_generator
+    from gcpo_bench.evaluators.runner import evaluate_generator
+    from gcpo_bench.sources import Collection
+
+    made = None if asked.rescore else make_generator(generator, options=options, device=asked.options.get("device"))
+
+    def evaluate(benchmark: str, _: Notes) -> Evaluation:
+        assert made is not None
+        with progress("images") as show:
+            return evaluate_generator(
+                Collection(place.path),
+                made,
+                generator,
+                benchmark,
+                name=place.name,
+                seed=seed,
+                images_per_prompt=asked.images_per_prompt or IMAGES_PER_PROMPT,
+                limit=asked.limit,
+                batch_rows=asked.batch_rows or GENERATOR_ROWS,
+                options=asked.options,
+                shard=asked.shard,
+                on_batch=show,
+                on_image=lambda done, total: show(done, total, "looked at"),
+            )
+
+    return [_evaluated(evaluate, generator, place, benchmark, asked) for benchmark in benchmarks]
+
+
+def _evaluated(
+    evaluate: Callable[[str, Notes], Evaluation], shown: str, place: Place, benchmark: str, asked: Asked
+) -> tuple[Evaluation | None, dict[str, Any]]:
+    from gcpo_bench.evaluators.runner import ShardDone, rescore
+
+    result = place.result(benchmark)
+    if asked.rescore:
+        evaluation = rescore(place.path / benchmark, benchmark, options=asked.options)
+        return evaluation, {**result, **outcome(evaluation)}
+    note(f"evaluating {shown} on {benchmark}")
+    told = Notes()
+    try:
+        evaluation = evaluate(benchmark, told)
     except ShardDone as done:
         note(f"{done}; {done.hint}")
         return None, {**result, "shard": asked.shard}

@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+GOES_WITH = {
+    "--out": ("--images", "--generator"),
+    "--name": ("--images", "--generator"),
+    "--allow-partial": ("--images",),
+    "--generator-option": ("--generator",),
+    "--seed": ("--generator",),
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -15,23 +23,43 @@ class Asked:
     options: Mapping[str, Any] = field(default_factory=dict)
     images_per_prompt: int | None = None
     limit: int | None = None
-    batch_rows: int = 256
+    batch_rows: int | None = None
+    """None: as many as suits what draws."""
     shard: tuple[int, int] | None = None
     rescore: bool = False
 
 
 def check_usage(
-    runs: list[str], images: Path | None, out: Path | None, allow_partial: bool, rescore: bool, shard: str | None
+    runs: Sequence[str],
+    images: Path | None,
+    generator: str | None,
+    given: Mapping[str, Any],
+    *,
+    rescore: bool,
+    shard: str | None,
 ) -> None:
+    """
+    Args:
+        given: option -> value, of those that go with images only or with a generator only.
+    """
     from gcpo_bench.errors import ConfigError
 
-    if not runs and images is None:
-        raise ConfigError("Missing argument 'RUN...'", hint="name a run, or a folder with --images")
-    if runs and images is not None:
-        raise ConfigError("both runs and --images are given", hint="evaluate them one after the other")
-    for name, value in (("--out", out), ("--allow-partial", allow_partial)):
-        if value and images is None:
-            raise ConfigError(f"{name} goes with --images only", hint="leave it out for runs")
+    sources = [
+        name
+        for name, value in (("runs", runs), ("--images", images), ("--generator", generator))
+        if value or value == ""
+    ]
+    if not sources:
+        raise ConfigError(
+            "Missing argument 'RUN...'", hint="name a run, a folder with --images, or a model with --generator"
+        )
+    if len(sources) > 1:
+        raise ConfigError(f"both {' and '.join(sources)} are given", hint="evaluate them one after the other")
+    for name, value in given.items():
+        if value not in (None, False, []) and sources[0] not in GOES_WITH[name]:
+            raise ConfigError(
+                f"{name} goes with {' and '.join(GOES_WITH[name])} only", hint=f"leave it out for {sources[0]}"
+            )
     if rescore and shard:
         raise ConfigError("--rescore and --shard are both given", hint="a rescore takes moments; leave --shard out")
 
@@ -46,13 +74,13 @@ def check_benchmarks(names: list[str] | list[None] | list[str | None]) -> None:
             raise ConfigError(f"unknown benchmark {name!r}", hint=did_you_mean(name, BENCHMARKS))
 
 
-def own_options(pairs: list[str]) -> dict[str, Any]:
+def pairs_of(option: str, pairs: Sequence[str], example: str) -> dict[str, str]:
+    """Of a repeatable option whose values are KEY=VALUE; the last word on a key counts."""
     from gcpo_bench.errors import ConfigError
 
-    own = dict(pair.partition("=")[::2] for pair in pairs)
-    if wrong := next((pair for pair in pairs if "=" not in pair), None):
-        raise ConfigError(f"--option {wrong!r} is not key=value", hint="--option threshold=0.4")
-    return {"options": own} if own else {}
+    if (wrong := next((pair for pair in pairs if "=" not in pair), None)) is not None:
+        raise ConfigError(f"{option} {wrong!r} is not key=value", hint=f"{option} {example}")
+    return dict(pair.partition("=")[::2] for pair in pairs)
 
 
 def parse_shard(text: str | None) -> tuple[int, int] | None:
