@@ -77,8 +77,7 @@ def evaluate(
     world: str,
     images_per_prompt: int,
     seed: int,
-    guidance_scale: float,
-    temperature: float,
+    distribution: Mapping[str, float],
     weights_digest: str,
     limit: int | None = None,
     batch_rows: int = 256,
@@ -92,6 +91,7 @@ def evaluate(
     Args:
         sampler: draws the images; None scores the images that lie in the run's folder, whoever made them.
         tokens: uniform numbers a drawn image takes.
+        distribution: what `sampler` draws from: guidance, temperature and so on; stated in the scores.
         weights_digest: of the weights behind `sampler`; with the settings it says whose images these are.
         limit: only the first so many prompts of each task.
         batch_rows: images drawn or judged at once; no score depends on it.
@@ -110,8 +110,7 @@ def evaluate(
         "weights_digest": weights_digest,
         "world": world,
         "seed": seed,
-        "guidance_scale": guidance_scale,
-        "temperature": temperature,
+        **distribution,
     }
     draw = None if sampler is None else from_uniforms(sampler, tokens, seed)
     return _draw_and_score(

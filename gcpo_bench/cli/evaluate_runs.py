@@ -31,8 +31,7 @@ class Settings:
         self.world = config.policy.name
         self.num_threads = config.num_threads
         self.batch_rows = asked.batch_rows or BATCH_ROWS
-        self.guidance_scale = config.evaluation.guidance_scale
-        self.temperature = config.evaluation.temperature
+        self.distribution = config.evaluation.distribution()
         self.seed = config.evaluation.seed
         self.images_per_prompt = asked.images_per_prompt or config.evaluation.images_per_prompt
         self.limit = asked.limit or config.evaluation.prompts_per_task
@@ -85,8 +84,7 @@ def _evaluate(settings: Settings, run: Run) -> Evaluation | None:
             torch.from_numpy(uniforms_BT).to(run.config.policy.device),
             batch_rows=max(1, -(-len(texts_B) // settings.num_threads)),
             workers=workers,
-            guidance_scale=settings.guidance_scale,
-            temperature=settings.temperature,
+            **settings.distribution,
         )
         return policy.decode(samples.tokens_BT)
 
@@ -101,8 +99,7 @@ def _evaluate(settings: Settings, run: Run) -> Evaluation | None:
                 world=settings.world,
                 images_per_prompt=settings.images_per_prompt,
                 seed=settings.seed,
-                guidance_scale=settings.guidance_scale,
-                temperature=settings.temperature,
+                distribution=settings.distribution,
                 weights_digest=weights_digest(run),
                 limit=settings.limit,
                 batch_rows=settings.batch_rows,
