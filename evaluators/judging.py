@@ -6,13 +6,12 @@ No verdict depends on the order of images, on what else is in a batch, or on whi
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any, TypeGuard, TypeVar
 
 import numpy as np
-import numpy.typing as npt
 
 from gcpo_bench.datasets import Prompt
 from gcpo_bench.errors import ConfigError, RunError
@@ -20,9 +19,12 @@ from gcpo_bench.files import checksum_of
 
 from . import images
 from .images import Picture
-from .observations import Observations, Seen
-from .types import Benchmark, ExportingBenchmark, Judged, ObservingBenchmark, SampleScore
+from .observations import Observations, Seen, address
+from .types import Benchmark, ExportingBenchmark, Image, Judged, ObservingBenchmark, SampleScore
 
+T = TypeVar("T")
+LOOK_ROWS = 32
+"""Images looked at together where nobody says; as many as scorers take at once on a GPU."""
 BATCH_PIXELS = 64_000_000
 """A batch of images is closed at so many pixels, whatever `batch_rows` allows."""
 Shard = tuple[int, int]
@@ -73,7 +75,8 @@ def is_exporting(benchmark: Benchmark) -> TypeGuard[ExportingBenchmark]:
 def score(benchmark: Benchmark, place: Place, pictures: Sequence[Picture], batch_rows: int) -> list[SampleScore]:
     """One SampleScore an image, in order; a file that is missing, damaged or unfit is unscored, with the reason."""
     samples: list[SampleScore] = []
-    for batch in _batches(benchmark, pictures, batch_rows):
+    loaded = ((picture, _load(benchmark, picture)) for picture in pictures)
+    for batch in _batches(loaded, lambda each: each[1], batch_rows):
         verdicts = _judge(benchmark, batch)
         for row, (picture, image) in enumerate(batch):
             values, reason, detections = verdicts.get(row, ({}, "", ()))
@@ -93,18 +96,29 @@ def score(benchmark: Benchmark, place: Place, pictures: Sequence[Picture], batch
     return samples
 
 
-Loaded = tuple[Picture, npt.NDArray[np.uint8] | str]
-"""A picture with its image (Y, X, 3), or why there is none to score."""
+Loaded = tuple[Picture, Image | str]
+"""A picture with its image, or why there is none to score."""
 
 
-def _batches(benchmark: Benchmark, pictures: Sequence[Picture], batch_rows: int) -> Iterator[list[Loaded]]:
-    batch: list[Loaded] = []
+def _load(benchmark: Benchmark, picture: Picture) -> Image | str:
+    data, problem = images.read(picture)
+    return problem or _checked(benchmark, images.decode(data))
+
+
+def _checked(benchmark: Benchmark, decoded: images.Decoded) -> Image | str:
+    """The image, or why there is none to score."""
+    if decoded.image_YXC is None:
+        return decoded.problem
+    return benchmark.problem(decoded.image_YXC) or decoded.image_YXC
+
+
+def _batches(items: Iterable[T], image_of: Callable[[T], Image | str], batch_rows: int) -> Iterator[list[T]]:
+    """Closed at `batch_rows` items, or at `BATCH_PIXELS` of their images."""
+    batch: list[T] = []
     pixels = 0
-    for picture in pictures:
-        data, problem = images.read(picture)
-        seen = images.Decoded(problem=problem) if problem else images.decode(data)
-        image = seen.problem if seen.image_YXC is None else benchmark.problem(seen.image_YXC) or seen.image_YXC
-        batch.append((picture, image))
+    for item in items:
+        batch.append(item)
+        image = image_of(item)
         pixels += 0 if isinstance(image, str) else image.shape[0] * image.shape[1]
         if len(batch) == batch_rows or pixels >= BATCH_PIXELS:
             yield batch
@@ -117,19 +131,25 @@ def observe(
     benchmark: ObservingBenchmark,
     place: Place,
     pictures: Sequence[Picture],
-    on_image: Callable[[int, int], None] | None,
+    on_image: Callable[[int, int], None] | None = None,
+    *,
+    batch_rows: int = LOOK_ROWS,
 ) -> tuple[list[SampleScore], tuple[str, ...]]:
-    """Look at what was not looked at before, then judge everything. Raises ShardDone where other shares are wanting."""
+    """Look at what was not looked at before, then judge everything. Raises ShardDone where other shares are wanting.
+
+    An observation is kept as soon as the benchmark gives it, so that a stopped process loses one batch at most.
+    """
     benchmark.self_test()
     store = Observations(place.out / "observations", benchmark.look(), place.shard)
     own = place.share(pictures)
+    show = on_image or (lambda done, total: None)
+    show(0, len(own))
     digests: dict[Path, tuple[str, str]] = {}
-    for done, picture in enumerate(own):
-        if on_image:
-            on_image(done, len(own))
-        digests[picture.path] = _look(benchmark, store, picture)
-    if on_image:
-        on_image(len(own), len(own))
+    for batch in _batches(_unseen(benchmark, store, own, digests), lambda each: each.image, batch_rows):
+        for each, value in _look(benchmark, batch):
+            store.add(each.image_digest, each.question, value)
+            show(each.row + 1, len(own))
+    show(len(own), len(own))
     if place.shard:
         store.refresh()  # so of shards that run at the same time, the last one finds all the others' observations
     waiting = ShardDone(
@@ -151,22 +171,51 @@ def observe(
     return samples, (*notes, *_twins(samples))
 
 
-def _look(benchmark: ObservingBenchmark, store: Observations, picture: Picture) -> tuple[str, str]:
-    """The image's digest, after making sure that it was looked at; or why it cannot be."""
-    data, problem = _fit(benchmark, picture)
-    if problem:
-        return "", problem
-    image_digest, question = checksum_of(data), benchmark.question(picture.prompt)
-    if store.get(image_digest, question) is None:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Unseen:
+    """An image file that nobody has looked at with this question."""
+
+    row: int
+    """Its place in this process's share."""
+    image_digest: str
+    question: Any
+    image: Image | str
+    """Or why there is none to look at."""
+    note: str
+
+
+def _unseen(
+    benchmark: ObservingBenchmark, store: Observations, own: Sequence[Picture], digests: dict[Path, tuple[str, str]]
+) -> Iterator[_Unseen]:
+    """What is to be looked at. Leaves in `digests` each file's digest, or why there is none."""
+    asked: set[str] = set()
+    for row, picture in enumerate(own):
+        data, problem = _fit(benchmark, picture)
+        digests[picture.path] = ("", problem) if problem else (checksum_of(data), "")
+        if problem:
+            continue
+        image_digest, question = digests[picture.path][0], benchmark.question(picture.prompt)
+        place = address(image_digest, question)
+        if place in asked or store.get(image_digest, question) is not None:
+            continue
+        asked.add(place)  # a second file of the same content is asked for while the first waits in its batch
         decoded = images.decode(data)
-        if decoded.image_YXC is None:
-            seen = Seen(problem=decoded.problem)
-        elif problem := benchmark.problem(decoded.image_YXC):
-            seen = Seen(problem=problem)
-        else:
-            seen = Seen(value=benchmark.observe(decoded.image_YXC, question), note=decoded.note)
-        store.add(image_digest, question, seen)
-    return image_digest, ""
+        yield _Unseen(
+            row=row,
+            image_digest=image_digest,
+            question=question,
+            image=_checked(benchmark, decoded),
+            note=decoded.note,
+        )
+
+
+def _look(benchmark: ObservingBenchmark, batch: Sequence[_Unseen]) -> Iterator[tuple[_Unseen, Seen]]:
+    pictures = [each.image for each in batch if not isinstance(each.image, str)]
+    questions = [each.question for each in batch if not isinstance(each.image, str)]
+    values = iter(benchmark.observe(pictures, questions) if pictures else ())
+    for each in batch:
+        problem = each.image if isinstance(each.image, str) else ""
+        yield each, Seen(problem=problem) if problem else Seen(value=next(values), note=each.note)
 
 
 def _digest(benchmark: ObservingBenchmark, picture: Picture) -> tuple[str, str]:

@@ -51,7 +51,7 @@ class Observations:
             self._read(path)
 
     def get(self, image_digest: str, question: Any) -> Seen | None:
-        return self._entries.get(_address(image_digest, question))
+        return self._entries.get(address(image_digest, question))
 
     def add(self, image_digest: str, question: Any, seen: Seen) -> None:
         """Kept at once, so that a stopped process loses nothing."""
@@ -60,7 +60,7 @@ class Observations:
         row = {"image": image_digest, "question": question}
         row |= {"problem": seen.problem} if seen.problem else {"value": seen.value}
         append_jsonl(self._path, row | ({"note": seen.note} if seen.note else {}))
-        self._entries[_address(image_digest, question)] = seen
+        self._entries[address(image_digest, question)] = seen
 
     def _read(self, path: Path) -> None:
         for number, row in enumerate(read_jsonl(path), start=1):
@@ -76,10 +76,11 @@ class Observations:
                     hint="delete that line or the file; what it held is looked at again",
                 )
             seen = Seen(value=row.get("value"), problem=str(row.get("problem", "")), note=str(row.get("note", "")))
-            self._entries[_address(row["image"], row["question"])] = seen
+            self._entries[address(row["image"], row["question"])] = seen
 
 
-def _address(image_digest: str, question: Any) -> str:
+def address(image_digest: str, question: Any) -> str:
+    """Under which an observation is found."""
     return f"{image_digest} {digest(question)}"
 
 

@@ -18,7 +18,7 @@ from gcpo_bench.registry import SCORERS
 
 from .scorers.published import require
 from .scorers.types import Images, Scorer, Unscored, aspect_problem
-from .types import Judged
+from .types import Image, Judged
 
 OUTSIDE = frozenset({"deqa", "unified-reward"})
 """Scorers that run elsewhere. They can fail for a while, so what they did not answer must be asked again next time."""
@@ -154,8 +154,8 @@ class LastingPanelBenchmark(PanelBenchmark):
     def question(self, prompt: Prompt) -> str:
         return prompt.text
 
-    def observe(self, image_YXC: npt.NDArray[np.uint8], question: str) -> dict[str, Any]:
-        return self.panel.see([image_YXC], [question])[0]
+    def observe(self, images: Sequence[Image], questions: Sequence[str]) -> list[dict[str, Any]]:
+        return self.panel.see(images, questions)
 
     def unfit(self, prompt: Prompt) -> str:
         return ""

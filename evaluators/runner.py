@@ -23,7 +23,7 @@ from gcpo_bench.runs import Run
 from . import images, stored
 from .generate import digest, generate, requests
 from .images import ImageSet
-from .judging import Place, Shard, ShardDone, is_exporting, is_observing, judged, observe, score
+from .judging import LOOK_ROWS, Place, Shard, ShardDone, is_exporting, is_observing, judged, observe, score
 from .observations import Observations, Seen, looks
 from .stored import load_evaluation, load_samples
 from .types import Benchmark, Evaluation, Sampler
@@ -39,6 +39,9 @@ __all__ = [
     "prompts_digest",
     "rescore",
 ]
+
+DRAW_ROWS = 256
+"""Images drawn together, or judged at once where nothing is kept, where nobody says."""
 
 
 def make_benchmark(name: str, world: str, **given: Any) -> Benchmark:
@@ -66,7 +69,7 @@ def evaluate(
     temperature: float,
     weights_digest: str,
     limit: int | None = None,
-    batch_rows: int = 256,
+    batch_rows: int | None = None,
     options: Mapping[str, Any] | None = None,
     shard: Shard | None = None,
     on_batch: Callable[[int, int], None] | None = None,
@@ -79,7 +82,8 @@ def evaluate(
         tokens: uniform numbers a drawn image takes.
         weights_digest: of the weights behind `sampler`; with the settings it says whose images these are.
         limit: only the first so many prompts of each task.
-        batch_rows: images drawn or judged at once; no score depends on it.
+        batch_rows: images drawn or looked at together; default `DRAW_ROWS` and `judging.LOOK_ROWS`. On a CPU no score
+            depends on it.
         options: what else the benchmark takes, by name.
         shard: draw and look at this process's share only; the call that finds all shares done writes the scores.
         on_batch: called with (images drawn, images wanted).
@@ -114,7 +118,7 @@ def evaluate(
             tokens=tokens,
             seed=seed,
             identity=drawing,
-            batch_rows=batch_rows,
+            batch_rows=batch_rows or DRAW_ROWS,
             on_batch=on_batch,
         )
     image_set = ImageSet(pictures=images.of_requests(folder, wanted))
@@ -129,7 +133,7 @@ def evaluate_folder(
     world: str = "",
     images_per_prompt: int = 4,
     limit: int | None = None,
-    batch_rows: int = 256,
+    batch_rows: int | None = None,
     options: Mapping[str, Any] | None = None,
     shard: Shard | None = None,
     allow_partial: bool = False,
@@ -259,18 +263,19 @@ def _score(
     place: Place,
     image_set: ImageSet,
     identity: Mapping[str, Any],
-    batch_rows: int,
+    batch_rows: int | None,
     on_image: Callable[[int, int], None] | None,
 ) -> Evaluation:
     notes: tuple[str, ...] = ()
     if is_observing(benchmark):
-        samples, notes = observe(benchmark, place, image_set.pictures, on_image)
+        rows = batch_rows or LOOK_ROWS
+        samples, notes = observe(benchmark, place, image_set.pictures, on_image, batch_rows=rows)
         prompts = {each.prompt.id: each.prompt for each in image_set.pictures}
         stored.save_prompts(place.out, list(prompts.values()))
         if is_exporting(benchmark):
             stored.save_files(place.out, benchmark.export(samples, prompts))
     else:
-        samples = score(benchmark, place, image_set.pictures, batch_rows)
+        samples = score(benchmark, place, image_set.pictures, batch_rows or DRAW_ROWS)
     lines = (unscored_line(sample.image, sample.unscored) for sample in samples if sample.unscored)
     return stored.save(place.out, benchmark, samples, identity, (*image_set.notes, *notes, *lines))
 

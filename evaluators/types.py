@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -81,6 +81,8 @@ class SceneReward:
     """Per image, logged beside the reward."""
 
 
+Image = npt.NDArray[np.uint8]
+"""uint8 (Y, X, 3), RGB."""
 Judged = tuple[Mapping[str, float], str, tuple[Detection, ...]]
 """One image's values, reason and detections."""
 
@@ -127,8 +129,12 @@ class ObservingBenchmark(Benchmark, Protocol):
         """What of a prompt an observation depends on, as JSON."""
         ...
 
-    def observe(self, image_YXC: npt.NDArray[np.uint8], question: Any) -> Any:
-        """What is seen in an RGB image (uint8, Y x X x 3), as JSON; the same whatever was looked at before."""
+    def observe(self, images: Sequence[Image], questions: Sequence[Any]) -> Iterable[Any]:
+        """What is seen in each image, as JSON, in order; images may be of any sizes.
+
+        On a CPU it is the same to the bit whatever else is looked at. Each is kept as it comes: where a batch takes
+        long, yield.
+        """
         ...
 
     def unfit(self, prompt: Prompt) -> str:

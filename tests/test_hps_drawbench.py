@@ -404,6 +404,11 @@ def test_pictures_in_files_are_scored_alike_however_the_work_is_cut(
     assert evaluated(at_once, folder, tmp_path / "rows-1", monkeypatch, batch_rows=1) == (samples, metrics)
     assert evaluated(at_once, folder, tmp_path / "rows-3", monkeypatch, batch_rows=3) == (samples, metrics)
     kept, kept_metrics = evaluated(lasting(hps_scorer, Brightness()), folder, tmp_path / "kept", monkeypatch)
+    for rows in (1, 8, 64):
+        again = evaluated(
+            lasting(hps_scorer, Brightness()), folder, tmp_path / f"k{rows}", monkeypatch, batch_rows=rows
+        )
+        assert again == (kept, kept_metrics)
     assert {name: each.values for name, each in kept.items()} == {name: each.values for name, each in samples.items()}
     assert kept_metrics == metrics
     for share in (1, 2, 3):
@@ -419,6 +424,28 @@ def test_pictures_in_files_are_scored_alike_however_the_work_is_cut(
     assert "too long for its width" in reasons["00002-1.png"]
     assert metrics["overall"].unscored == metrics["brightness"].unscored == 3
     assert metrics["overall"] == metrics["hps-v2.1"]
+
+
+def test_a_stopped_evaluation_loses_one_batch_at_most(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = with_pictures(tmp_path / "pictures")
+    asked: list[int] = []
+
+    @dataclass(frozen=True)
+    class Counting(Brightness):
+        def score(self, images: Images, prompts: Sequence[str]) -> list[Score]:
+            if len(asked) == 4:  # the self-test's two, and two batches
+                raise KeyboardInterrupt
+            asked.append(len(images))
+            return super().score(images, prompts)
+
+    with pytest.raises(KeyboardInterrupt):
+        evaluated(lasting(Counting()), folder, tmp_path / "out", monkeypatch, batch_rows=3)
+    rows = [line for path in (tmp_path / "out/observations").iterdir() for line in path.read_text().splitlines()]
+    assert len(rows) == 1 + 6  # what it looked with, and two batches of three files
+    asked.clear()
+    straight = evaluated(lasting(Brightness()), folder, tmp_path / "straight", monkeypatch)
+    assert evaluated(lasting(Counting()), folder, tmp_path / "out", monkeypatch, batch_rows=3) == straight
+    assert asked == [2, 2, 3]
 
 
 def test_kept_values_are_summed_up_again_without_a_model(

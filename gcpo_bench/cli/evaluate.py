@@ -51,7 +51,10 @@ def evaluate_command(
     ] = None,
     images_per_prompt: Annotated[int | None, typer.Option(min=1, help="Default: the run's own, 4.")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Only so many prompts of each task.")] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Images drawn at once; no score depends on it.")] = 256,
+    batch_size: Annotated[
+        int | None,
+        typer.Option(min=1, help="Images at once. Default: 256 drawn, 32 looked at. No score depends on it."),
+    ] = None,
     fidelity: Annotated[
         str | None, typer.Option(help="Whose GenEval: official (default), reward-server or fixed.")
     ] = None,
@@ -130,7 +133,7 @@ class _Asked:
         options: dict[str, Any] | None = None,
         images_per_prompt: int | None = None,
         limit: int | None = None,
-        batch_rows: int = 256,
+        batch_rows: int | None = None,
         shard: tuple[int, int] | None = None,
         rescore: bool = False,
     ) -> None:
