@@ -6,10 +6,10 @@ No verdict depends on the order of images, on what else is in a batch, or on whi
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeGuard, TypeVar
+from typing import Any, TypeGuard, TypeVar, cast
 
 import numpy as np
 
@@ -19,8 +19,18 @@ from gcpo_bench.files import checksum_of
 
 from . import images
 from .images import Picture
-from .observations import Observations, Seen, address
-from .types import Benchmark, ExportingBenchmark, Image, Judged, ObservingBenchmark, SampleScore
+from .observations import WHOLE, ObservationsByPart, Seen, address
+from .types import (
+    Benchmark,
+    ExportingBenchmark,
+    Image,
+    Judged,
+    KeepingBenchmark,
+    ObservingBenchmark,
+    PartedBenchmark,
+    Passing,
+    SampleScore,
+)
 
 T = TypeVar("T")
 LOOK_ROWS = 32
@@ -60,12 +70,21 @@ class Place:
             raise ConfigError(
                 f"shard {self.shard[0]}/{self.shard[1]} does not exist", hint="use 1/4 to 4/4, for example"
             )
-        if not is_observing(benchmark):
+        if not is_keeping(benchmark):
             raise ConfigError(f"benchmark {benchmark.name!r} cannot be split into shards", hint="leave --shard out")
 
 
-def is_observing(benchmark: Benchmark) -> TypeGuard[ObservingBenchmark]:
-    return hasattr(benchmark, "observe")
+def is_keeping(benchmark: Benchmark) -> TypeGuard[KeepingBenchmark]:
+    return hasattr(benchmark, "look")
+
+
+def _has_parts(benchmark: KeepingBenchmark) -> TypeGuard[PartedBenchmark]:
+    return hasattr(benchmark, "parts")
+
+
+def looks_by_part(benchmark: KeepingBenchmark, look: Mapping[str, Any]) -> Mapping[str, Mapping[str, Any]]:
+    """What the observations of each part depend on."""
+    return benchmark.parts(look) if _has_parts(benchmark) else {WHOLE: look}
 
 
 def is_exporting(benchmark: Benchmark) -> TypeGuard[ExportingBenchmark]:
@@ -127,37 +146,53 @@ def _batches(items: Iterable[T], image_of: Callable[[T], Image | str], batch_row
         yield batch
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Observed:
+    """A set of images, looked at and judged."""
+
+    samples: list[SampleScore]
+    notes: tuple[str, ...]
+    unanswered: int
+    """Images that are worth another look."""
+
+
 def observe(
-    benchmark: ObservingBenchmark,
+    benchmark: KeepingBenchmark,
     place: Place,
     pictures: Sequence[Picture],
     on_image: Callable[[int, int], None] | None = None,
     *,
     batch_rows: int = LOOK_ROWS,
-) -> tuple[list[SampleScore], tuple[str, ...]]:
+) -> Observed:
     """Look at what was not looked at before, then judge everything. Raises ShardDone where other shares are wanting.
 
     An observation is kept as soon as the benchmark gives it, so that a stopped process loses one batch at most.
     """
     benchmark.self_test()
-    store = Observations(place.out / "observations", benchmark.look(), place.shard)
+    parts = looks_by_part(benchmark, benchmark.look())
+    store = ObservationsByPart(place.out / "observations", parts, place.shard)
     own = place.share(pictures)
     show = on_image or (lambda done, total: None)
     show(0, len(own))
     digests: dict[Path, tuple[str, str]] = {}
+    wanting: set[int] = set()
     for batch in _batches(_unseen(benchmark, store, own, digests), lambda each: each.image, batch_rows):
-        for each, value in _look(benchmark, batch):
-            store.add(each.image_digest, each.question, value)
-            show(each.row + 1, len(own))
+        for part, each, value in _look(benchmark, batch):
+            store.add(part, each.image_digest, each.question, value)
+            wanting |= {each.row} if value.is_passing else set()
+            if part == each.parts[-1]:
+                show(each.row + 1, len(own))
     show(len(own), len(own))
     if place.shard:
         store.refresh()  # so of shards that run at the same time, the last one finds all the others' observations
     waiting = ShardDone(
-        f"shard {'/'.join(map(str, place.shard or ()))}: its {len(own)} images are looked at, others are not",
+        f"shard {'/'.join(map(str, place.shard or ()))}: its {len(own)} images are looked at, others are not"
+        + (f"; {len(wanting)} have no answer of every scorer: run it again" if wanting else ""),
         hint="run the other shards; the last one writes the scores, or a call without --shard",
     )
     samples: list[SampleScore] = []
     notes: list[str] = []
+    unanswered = 0
     for picture in pictures:
         if place.shard and place.is_drawn_to and picture.is_missing:
             raise waiting
@@ -167,25 +202,31 @@ def observe(
             raise waiting
         if seen.note:
             notes.append(f"{place.shown(picture)} {seen.note}")
+        unanswered += seen.is_passing
         samples.append(judged(benchmark, seen, picture.prompt, picture.index, place.shown(picture), image_digest))
-    return samples, (*notes, *_twins(samples))
+    return Observed(samples=samples, notes=(*notes, *_twins(samples)), unanswered=unanswered)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Unseen:
-    """An image file that nobody has looked at with this question."""
+    """An image file that is to be looked at with this question."""
 
     row: int
     """Its place in this process's share."""
     image_digest: str
     question: Any
+    parts: Sequence[str]
+    """Of the benchmark, those that are to look."""
     image: Image | str
     """Or why there is none to look at."""
     note: str
 
 
 def _unseen(
-    benchmark: ObservingBenchmark, store: Observations, own: Sequence[Picture], digests: dict[Path, tuple[str, str]]
+    benchmark: KeepingBenchmark,
+    store: ObservationsByPart,
+    own: Sequence[Picture],
+    digests: dict[Path, tuple[str, str]],
 ) -> Iterator[_Unseen]:
     """What is to be looked at. Leaves in `digests` each file's digest, or why there is none."""
     asked: set[str] = set()
@@ -195,8 +236,8 @@ def _unseen(
         if problem:
             continue
         image_digest, question = digests[picture.path][0], benchmark.question(picture.prompt)
-        place = address(image_digest, question)
-        if place in asked or store.get(image_digest, question) is not None:
+        place, parts = address(image_digest, question), store.lacking(image_digest, question)
+        if place in asked or not parts:
             continue
         asked.add(place)  # a second file of the same content is asked for while the first waits in its batch
         decoded = images.decode(data)
@@ -204,33 +245,49 @@ def _unseen(
             row=row,
             image_digest=image_digest,
             question=question,
+            parts=parts,
             image=_checked(benchmark, decoded),
             note=decoded.note,
         )
 
 
-def _look(benchmark: ObservingBenchmark, batch: Sequence[_Unseen]) -> Iterator[tuple[_Unseen, Seen]]:
-    pictures = [each.image for each in batch if not isinstance(each.image, str)]
-    questions = [each.question for each in batch if not isinstance(each.image, str)]
-    values = iter(benchmark.observe(pictures, questions) if pictures else ())
-    for each in batch:
-        problem = each.image if isinstance(each.image, str) else ""
-        yield each, Seen(problem=problem) if problem else Seen(value=next(values), note=each.note)
+def _look(benchmark: KeepingBenchmark, batch: Sequence[_Unseen]) -> Iterator[tuple[str, _Unseen, Seen]]:
+    """Part by part, what each saw."""
+    for part in dict.fromkeys(part for each in batch for part in each.parts):
+        asked = [each for each in batch if part in each.parts]
+        pictures = [each.image for each in asked if not isinstance(each.image, str)]
+        questions = [each.question for each in asked if not isinstance(each.image, str)]
+        values = iter(_observed(benchmark, part, pictures, questions) if pictures else ())
+        for each in asked:
+            if isinstance(each.image, str):
+                yield part, each, Seen(problem=each.image)
+                continue
+            value = next(values)
+            is_passing = isinstance(value, Passing)
+            yield part, each, Seen(value=value.value if is_passing else value, note=each.note, is_passing=is_passing)
 
 
-def _digest(benchmark: ObservingBenchmark, picture: Picture) -> tuple[str, str]:
+def _observed(
+    benchmark: KeepingBenchmark, part: str, pictures: Sequence[Image], questions: Sequence[Any]
+) -> Iterable[Any]:
+    if _has_parts(benchmark):
+        return benchmark.observe_part(part, pictures, questions)
+    return cast(ObservingBenchmark, benchmark).observe(pictures, questions)
+
+
+def _digest(benchmark: KeepingBenchmark, picture: Picture) -> tuple[str, str]:
     data, problem = _fit(benchmark, picture)
     return ("", problem) if problem else (checksum_of(data), "")
 
 
-def _fit(benchmark: ObservingBenchmark, picture: Picture) -> tuple[bytes, str]:
+def _fit(benchmark: KeepingBenchmark, picture: Picture) -> tuple[bytes, str]:
     if problem := benchmark.unfit(picture.prompt):
         return b"", problem
     return images.read(picture)
 
 
 def judged(
-    benchmark: ObservingBenchmark, seen: Seen, prompt: Prompt, index: int, image: str, image_digest: str
+    benchmark: KeepingBenchmark, seen: Seen, prompt: Prompt, index: int, image: str, image_digest: str
 ) -> SampleScore:
     values, reason, detections = ({}, "", ()) if seen.problem else benchmark.judge(seen.value, prompt)
     return SampleScore(

@@ -23,8 +23,19 @@ from gcpo_bench.runs import Run
 from . import images, stored
 from .generate import digest, generate, requests
 from .images import ImageSet
-from .judging import LOOK_ROWS, Place, Shard, ShardDone, is_exporting, is_observing, judged, observe, score
-from .observations import Observations, Seen, looks
+from .judging import (
+    LOOK_ROWS,
+    Place,
+    Shard,
+    ShardDone,
+    is_exporting,
+    is_keeping,
+    judged,
+    looks_by_part,
+    observe,
+    score,
+)
+from .observations import ObservationsByPart, Seen, looks
 from .stored import load_evaluation, load_samples
 from .types import Benchmark, Evaluation, Sampler
 
@@ -183,15 +194,16 @@ def rescore(out: Path, benchmark_name: str, *, world: str = "", options: Mapping
     if isinstance(look.get("fidelity"), dict):
         given["fidelity"] = look["fidelity"]["name"]
     benchmark = make_benchmark(benchmark_name, world, **given)
-    if not is_observing(benchmark):
+    if not is_keeping(benchmark):
         raise ConfigError(
             f"benchmark {benchmark_name!r} does not keep what it sees apart from its verdicts",
             hint="leave --rescore out: its images are judged again",
         )
     benchmark.self_test()
-    store = Observations(out / "observations", look)
+    store = ObservationsByPart(out / "observations", looks_by_part(benchmark, look))
     prompts = stored.load_prompts(out)
     samples = []
+    unanswered = 0
     for sample in stored.load_all_samples(out):
         prompt = prompts.get(sample.prompt_id)
         if prompt is None:
@@ -201,11 +213,12 @@ def rescore(out: Path, benchmark_name: str, *, world: str = "", options: Mapping
             seen = store.get(sample.image_digest, benchmark.question(prompt))
         if seen is None:
             raise RunError(f"{out}: what was seen in {sample.image} is not stored", hint="leave --rescore out")
+        unanswered += seen.is_passing
         samples.append(judged(benchmark, seen, prompt, sample.image_index, sample.image, sample.image_digest))
     if is_exporting(benchmark):
         stored.save_files(out, benchmark.export(samples, prompts))
     identity = {**before.identity, "version": benchmark.version, "look": look, "settings": benchmark.settings()}
-    return stored.save(out, benchmark, samples, identity, before.notes)
+    return stored.save(out, benchmark, samples, identity, before.notes, unanswered=unanswered)
 
 
 def _stored_look(out: Path, before: Evaluation, fidelity: str | None) -> dict[str, Any]:
@@ -235,7 +248,7 @@ def _identity(benchmark: Benchmark, prompts: Sequence[Prompt], images_per_prompt
         "prompts_digest": prompts_digest(prompts),
         "images_per_prompt": images_per_prompt,
     }
-    if is_observing(benchmark):
+    if is_keeping(benchmark):
         identity |= {"look": benchmark.look(), "settings": benchmark.settings()}
     return identity
 
@@ -267,9 +280,10 @@ def _score(
     on_image: Callable[[int, int], None] | None,
 ) -> Evaluation:
     notes: tuple[str, ...] = ()
-    if is_observing(benchmark):
-        rows = batch_rows or LOOK_ROWS
-        samples, notes = observe(benchmark, place, image_set.pictures, on_image, batch_rows=rows)
+    unanswered = 0
+    if is_keeping(benchmark):
+        seen = observe(benchmark, place, image_set.pictures, on_image, batch_rows=batch_rows or LOOK_ROWS)
+        samples, notes, unanswered = seen.samples, seen.notes, seen.unanswered
         prompts = {each.prompt.id: each.prompt for each in image_set.pictures}
         stored.save_prompts(place.out, list(prompts.values()))
         if is_exporting(benchmark):
@@ -277,7 +291,8 @@ def _score(
     else:
         samples = score(benchmark, place, image_set.pictures, batch_rows or DRAW_ROWS)
     lines = (unscored_line(sample.image, sample.unscored) for sample in samples if sample.unscored)
-    return stored.save(place.out, benchmark, samples, identity, (*image_set.notes, *notes, *lines))
+    notes = (*image_set.notes, *notes, *lines)
+    return stored.save(place.out, benchmark, samples, identity, notes, unanswered=unanswered)
 
 
 def unscored_line(image: str, reason: str) -> str:

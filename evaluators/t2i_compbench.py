@@ -32,7 +32,7 @@ from . import compbench, phrases
 from .images import ImageSet
 from .layouts import compbench_file, of_compbench_folder
 from .metrics import stratified
-from .panel import LastingPanelBenchmark, Panel
+from .panel import Panel, PanelBenchmark
 from .phrases import Phrases
 from .scorers.published import require
 from .scorers.types import Image
@@ -195,7 +195,7 @@ def texture(
 # ---------------------------------------------------------------- non-spatial
 
 
-class NonSpatialBenchmark(LastingPanelBenchmark):
+class NonSpatialBenchmark(PanelBenchmark):
     name = prompt_set = prompt_set("non-spatial")
     version = VERSION
 

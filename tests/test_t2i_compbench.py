@@ -86,7 +86,7 @@ def test_pictures_from_files_are_kept_and_averaged(model: BlipVqa, tmp_path: Pat
     (folder / "00002-1.png").write_bytes(b"")
     made = benchmark(model)
     found = of_folder(folder, PROMPTS, 2).pictures
-    samples, _ = observe(made, Place(out=tmp_path / "out", root=folder), found, None)
+    samples = observe(made, Place(out=tmp_path / "out", root=folder), found).samples
     assert [bool(sample.unscored) for sample in samples] == [False] * 5 + [True]
     metric = made.summarize(samples)["overall"]
     means = [np.mean([s.values["attribute"] for s in samples if s.prompt_id == p.id and s.values]) for p in PROMPTS]
@@ -98,8 +98,7 @@ def test_pictures_from_files_are_kept_and_averaged(model: BlipVqa, tmp_path: Pat
 
     kept = AttributeBenchmark("color", read=lambda: PROMPTS, parse=lambda: TABLE, make=gone)
     kept.look = made.look  # type: ignore[method-assign]
-    again, _ = observe(kept, Place(out=tmp_path / "out", root=folder), found, None)
-    assert again == samples
+    assert observe(kept, Place(out=tmp_path / "out", root=folder), found).samples == samples
 
 
 def test_batches_change_no_bit_and_are_closed_by_rows_and_by_pixels(
