@@ -27,8 +27,19 @@ from gcpo_bench.sources import Collection, Source, write_source
 from . import images, stored
 from .generate import Draw, digest, from_seeds, from_uniforms, generate, requests
 from .images import ImageSet
-from .judging import Place, Shard, ShardDone, is_exporting, is_observing, judged, observe, score
-from .observations import Observations, Seen, looks
+from .judging import (
+    LOOK_ROWS,
+    Place,
+    Shard,
+    ShardDone,
+    is_exporting,
+    is_keeping,
+    judged,
+    looks_by_part,
+    observe,
+    score,
+)
+from .observations import ObservationsByPart, Seen, looks
 from .stored import load_evaluation, load_samples
 from .types import Benchmark, Evaluation, Generator, Home, Sampler
 
@@ -44,6 +55,11 @@ __all__ = [
     "prompts_digest",
     "rescore",
 ]
+
+DRAW_ROWS = 256
+"""Images drawn by a sampler together, or judged at once where nothing is kept, where nobody says."""
+GENERATOR_ROWS = 4
+"""Images drawn by a generator together, where nobody says."""
 
 
 def make_benchmark(name: str, world: str, **given: Any) -> Benchmark:
@@ -80,7 +96,7 @@ def evaluate(
     distribution: Mapping[str, float],
     weights_digest: str,
     limit: int | None = None,
-    batch_rows: int = 256,
+    batch_rows: int | None = None,
     options: Mapping[str, Any] | None = None,
     shard: Shard | None = None,
     on_batch: Callable[[int, int], None] | None = None,
@@ -94,7 +110,8 @@ def evaluate(
         distribution: what `sampler` draws from: guidance, temperature and so on; stated in the scores.
         weights_digest: of the weights behind `sampler`; with the settings it says whose images these are.
         limit: only the first so many prompts of each task.
-        batch_rows: images drawn or judged at once; no score depends on it.
+        batch_rows: images drawn or looked at together; default `DRAW_ROWS` and `judging.LOOK_ROWS`. On a CPU no score
+            depends on it.
         options: what else the benchmark takes, by name.
         shard: draw and look at this process's share only; the call that finds all shares done writes the scores.
         on_batch: called with (images drawn, images wanted).
@@ -119,6 +136,7 @@ def evaluate(
         _Drawing(draw=draw, identity=identity, record=identity),
         first_per_task(benchmark.prompts(), limit),
         images_per_prompt,
+        draw_rows=DRAW_ROWS,
         batch_rows=batch_rows,
         shard=shard,
         on_batch=on_batch,
@@ -136,7 +154,7 @@ def evaluate_generator(
     seed: int = 0,
     images_per_prompt: int = 4,
     limit: int | None = None,
-    batch_rows: int = 4,
+    batch_rows: int | None = None,
     options: Mapping[str, Any] | None = None,
     shard: Shard | None = None,
     on_batch: Callable[[int, int], None] | None = None,
@@ -147,6 +165,7 @@ def evaluate_generator(
     Args:
         generator_name: what was asked for; stated in the scores, and of no effect on the images.
         name: what tables call these images; default: the collection's folder.
+        batch_rows: images drawn or looked at together; default `GENERATOR_ROWS` and `judging.LOOK_ROWS`.
     Raises:
         RunError: the collection holds images that were drawn with other settings. Else as `evaluate`.
     """
@@ -164,6 +183,7 @@ def evaluate_generator(
         _Drawing(draw=from_seeds(generator, seed), identity=identity, record={"generator": record}),
         prompts,
         images_per_prompt,
+        draw_rows=GENERATOR_ROWS,
         batch_rows=batch_rows,
         shard=shard,
         on_batch=on_batch,
@@ -178,7 +198,8 @@ def _draw_and_score(
     prompts: Sequence[Prompt],
     images_per_prompt: int,
     *,
-    batch_rows: int,
+    draw_rows: int,
+    batch_rows: int | None,
     shard: Shard | None,
     on_batch: Callable[[int, int], None] | None,
     on_image: Callable[[int, int], None] | None,
@@ -193,7 +214,7 @@ def _draw_and_score(
     folder = home.images_dir(benchmark.prompt_set)
     if drawing.draw is not None:
         share, who = place.share(wanted), drawing.identity
-        generate(folder, drawing.draw, share, identity=who, batch_rows=batch_rows, on_batch=on_batch)
+        generate(folder, drawing.draw, share, identity=who, batch_rows=batch_rows or draw_rows, on_batch=on_batch)
     image_set = ImageSet(pictures=images.of_requests(folder, wanted))
     return _score(benchmark, place, image_set, identity, batch_rows, on_image)
 
@@ -206,7 +227,7 @@ def evaluate_folder(
     world: str = "",
     images_per_prompt: int = 4,
     limit: int | None = None,
-    batch_rows: int = 256,
+    batch_rows: int | None = None,
     options: Mapping[str, Any] | None = None,
     shard: Shard | None = None,
     allow_partial: bool = False,
@@ -260,15 +281,16 @@ def rescore(out: Path, benchmark_name: str, *, world: str = "", options: Mapping
     if isinstance(look.get("fidelity"), dict):
         given["fidelity"] = look["fidelity"]["name"]
     benchmark = make_benchmark(benchmark_name, world, **given)
-    if not is_observing(benchmark):
+    if not is_keeping(benchmark):
         raise ConfigError(
             f"benchmark {benchmark_name!r} does not keep what it sees apart from its verdicts",
             hint="leave --rescore out: its images are judged again",
         )
     benchmark.self_test()
-    store = Observations(out / "observations", look)
+    store = ObservationsByPart(out / "observations", looks_by_part(benchmark, look))
     prompts = stored.load_prompts(out)
     samples = []
+    unanswered = 0
     for sample in stored.load_all_samples(out):
         prompt = prompts.get(sample.prompt_id)
         if prompt is None:
@@ -278,11 +300,12 @@ def rescore(out: Path, benchmark_name: str, *, world: str = "", options: Mapping
             seen = store.get(sample.image_digest, benchmark.question(prompt))
         if seen is None:
             raise RunError(f"{out}: what was seen in {sample.image} is not stored", hint="leave --rescore out")
+        unanswered += seen.is_passing
         samples.append(judged(benchmark, seen, prompt, sample.image_index, sample.image, sample.image_digest))
     if is_exporting(benchmark):
         stored.save_files(out, benchmark.export(samples, prompts))
     identity = {**before.identity, "version": benchmark.version, "look": look, "settings": benchmark.settings()}
-    return stored.save(out, benchmark, samples, identity, before.notes)
+    return stored.save(out, benchmark, samples, identity, before.notes, unanswered=unanswered)
 
 
 def _stored_look(out: Path, before: Evaluation, fidelity: str | None) -> dict[str, Any]:
@@ -312,7 +335,7 @@ def _identity(benchmark: Benchmark, prompts: Sequence[Prompt], images_per_prompt
         "prompts_digest": prompts_digest(prompts),
         "images_per_prompt": images_per_prompt,
     }
-    if is_observing(benchmark):
+    if is_keeping(benchmark):
         identity |= {"look": benchmark.look(), "settings": benchmark.settings()}
     return identity
 
@@ -340,20 +363,23 @@ def _score(
     place: Place,
     image_set: ImageSet,
     identity: Mapping[str, Any],
-    batch_rows: int,
+    batch_rows: int | None,
     on_image: Callable[[int, int], None] | None,
 ) -> Evaluation:
     notes: tuple[str, ...] = ()
-    if is_observing(benchmark):
-        samples, notes = observe(benchmark, place, image_set.pictures, on_image)
+    unanswered = 0
+    if is_keeping(benchmark):
+        seen = observe(benchmark, place, image_set.pictures, on_image, batch_rows=batch_rows or LOOK_ROWS)
+        samples, notes, unanswered = seen.samples, seen.notes, seen.unanswered
         prompts = {each.prompt.id: each.prompt for each in image_set.pictures}
         stored.save_prompts(place.out, list(prompts.values()))
         if is_exporting(benchmark):
             stored.save_files(place.out, benchmark.export(samples, prompts))
     else:
-        samples = score(benchmark, place, image_set.pictures, batch_rows)
+        samples = score(benchmark, place, image_set.pictures, batch_rows or DRAW_ROWS)
     lines = (unscored_line(sample.image, sample.unscored) for sample in samples if sample.unscored)
-    return stored.save(place.out, benchmark, samples, identity, (*image_set.notes, *notes, *lines))
+    notes = (*image_set.notes, *notes, *lines)
+    return stored.save(place.out, benchmark, samples, identity, notes, unanswered=unanswered)
 
 
 def unscored_line(image: str, reason: str) -> str:

@@ -34,7 +34,7 @@ from .conftest import Cli
 
 LAB = '''
 from gcpo_bench.datasets import Prompt
-from gcpo_bench.evaluators.drawbench import LastingDrawBench
+from gcpo_bench.evaluators.drawbench import DrawBench
 from gcpo_bench.evaluators.panel import Panel
 from gcpo_bench.evaluators.types import Drawn
 import numpy as np
@@ -50,7 +50,7 @@ class Brightness:
         return [float(image.mean()) for image in images]
 
 
-class Bench(LastingDrawBench):
+class Bench(DrawBench):
     name, prompt_set = "lab:bench", "lab"
 
 

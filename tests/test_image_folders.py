@@ -246,9 +246,12 @@ def test_a_runs_own_folder_of_images_is_scored_too(folder: Path, tmp_path: Path,
 def test_shards_batches_stops_and_caches_change_no_bit(folder: Path, tmp_path: Path, networks: dict[str, Any]) -> None:
     go(folder, tmp_path / "straight", networks)
     want = contents(tmp_path / "straight")
+    (want_seen,) = (path.read_bytes() for path in (tmp_path / "straight/observations").iterdir())
     for batch_rows in (1, 8, 64):
-        go(folder, tmp_path / f"rows-{batch_rows}", networks, batch_rows=batch_rows)
-        assert contents(tmp_path / f"rows-{batch_rows}") == want
+        out = tmp_path / f"rows-{batch_rows}"
+        go(folder, out, networks, batch_rows=batch_rows)
+        assert contents(out) == want
+        assert [path.read_bytes() for path in (out / "observations").iterdir()] == [want_seen]
 
     for count in (2, 7):
         out = tmp_path / f"shards-{count}"
@@ -295,9 +298,9 @@ def test_what_was_seen_is_found_by_content_and_not_looked_at_again(
     looked: list[tuple[int, ...]] = []
     observe = GenEvalBenchmark.observe
 
-    def counting(self: GenEvalBenchmark, image_YXC: Any, question: Any) -> Any:
-        looked.append(image_YXC.shape)
-        return observe(self, image_YXC, question)
+    def counting(self: GenEvalBenchmark, images: Any, questions: Any) -> Any:
+        looked.extend(image.shape for image in images)
+        return observe(self, images, questions)
 
     monkeypatch.setattr(GenEvalBenchmark, "observe", counting)
     moved = tmp_path / "moved"

@@ -71,7 +71,7 @@ class HpsPackage:
                 value = (found["image_features"] @ found["text_features"].T).item()
         except (RuntimeError, ValueError, AssertionError) as error:
             lines = str(error).splitlines() or [type(error).__name__]
-            return Unscored(f"hpsv2 failed: {lines[0][:_SHOWN]}")
+            return Unscored(f"hpsv2 failed: {lines[0][:_SHOWN]}", may_pass=isinstance(error, torch.OutOfMemoryError))
         return finite([value], "the cosine")[0]
 
 

@@ -53,7 +53,11 @@ def evaluate_command(
     images_per_prompt: Annotated[int | None, typer.Option(min=1, help="Default: the run's own, 4.")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Only so many prompts of each task.")] = None,
     batch_size: Annotated[
-        int | None, typer.Option(min=1, help="Images drawn at once: 256, of a generator 4. No score depends on it.")
+        int | None,
+        typer.Option(
+            min=1,
+            help="Images at once. Default: 256 drawn, 4 of a generator, 32 looked at. On a CPU no score depends on it.",
+        ),
     ] = None,
     fidelity: Annotated[
         str | None, typer.Option(help="Whose GenEval: official (default), reward-server or fixed.")

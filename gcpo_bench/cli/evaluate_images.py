@@ -19,8 +19,6 @@ if TYPE_CHECKING:
 
 ROOT = Path("evaluations")
 IMAGES_PER_PROMPT = 4
-FOLDER_ROWS = 256
-GENERATOR_ROWS = 4
 Outcomes = list[tuple["Evaluation | None", dict[str, Any]]]
 """Each benchmark's evaluation, None where only a share of it is done, and what is printed."""
 
@@ -58,7 +56,7 @@ def evaluated_folder(
                 benchmark,
                 images_per_prompt=asked.images_per_prompt or IMAGES_PER_PROMPT,
                 limit=asked.limit,
-                batch_rows=asked.batch_rows or FOLDER_ROWS,
+                batch_rows=asked.batch_rows,
                 options=asked.options,
                 shard=asked.shard,
                 allow_partial=allow_partial,
@@ -91,7 +89,7 @@ def evaluated_generator(
                 seed=seed,
                 images_per_prompt=asked.images_per_prompt or IMAGES_PER_PROMPT,
                 limit=asked.limit,
-                batch_rows=asked.batch_rows or GENERATOR_ROWS,
+                batch_rows=asked.batch_rows,
                 options=asked.options,
                 shard=asked.shard,
                 on_batch=show,

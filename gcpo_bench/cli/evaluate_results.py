@@ -41,7 +41,7 @@ def refuse_unscored(evaluations: list[Evaluation]) -> None:
 
     for evaluation in evaluations:
         unscored = max((metric.unscored for metric in evaluation.metrics.values()), default=0)
-        unscored -= evaluation.identity.get("missing", 0)
+        unscored = max(unscored - evaluation.identity.get("missing", 0), evaluation.unanswered)
         if unscored > 0:
             raise CorruptDataError(
                 f"{evaluation.benchmark}: {unscored} images could not be scored; the scores of the others are kept",

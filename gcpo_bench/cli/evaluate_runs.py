@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from gcpo_bench.reports.statistics import Interval
     from gcpo_bench.runs import Run
 
-BATCH_ROWS = 256
 HEADLINE = "correct"
 """The value of an image that the overall score and the paired difference are made of, where a benchmark names none."""
 
@@ -30,7 +29,7 @@ class Settings:
         self.benchmark = benchmark or config.evaluation.benchmark
         self.world = config.policy.name
         self.num_threads = config.num_threads
-        self.batch_rows = asked.batch_rows or BATCH_ROWS
+        self.batch_rows = asked.batch_rows
         self.distribution = config.evaluation.distribution()
         self.seed = config.evaluation.seed
         self.images_per_prompt = asked.images_per_prompt or config.evaluation.images_per_prompt
