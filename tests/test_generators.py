@@ -5,7 +5,6 @@ from __future__ import annotations
 import http.server
 import json
 import shutil
-import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -328,7 +327,7 @@ def test_a_generator_of_ones_own(tmp_path: Path, cli: Cli) -> None:
     assert result.code == 5
     assert "lab:bench: 4 images could not be scored; the scores of the others are kept" in result.err
     assert "images/lab/00001-0.png is not scored: the painter was asleep" in result.err
-    out = tmp_path / "evaluations/a-target"
+    out = tmp_path / "evaluations/lab-Painter-a-target"
     settings = read_source(out / "lab:bench").generator
     assert settings == {
         "generator": "lab:Painter:a-target",
@@ -350,12 +349,16 @@ def test_a_generator_of_ones_own(tmp_path: Path, cli: Cli) -> None:
         ("diffusers:stabilityai/sdxl-turbo", "stabilityai-sdxl-turbo"),
         ("diffusers:" + "x" * 80, "x" * 64),
         ("lab:Painter", "lab-Painter"),
-        ("lab:Painter:../..", "generator"),
+        ("lab:Painter:../..", "lab-Painter"),
+        ("diffusers:.", "here"),
     ],
 )
-def test_default_names_are_plain_folder_names(text: str, name: str) -> None:
-    found = default_name(text)
-    assert found == name or (text.endswith("..") and "/" not in found)
+def test_default_names_are_plain_folder_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, name: str
+) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    assert default_name(text) == name
 
 
 @pytest.mark.parametrize(
@@ -501,14 +504,12 @@ def test_memory_that_is_not_enough_is_told(folders: dict[str, Path]) -> None:
     assert "smaller height and width" in caught.value.hint
 
 
-def test_without_diffusers_it_says_what_to_install() -> None:
-    code = (
-        "import sys; sys.modules['diffusers'] = None\n"
-        "from gcpo_bench.cli.app import run; run(['evaluate', '--generator', 'diffusers:x', '--bench', 'scenes'])"
-    )
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert result.returncode == 4
-    assert result.stderr == "error: the package diffusers is not installed\nhint: pip install 'gcpo-bench[diffusers]'\n"
+def test_without_diffusers_it_says_what_to_install(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "diffusers", None)
+    monkeypatch.delitem(sys.modules, DiffusersGenerator.__module__)
+    result = cli(*command("x"))
+    assert result.code == 4
+    assert result.err == "error: the package diffusers is not installed\nhint: pip install 'gcpo-bench[diffusers]'\n"
 
 
 # ---------------------------------------------------------------- the hub
@@ -517,17 +518,30 @@ def test_without_diffusers_it_says_what_to_install() -> None:
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
-def test_a_pipeline_in_the_hubs_cache_needs_no_network(folders: dict[str, Path], tmp_path: Path) -> None:
+@pytest.fixture
+def cached(folders: dict[str, Path], tmp_path: Path) -> None:
+    """`org/tiny` in the hub's cache, as a download leaves it."""
     repository = tmp_path / "hub/models--org--tiny"
     shutil.copytree(folders["sd"], repository / "snapshots" / COMMIT)
     (repository / "refs").mkdir()
     (repository / "refs/main").write_text(COMMIT)
+
+
+@pytest.mark.usefixtures("cached")
+def test_a_pipeline_in_the_hubs_cache_needs_no_network(folders: dict[str, Path]) -> None:
     generator = make_generator("diffusers:org/tiny", options=FEW, device="cpu")
     assert generator.settings()["weights"] == f"commit {COMMIT}"
     local = on_cpu(folders["sd"])
     assert np.array_equal(generator(["a"], [1])[0].image_YXC, local(["a"], [1])[0].image_YXC)
     named = make_generator("diffusers:org/tiny", options={**FEW, "revision": COMMIT}, device="cpu")
     assert named.settings() == generator.settings()
+
+
+@pytest.mark.usefixtures("cached")
+def test_a_variant_that_the_hub_does_not_have() -> None:
+    generator = make_generator("diffusers:org/tiny", options={**FEW, "variant": "fp16"}, device="cpu")
+    with pytest.raises((ConfigError, CorruptDataError), match="variant"):
+        generator(["a"], [1])
 
 
 def test_offline_and_not_in_the_cache(cli: Cli) -> None:

@@ -53,7 +53,7 @@ def evaluate_command(
     images_per_prompt: Annotated[int | None, typer.Option(min=1, help="Default: the run's own, 4.")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Only so many prompts of each task.")] = None,
     batch_size: Annotated[
-        int | None, typer.Option(min=1, help="Images drawn at once: 256, of a generator 4. No score depends on it.")
+        int | None, typer.Option(min=1, help="Images drawn at once: 256, of a generator 4. For speed and memory.")
     ] = None,
     fidelity: Annotated[
         str | None, typer.Option(help="Whose GenEval: official (default), reward-server or fixed.")
@@ -67,7 +67,7 @@ def evaluate_command(
     ] = None,
     classifier: Annotated[Path | None, typer.Option(help="Another CLIP folder.", exists=True)] = None,
     device: Annotated[
-        str | None, typer.Option(help="Of the evaluator: cpu, cuda, cuda:1; default: what is there.")
+        str | None, typer.Option(help="Of evaluator and generator: cpu, cuda, cuda:1; default: what is there.")
     ] = None,
     shard: Annotated[
         str | None, typer.Option(metavar="I/N", help="Only this process's share: 2/7. The last one writes the scores.")
