@@ -5,13 +5,13 @@ from __future__ import annotations
 import http.server
 import json
 import shutil
-import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import huggingface_hub
 import numpy as np
 import pytest
@@ -22,7 +22,6 @@ from safetensors.torch import load_file, save_file
 from gcpo_bench import streams
 from gcpo_bench.errors import ConfigError, CorruptDataError, GcpoBenchError, PrerequisiteError, RunError
 from gcpo_bench.evaluators.generate import read_manifest
-from gcpo_bench.evaluators.generators import diffusers as drawing
 from gcpo_bench.evaluators.generators.diffusers import BLANKED, DiffusersGenerator
 from gcpo_bench.evaluators.generators.make import default_name, make_generator
 from gcpo_bench.evaluators.runner import evaluate_generator
@@ -97,6 +96,10 @@ def lab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
 
 
+def on_cpu(folder: Path, **options: str) -> DiffusersGenerator:
+    return DiffusersGenerator(str(folder), options={"steps": "2", **options}, device="cpu")
+
+
 def draw(generator: DiffusersGenerator, out: Path, **more: Any) -> dict[str, bytes]:
     """Images and scores of the lab's benchmark."""
     evaluate_generator(
@@ -118,30 +121,32 @@ def contents(out: Path) -> dict[str, bytes]:
 
 @pytest.mark.parametrize(
     ("name", "options"),
-    [("sd", FEW), ("flux", {**FEW, "height": "16", "width": "24", "max_sequence_length": "16"})],
+    [("sd", {}), ("flux", {"height": "16", "width": "24", "max_sequence_length": "16"})],
 )
 def test_images_do_not_depend_on_batch_shard_or_stop(
     folders: dict[str, Path], tmp_path: Path, name: str, options: dict[str, str]
 ) -> None:
-    make = lambda: DiffusersGenerator(str(folders[name]), options=options, device="cpu")  # noqa: E731
-    whole = draw(make(), tmp_path / "8", batch_rows=8)
+    generator = on_cpu(folders[name], **options)
+    whole = draw(generator, tmp_path / "8", batch_rows=8)
     assert len([each for each in whole if each.endswith(".png")]) == TOTAL
     assert len({data for each, data in whole.items() if each.endswith(".png")}) == TOTAL
     for rows in (1, 3):
-        assert draw(make(), tmp_path / str(rows), batch_rows=rows) == whole
+        assert draw(on_cpu(folders[name], **options), tmp_path / str(rows), batch_rows=rows) == whole
 
     def stop(done: int, total: int) -> None:
         if done >= 2:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        draw(make(), tmp_path / "stopped", batch_rows=1, on_batch=stop)
+        draw(on_cpu(folders[name], **options), tmp_path / "stopped", batch_rows=1, on_batch=stop)
     assert len(list((tmp_path / "stopped").rglob("*.png"))) == 2
     counts: list[int] = []
-    assert draw(make(), tmp_path / "stopped", on_batch=lambda done, total: counts.append(done)) == whole
+    assert (
+        draw(on_cpu(folders[name], **options), tmp_path / "stopped", on_batch=lambda done, total: counts.append(done))
+        == whole
+    )
     assert counts[0] == 2
 
-    generator = make()
     for shard in ((2, 3), (3, 3)):
         with pytest.raises(RunError, match="others are not"):
             draw(generator, tmp_path / "shards", shard=shard)
@@ -149,17 +154,17 @@ def test_images_do_not_depend_on_batch_shard_or_stop(
 
 
 def test_an_image_is_what_the_pipeline_itself_draws_from_that_seed(folders: dict[str, Path], tmp_path: Path) -> None:
-    draw(DiffusersGenerator(str(folders["sd"]), options=FEW, device="cpu"), tmp_path / "out", seed=5)
+    draw(on_cpu(folders["sd"]), tmp_path / "out", seed=5)
     seed = int(streams.generator(5, "evaluate", "00001", 1).integers(2**63))
-    pipeline = drawing.diffusers.StableDiffusionPipeline.from_pretrained(folders["sd"])
+    pipeline = diffusers.StableDiffusionPipeline.from_pretrained(folders["sd"])
     output = pipeline("a blue dog", num_inference_steps=2, generator=torch.Generator().manual_seed(seed))
     with Image.open(tmp_path / "out/images/lab/00001-1.png") as picture:
         assert np.array_equal(np.asarray(picture), np.asarray(output.images[0]))
 
 
 def test_whatever_lies_there_says_who_drew_it(folders: dict[str, Path], tmp_path: Path) -> None:
-    options = {**FEW, "negative_prompt": "no", "guidance_scale": "3"}
-    generator = DiffusersGenerator(str(folders["sd"]), options=options, device="cpu")
+    options = {"negative_prompt": "no", "guidance_scale": "3"}
+    generator = on_cpu(folders["sd"], **options)
     out = tmp_path / "evaluations/x"
     draw(generator, out, seed=3)
     evaluation = load(out / "lab:bench")
@@ -169,7 +174,7 @@ def test_whatever_lies_there_says_who_drew_it(folders: dict[str, Path], tmp_path
         "pipeline": "StableDiffusionPipeline",
         "weights": generator.settings()["weights"],
         "variant": None,
-        "diffusers": drawing.diffusers.__version__,
+        "diffusers": diffusers.__version__,
         "device": "cpu",
         "dtype": "float32",
         "safety_checker": False,
@@ -191,7 +196,7 @@ def test_whatever_lies_there_says_who_drew_it(folders: dict[str, Path], tmp_path
 
 def test_a_negative_prompt_and_a_seed_change_the_image(folders: dict[str, Path]) -> None:
     def image(seed: int, **options: str) -> bytes:
-        generator = DiffusersGenerator(str(folders["sd"]), options={**FEW, **options}, device="cpu")
+        generator = on_cpu(folders["sd"], **options)
         return generator(["a cat"], [seed])[0].image_YXC.tobytes()
 
     assert image(1) == image(1) != image(2)
@@ -200,9 +205,12 @@ def test_a_negative_prompt_and_a_seed_change_the_image(folders: dict[str, Path])
 
 def test_the_digest_changes_with_any_file_that_matters(folders: dict[str, Path], tmp_path: Path) -> None:
     copy = shutil.copytree(folders["sd"], tmp_path / "copy")
-    digest = lambda: DiffusersGenerator(str(copy), device="cpu").settings()["weights"]  # noqa: E731
+
+    def digest() -> str:
+        return str(on_cpu(copy).settings()["weights"])
+
     first = digest()
-    assert first == DiffusersGenerator(str(folders["sd"]), device="cpu").settings()["weights"]
+    assert first == on_cpu(folders["sd"]).settings()["weights"]
     (copy / "README.md").write_text("x")
     assert digest() == first
     path = copy / "scheduler/scheduler_config.json"
@@ -214,23 +222,23 @@ def test_the_digest_changes_with_any_file_that_matters(folders: dict[str, Path],
 
 
 def test_the_safety_checker_is_off_unless_asked_for(folders: dict[str, Path], tmp_path: Path) -> None:
-    generator = DiffusersGenerator(str(folders["safe"]), options=FEW, device="cpu")
+    generator = on_cpu(folders["safe"])
     assert [drawn.problem for drawn in generator(["a", "b"], [1, 2])] == ["", ""]
-    checked = DiffusersGenerator(str(folders["safe"]), options={**FEW, "safety_checker": "true"}, device="cpu")
+    checked = on_cpu(folders["safe"], safety_checker="true")
     assert checked.settings()["safety_checker"] is True
     with pytest.raises(CorruptDataError, match=f"none of the {TOTAL} images could be scored; the first: {BLANKED}"):
         draw(checked, tmp_path / "out")
     rows = read_manifest(tmp_path / "out/images/lab").values()
     assert [row["problem"] for row in rows] == [BLANKED] * TOTAL
     with pytest.raises(ConfigError, match="has no safety checker"):
-        DiffusersGenerator(str(folders["sd"]), options={"safety_checker": "true"}, device="cpu")
+        on_cpu(folders["sd"], safety_checker="true")
 
 
 def test_numbers_that_are_not_finite_are_no_black_image(folders: dict[str, Path], tmp_path: Path) -> None:
     copy = shutil.copytree(folders["sd"], tmp_path / "copy")
     change(copy / "vae/diffusion_pytorch_model.safetensors", lambda weights: scale(weights, 1e30))
     with pytest.raises(RunError, match="not finite with dtype float32"):
-        DiffusersGenerator(str(copy), options=FEW, device="cpu")(["a"], [1])
+        on_cpu(copy)(["a"], [1])
 
 
 def scale(weights: dict[str, torch.Tensor], factor: float) -> None:
@@ -319,7 +327,7 @@ def test_a_generator_of_ones_own(tmp_path: Path, cli: Cli) -> None:
     assert result.code == 5
     assert "lab:bench: 4 images could not be scored; the scores of the others are kept" in result.err
     assert "images/lab/00001-0.png is not scored: the painter was asleep" in result.err
-    out = tmp_path / "evaluations/a-target"
+    out = tmp_path / "evaluations/lab-Painter-a-target"
     settings = read_source(out / "lab:bench").generator
     assert settings == {
         "generator": "lab:Painter:a-target",
@@ -341,12 +349,16 @@ def test_a_generator_of_ones_own(tmp_path: Path, cli: Cli) -> None:
         ("diffusers:stabilityai/sdxl-turbo", "stabilityai-sdxl-turbo"),
         ("diffusers:" + "x" * 80, "x" * 64),
         ("lab:Painter", "lab-Painter"),
-        ("lab:Painter:../..", "generator"),
+        ("lab:Painter:../..", "lab-Painter"),
+        ("diffusers:.", "here"),
     ],
 )
-def test_default_names_are_plain_folder_names(text: str, name: str) -> None:
-    found = default_name(text)
-    assert found == name or (text.endswith("..") and "/" not in found)
+def test_default_names_are_plain_folder_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, name: str
+) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    assert default_name(text) == name
 
 
 @pytest.mark.parametrize(
@@ -471,35 +483,33 @@ def test_a_folder_that_is_no_such_pipeline(
     copy = shutil.copytree(folders["sd"], tmp_path / "copy")
     damage(copy)
     with pytest.raises(error, match=message) as caught:
-        DiffusersGenerator(str(copy), options=FEW, device="cpu")(["a"], [1])
+        on_cpu(copy)(["a"], [1])
     assert caught.value.hint
 
 
 def test_weights_that_are_no_safetensors_and_variants(tmp_path: Path) -> None:
     pickled = pipelines.stable_diffusion(tmp_path / "pickled", safe_serialization=False)
     half = pipelines.stable_diffusion(tmp_path / "half", variant="fp16")
-    first = DiffusersGenerator(str(pickled), options=FEW, device="cpu")(["a"], [1])[0]
-    second = DiffusersGenerator(str(half), options={**FEW, "variant": "fp16"}, device="cpu")(["a"], [1])[0]
+    first = on_cpu(pickled)(["a"], [1])[0]
+    second = on_cpu(half, variant="fp16")(["a"], [1])[0]
     assert np.array_equal(first.image_YXC, second.image_YXC)
     with pytest.raises(CorruptDataError, match="cannot be loaded"):
-        DiffusersGenerator(str(half), options=FEW, device="cpu")(["a"], [1])
+        on_cpu(half)(["a"], [1])
 
 
 def test_memory_that_is_not_enough_is_told(folders: dict[str, Path]) -> None:
-    huge = {**FEW, "height": "8000000", "width": "8000000"}
+    huge = {"height": "8000000", "width": "8000000"}
     with pytest.raises(PrerequisiteError, match="out of memory drawing 1 image at once") as caught:
-        DiffusersGenerator(str(folders["sd"]), options=huge, device="cpu")(["a"], [1])
+        on_cpu(folders["sd"], **huge)(["a"], [1])
     assert "smaller height and width" in caught.value.hint
 
 
-def test_without_diffusers_it_says_what_to_install() -> None:
-    code = (
-        "import sys; sys.modules['diffusers'] = None\n"
-        "from gcpo_bench.cli.app import run; run(['evaluate', '--generator', 'diffusers:x', '--bench', 'scenes'])"
-    )
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert result.returncode == 4
-    assert result.stderr == "error: the package diffusers is not installed\nhint: pip install 'gcpo-bench[diffusers]'\n"
+def test_without_diffusers_it_says_what_to_install(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "diffusers", None)
+    monkeypatch.delitem(sys.modules, DiffusersGenerator.__module__)
+    result = cli(*command("x"))
+    assert result.code == 4
+    assert result.err == "error: the package diffusers is not installed\nhint: pip install 'gcpo-bench[diffusers]'\n"
 
 
 # ---------------------------------------------------------------- the hub
@@ -508,17 +518,30 @@ def test_without_diffusers_it_says_what_to_install() -> None:
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
-def test_a_pipeline_in_the_hubs_cache_needs_no_network(folders: dict[str, Path], tmp_path: Path) -> None:
+@pytest.fixture
+def cached(folders: dict[str, Path], tmp_path: Path) -> None:
+    """`org/tiny` in the hub's cache, as a download leaves it."""
     repository = tmp_path / "hub/models--org--tiny"
     shutil.copytree(folders["sd"], repository / "snapshots" / COMMIT)
     (repository / "refs").mkdir()
     (repository / "refs/main").write_text(COMMIT)
+
+
+@pytest.mark.usefixtures("cached")
+def test_a_pipeline_in_the_hubs_cache_needs_no_network(folders: dict[str, Path]) -> None:
     generator = make_generator("diffusers:org/tiny", options=FEW, device="cpu")
     assert generator.settings()["weights"] == f"commit {COMMIT}"
-    local = DiffusersGenerator(str(folders["sd"]), options=FEW, device="cpu")
+    local = on_cpu(folders["sd"])
     assert np.array_equal(generator(["a"], [1])[0].image_YXC, local(["a"], [1])[0].image_YXC)
     named = make_generator("diffusers:org/tiny", options={**FEW, "revision": COMMIT}, device="cpu")
     assert named.settings() == generator.settings()
+
+
+@pytest.mark.usefixtures("cached")
+def test_a_variant_that_the_hub_does_not_have() -> None:
+    generator = make_generator("diffusers:org/tiny", options={**FEW, "variant": "fp16"}, device="cpu")
+    with pytest.raises((ConfigError, CorruptDataError), match="variant"):
+        generator(["a"], [1])
 
 
 def test_offline_and_not_in_the_cache(cli: Cli) -> None:

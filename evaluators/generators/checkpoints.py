@@ -127,6 +127,8 @@ def _explained(name: str, error: Exception) -> GcpoBenchError:
             return ConfigError(
                 f"{name} holds no diffusers pipeline: it has no {INDEX}", hint="choose another repository"
             )
+        case ValueError():  # diffusers', of what a repository holds
+            return ConfigError(f"{name}: {one_line(error)}", hint="check the option variant, or leave it out")
         case OSError() if error.errno in DISK_FULL:
             return PrerequisiteError(
                 f"{name} cannot be fetched: the disk is full", hint="free some space, or set HF_HOME to another disk"

@@ -282,7 +282,7 @@ def _drawn(image: Any, is_blanked: bool) -> Drawn:
 @contextmanager
 def _own_noise(device: torch.device, seed: int) -> Iterator[None]:
     """What a pipeline draws past its generators is also the image's own, as far as a batch of one goes."""
-    with torch.random.fork_rng(devices=[] if device.type == "cpu" else [device]):
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
         yield
 

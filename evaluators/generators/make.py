@@ -26,9 +26,11 @@ def make_generator(text: str, *, options: Mapping[str, str] | None = None, devic
 
 
 def default_name(text: str) -> str:
-    """A folder name for its images: that of the folder that it names, else the target with safe characters only."""
+    """A folder name for its images: that of the folder that it names, else what it says, in safe characters only."""
     kind, target = _parts(text)
-    shown = Path(target).resolve().name if target and Path(target).is_dir() else target or kind
+    shown = target if kind in GENERATORS.entries else text  # one's own generator may have any target, or none
+    if kind in GENERATORS.entries and Path(target).is_dir():
+        shown = Path(target).resolve().name
     return re.sub(r"[^A-Za-z0-9._-]+", "-", shown).strip("-.")[:MAX_NAME] or "generator"
 
 

@@ -71,7 +71,7 @@ def evaluate_command(
     ] = None,
     classifier: Annotated[Path | None, typer.Option(help="Another CLIP folder.", exists=True)] = None,
     device: Annotated[
-        str | None, typer.Option(help="Of the evaluator: cpu, cuda, cuda:1; default: what is there.")
+        str | None, typer.Option(help="Of evaluator and generator: cpu, cuda, cuda:1; default: what is there.")
     ] = None,
     shard: Annotated[
         str | None, typer.Option(metavar="I/N", help="Only this process's share: 2/7. The last one writes the scores.")

@@ -72,10 +72,12 @@ def evaluated_generator(
     generator: str, place: Place, benchmarks: Sequence[str], asked: Asked, *, options: Mapping[str, str], seed: int
 ) -> Outcomes:
     from gcpo_bench.evaluators.generators.make import make_generator
-    from gcpo_bench.evaluators.runner import evaluate_generator
+    from gcpo_bench.evaluators.runner import evaluate_generator, make_benchmark
     from gcpo_bench.sources import Collection
 
     made = None if asked.rescore else make_generator(generator, options=options, device=asked.options.get("device"))
+    for each in [] if asked.rescore else benchmarks:  # what is missing for one of them is told before hours of drawing
+        make_benchmark(each, "", **asked.options).prompts()
 
     def evaluate(benchmark: str, _: Notes) -> Evaluation:
         assert made is not None
