@@ -38,6 +38,8 @@ def save(
         metrics=benchmark.summarize(samples),
         identity=identity,
         notes=notes,
+        headline=headline(benchmark),
+        panel=tuple(getattr(getattr(benchmark, "panel", None), "names", ())),
     )
     if not evaluation.metrics:
         raise CorruptDataError(
@@ -46,6 +48,11 @@ def save(
         )
     write_json(out / "scores.json", _to_json(evaluation))
     return evaluation
+
+
+def headline(benchmark: Benchmark) -> str:
+    """The value of an image that the overall score is the mean of; "correct" where a benchmark names none."""
+    return str(getattr(benchmark, "headline", "correct"))
 
 
 def _jsonl(rows: Iterable[Mapping[str, Any]]) -> str:
@@ -81,7 +88,8 @@ def load(out: Path) -> Evaluation:
     record = read_json(path)
     try:
         metrics = {name: _metric(fields) for name, fields in record.pop("metrics").items()}
-        return Evaluation(metrics=metrics, notes=tuple(record.pop("notes", ())), **record)
+        notes, panel = (tuple(record.pop(name, ())) for name in ("notes", "panel"))
+        return Evaluation(metrics=metrics, notes=notes, panel=panel, **record)
     except (TypeError, KeyError, AttributeError) as error:
         raise _damaged(path, error) from error
 

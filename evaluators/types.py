@@ -57,6 +57,9 @@ class Metric:
     """Images that could not be scored."""
     higher_is_better: bool = True
     unit: str = "share"
+    """`share`, `per image`, `raw`, or a scale as `x100` and `/26`; reports show numbers by it."""
+    by_prompt: bool = False
+    """Whether each prompt weighs alike in the mean; else each task does."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,6 +72,10 @@ class Evaluation:
     """What makes two evaluations comparable: prompt-set digest, weights digest, images per prompt, seed, guidance."""
     notes: tuple[str, ...] = ()
     """What was wrong or remarkable about the images, a line each."""
+    headline: str = "correct"
+    """The value of an image that "overall" is the mean of."""
+    panel: tuple[str, ...] = ()
+    """Values that stand beside the headline with equal right, the headline among them; empty: it stands alone."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

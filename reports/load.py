@@ -20,11 +20,9 @@ from gcpo_bench.config import RunConfig
 from gcpo_bench.errors import CorruptDataError, GcpoBenchError, RunError
 from gcpo_bench.runs import Run, open_run, read_json, read_jsonl
 
+from .measures import Measure, headline_of, measures, panel_of, spread
 from .statistics import PromptScores
 
-HEADLINE = "correct"
-"""The value of a sample that a benchmark's overall score is the mean of."""
-LOWER_IS_BETTER = frozenset({"extra_objects", "unknown_blobs"})
 NOT_SETTINGS = ("seed", "logging", "num_threads", "evaluation")
 """Parts of a configuration that do not make another variant: replicate, bookkeeping, how it was looked at."""
 METHOD_SETTINGS = ("method", "selection", "weighting")
@@ -60,6 +58,12 @@ class Evaluation:
     by_prompt: pd.DataFrame
     """One row a prompt, by its id: tag and the mean of each value over the images that have it."""
     unscored: int
+    headline: str
+    """The value that the overall score is the mean of."""
+    panel: tuple[str, ...]
+    """Values that are compared, the headline first; most benchmarks have only that."""
+    measures: Mapping[str, Measure]
+    """Of each value that an image has."""
 
     def prompt_scores(self, metric: str) -> dict[str, tuple[str, float]]:
         """prompt id -> (task, mean over its scored images)."""
@@ -173,7 +177,34 @@ class ReportData:
 
     @property
     def benchmarks(self) -> tuple[str, ...]:
-        return tuple(sorted({name for run in self.runs for name in run.evaluations}))
+        """Those of right and wrong first: the paper's claims and its main table are about these."""
+        return tuple(sorted(self._evaluations(), key=lambda name: (not self.headline(name).is_verdict, name)))
+
+    def headline(self, benchmark: str) -> Measure:
+        """What the benchmark's overall score is the mean of."""
+        return self.panel(benchmark)[0]
+
+    def panel(self, benchmark: str) -> tuple[Measure, ...]:
+        """What is compared on a benchmark, the headline first."""
+        of = self.measures(benchmark)
+        names = dict.fromkeys(name for evaluation in self._evaluations()[benchmark] for name in evaluation.panel)
+        known = tuple(of[name] for name in names if name in of)
+        return known or (Measure(name=next(iter(names))),)
+
+    def measures(self, benchmark: str) -> dict[str, Measure]:
+        """Every value of the benchmark's images; where evaluations say different things, the first one's word."""
+        found: dict[str, Measure] = {}
+        for evaluation in self._evaluations()[benchmark]:
+            found = {**evaluation.measures, **found}
+        return found
+
+    def _evaluations(self) -> dict[str, list[Evaluation]]:
+        """Benchmark -> its evaluations, in the order of the runs."""
+        found: dict[str, list[Evaluation]] = {}
+        for run in self.runs:
+            for name, evaluation in run.evaluations.items():
+                found.setdefault(name, []).append(evaluation)
+        return found
 
     def start_of(self, variant: Variant) -> Variant | None:
         """The weights the variant's training began from; the evaluated one where there are several."""
@@ -238,9 +269,20 @@ def load_run(path: Path) -> tuple[LoadedRun, list[str]]:
     if not evaluations:
         notes.append("has not been evaluated (gcpo-bench evaluate)")
     notes.extend(
+        f"{name} does not say which value is its score (gcpo-bench evaluate {run.name} --bench {name} --rescore)"
+        for name, evaluation in evaluations.items()
+        if evaluation.measures and evaluation.headline not in evaluation.measures
+    )
+    notes.extend(
         f"{evaluation.unscored} images of {name} could not be scored and are left out of the means"
         for name, evaluation in evaluations.items()
         if evaluation.unscored
+    )
+    notes.extend(
+        f"{missing} images of {name} have no {scorer} and are left out of its mean"
+        for name, evaluation in evaluations.items()
+        for scorer in evaluation.panel
+        if scorer in evaluation.frame and (missing := int(evaluation.frame[scorer].isna().sum()))
     )
     loaded = LoadedRun(
         name=run.name,
@@ -259,7 +301,11 @@ def load_run(path: Path) -> tuple[LoadedRun, list[str]]:
 
 
 def load_evaluation(run: Run, benchmark: str) -> Evaluation:
-    folder = run.evaluation_dir(benchmark)
+    return read_evaluation(run.evaluation_dir(benchmark))
+
+
+def read_evaluation(folder: Path) -> Evaluation:
+    """What lies in the folder of an evaluation, whose name is the benchmark's. Raises CorruptDataError."""
     samples = tuple(
         _sample(row, folder / "samples.jsonl", number)
         for number, row in enumerate(read_jsonl(folder / "samples.jsonl"), start=1)
@@ -273,14 +319,23 @@ def load_evaluation(run: Run, benchmark: str) -> Evaluation:
         [{"prompt_id": s.prompt_id, "tag": s.tag, **s.values} for s in scored],
         columns=None if scored else ["prompt_id", "tag"],
     )
+    by_prompt = _prompt_means(frame)
+    try:
+        known = measures(scores, {str(name): spread(by_prompt[name]) for name in by_prompt if name != "tag"})
+        panel = panel_of(scores)
+    except (AttributeError, TypeError, ValueError) as error:
+        raise CorruptDataError(f"{scores_path} is damaged: {error}", hint="evaluate the run again") from error
     return Evaluation(
-        benchmark=benchmark,
+        benchmark=folder.name,
         version=str(scores.get("version", "")),
         identity=scores.get("identity", {}),
         samples=samples,
         frame=frame,
-        by_prompt=_prompt_means(frame),
+        by_prompt=by_prompt,
         unscored=len(samples) - len(scored),
+        headline=headline_of(scores),
+        panel=panel,
+        measures=known,
     )
 
 

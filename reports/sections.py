@@ -10,12 +10,13 @@ from typing import Any
 import pandas as pd
 
 from . import plots
-from .comparisons import MARGIN, Comparison, NotCompared, compare_all, variant_score
+from .comparisons import Comparison, NotCompared, compare_all, variant_score
 from .fragments import Fragment, render
 from .gallery import gallery as gallery
-from .load import HEADLINE, LOWER_IS_BETTER, ReportData, Variant, flatten
-from .statistics import Interval
-from .tables import csv_table, interval_text, markdown_table, markdown_text, number, points, seconds
+from .load import ReportData, Variant, flatten
+from .measures import Measure
+from .statistics import Interval, mirrored
+from .tables import csv_table, markdown_table, markdown_text, number, plain, seconds
 from .token_maps import token_maps as token_maps
 
 CURVES = (
@@ -30,6 +31,8 @@ CURVES = (
     ("groups/zero_variance_share", "Groups without variance", "share"),
 )
 PHASES = ("rollout", "reward", "reference", "selection", "update")
+MOST_EFFORT = 1000
+"""Times the data; beyond it the number says nothing more."""
 SMOOTHING = 12
 """Curves are running means over a twelfth of the run."""
 
@@ -39,65 +42,122 @@ SMOOTHING = 12
 
 def verdict(data: ReportData) -> Fragment:
     """Each variant against GRPO and against its start, in plain words."""
-    found: list[Comparison] = []
+    groups: list[dict[str, Any]] = []
     refused: list[NotCompared] = []
+    found: list[Comparison] = []
+    words: list[str] = []
+    named = len(data.benchmarks) > 1
     for benchmark in data.benchmarks:
+        panel = data.panel(benchmark)
         compared, not_compared = compare_all(data, benchmark)
-        found += compared
+        compared.sort(key=lambda c: (panel.index(c.measure), c.against != "baseline"))  # stable: variants keep order
         refused += not_compared
-    found.sort(key=lambda c: (c.benchmark, c.against != "baseline"))  # stable: the variants keep their order
-    edges = [abs(edge) for c in found for edge in (c.interval.low, c.interval.high) if math.isfinite(edge)]
-    reach = max([0.01, *edges])
-    rows = [
-        {"comparison": c, "sentence": sentence(c, len(found)), "bar": whisker(c.interval, -reach, reach)} for c in found
-    ]
+        found += compared
+        sentences = [sentence(c, len(compared), named=named or not c.measure.is_share) for c in compared]
+        words += sentences
+        if compared:
+            groups.append(
+                {
+                    "title": benchmark if named else "",
+                    "scorers": len(panel) > 1,
+                    "note": _difference_note(panel, named),
+                    "rows": [
+                        {"comparison": c, "sentence": text, "bar": bar}
+                        for c, text, bar in zip(compared, sentences, _bars(compared), strict=True)
+                    ],
+                }
+            )
     advice = _advice(data, found)
-    lines = [f"- {markdown_text(sentence(c, len(found)), 2000)}" for c in found] or [
+    lines = [f"- {markdown_text(text, 2000)}" for text in words] or [
         "Nothing can be compared yet: evaluate the runs, and a start or a GRPO run beside them.\n"
     ]
-    lines += [f"- Not compared: {markdown_text(f'{r.a} with {r.b}: {r.reason}', 2000)}" for r in refused]
+    lines += [f"- Not compared: {markdown_text(f'{r.a} with {r.b}: {_why(r, named)}', 2000)}" for r in refused]
     lines += [f"- {markdown_text(line, 2000)}" for line in advice]
     header = (
         "benchmark,metric,a,b,against,verdict,difference,low,high,stderr,p,p_holm,detectable,prompts,seeds,interval,"
-        "settings_that_differ"
+        "settings_that_differ,unit,higher_is_better"
     )
     return Fragment(
         title="Verdict",
-        html=render("verdict", rows=rows, refused=refused, advice=advice),
+        html=render(
+            "verdict",
+            groups=groups,
+            refused=[{"a": r.a, "b": r.b, "reason": _why(r, named)} for r in refused],
+            advice=advice,
+        ),
         markdown="\n".join(lines) + "\n",
         data={"comparisons": [_comparison_record(c) for c in found], "not_compared": [_refusal(r) for r in refused]},
         csv={"comparisons": csv_table(header.split(","), [list(_comparison_record(c).values()) for c in found])},
     )
 
 
-def sentence(c: Comparison, family: int) -> str:
-    """What may be said, and no more: about the method where there are several seeds, else about the checkpoint."""
+def _bars(compared: Sequence[Comparison]) -> list[dict[str, float | bool]]:
+    """Each difference on an axis around 0; one axis a scale, on which better is to the right."""
+    reach: dict[str, float] = {}
+    for c in compared:
+        edges = [abs(edge) for edge in (c.interval.low, c.interval.high, c.interval.value) if math.isfinite(edge)]
+        reach[c.measure.name] = max([reach.get(c.measure.name, c.measure.worth_knowing), *edges])
+    return [
+        whisker(c.interval if c.measure.higher_is_better else mirrored(c.interval), -far, far)
+        for c in compared
+        for far in (reach[c.measure.name],)
+    ]
+
+
+def _why(refused: NotCompared, named: bool) -> str:
+    return f"{refused.benchmark}: {refused.reason}" if named else refused.reason
+
+
+def _difference_note(panel: Sequence[Measure], named: bool) -> str:
+    family = "this benchmark’s comparisons" if named or len(panel) > 1 else "all comparisons below"
+    rest = (
+        f"paired by prompt, with its 95 % interval. The adjusted p (Holm) counts {family}; the last column is the "
+        "smallest true difference that would be found four times in five."
+    )
+    if panel[0].is_share and len(panel) == 1:
+        return f"Difference in points of the overall score, {rest}"
+    what = "each scorer on its own scale" if len(panel) > 1 else panel[0].label
+    return f"Difference of the mean over prompts, {what}, {rest} “Equivalent” is not defined on such a scale."
+
+
+def sentence(c: Comparison, family: int, *, named: bool = False) -> str:
+    """What may be said, and no more: about the method where there are several seeds, else about the checkpoint.
+
+    `named`: begin with what it is measured by.
+    """
+    measure = c.measure
     several = c.interval.seeds > 1
     who = f"{c.a}" if several else f"this {c.a} checkpoint"
-    subject = who[0].upper() + who[1:] if who.startswith("this ") else who
+    where = f"{c.benchmark}, {measure.label}: " if not measure.is_verdict else f"{c.benchmark}: "
+    where = where if named else ""
+    subject = who[0].upper() + who[1:] if who.startswith("this ") and not where else who
     whom = "the start" if c.against == "start" else c.b
-    difference = f"{interval_text(c.interval, signed=True)} points"
-    closest, furthest = map(points, sorted((abs(c.interval.low), abs(c.interval.high))))
+    difference = f"{measure.interval(c.interval, signed=True)}{measure.points}"
+    closest, furthest = map(measure.text, sorted((abs(c.interval.low), abs(c.interval.high))))
     basis = f"{c.interval.n} prompts, {c.interval.seeds} seed{'s' if several else ''}"
+    cannot = f"{where}{'cannot' if where else 'Cannot'} tell {who} from {whom}"
     if math.isnan(c.interval.stderr):
-        return f"Cannot tell {who} from {whom}: {c.interval.n} prompts show no spread to judge {difference} by."
+        return f"{cannot}: {c.interval.n} prompts show no spread to judge {difference} by."
     if c.identical:
-        return f"{subject} and {whom} score the same on every prompt ({basis})."
+        return f"{where}{subject} and {whom} score the same on every prompt ({basis})."
     if c.verdict == "equivalent":
-        both = f"{subject} and {whom} are equivalent within {points(MARGIN)} points"
+        both = f"{where}{subject} and {whom} are equivalent within {measure.text(measure.margin or 0)}{measure.points}"
         return f"{both}: {difference} ({basis})."
     if c.verdict != "cannot tell":
-        size = points(abs(c.interval.value))
+        size = measure.text(abs(c.interval.value))
         return (
-            f"{subject} is {c.verdict} than {whom} by {size} points (95 % interval {closest} to {furthest}; {basis})."
+            f"{where}{subject} is {c.verdict} than {whom} by {size}{measure.points} "
+            f"(95 % interval {closest} to {furthest}; {basis})."
         )
-    text = f"Cannot tell {who} from {whom}: {difference} ({basis})."
+    text = f"{cannot}: {difference} ({basis})."
     if c.interval.low > 0 or c.interval.high < 0:
         text += f" Alone it would count, but not as one of {family} comparisons (adjusted p {number(c.p_holm, 3)})."
-    text += f" A true difference of {points(c.detectable)} points would be found four times in five;"
-    target = "the difference seen" if abs(c.interval.value) >= 0.01 else "one point"
+    found = f"{measure.text(c.detectable)}{measure.points}"
+    text += f" A true difference of {found} would be found four times in five;"
+    target = "the difference seen" if abs(c.interval.value) >= measure.worth_knowing else "one point"
     more = "prompts and seeds" if several else "prompts"
-    return text + f" to find {target} takes about {c.effort:.1f} times as many {more}."
+    times = f"about {c.effort:.1f}" if c.effort < MOST_EFFORT else f"more than {MOST_EFFORT}"
+    return text + f" to find {target} takes {times} times as many {more}."
 
 
 def _advice(data: ReportData, found: Sequence[Comparison]) -> list[str]:
@@ -135,7 +195,7 @@ def whisker(interval: Interval, low: float, high: float) -> dict[str, float | bo
 def _comparison_record(c: Comparison) -> dict[str, Any]:
     return {
         "benchmark": c.benchmark,
-        "metric": c.metric,
+        "metric": c.measure.name,
         "a": c.a,
         "b": c.b,
         "against": c.against,
@@ -151,6 +211,8 @@ def _comparison_record(c: Comparison) -> dict[str, Any]:
         "seeds": c.interval.seeds,
         "interval": c.interval.method,
         "settings_that_differ": " ".join(c.settings_that_differ),
+        "unit": c.measure.unit,
+        "higher_is_better": c.measure.higher_is_better,
     }
 
 
@@ -162,56 +224,14 @@ def _refusal(refused: NotCompared) -> dict[str, str]:
 
 
 def scores(data: ReportData) -> Fragment:
-    """Overall, per task and the other metrics of each variant, with intervals."""
+    """Every benchmark: a row a variant with overall, tasks and other metrics; of a panel a row a scorer and variant."""
     parts, markdown, records = [], [], []
     for benchmark in data.benchmarks:
-        columns = _score_columns(data, benchmark)
-        rows = []
-        for variant in data.variants:
-            cells = [variant_score(variant, benchmark, metric, task) for metric, task, _ in columns]
-            if any(cell is not None for cell in cells):
-                rows.append((variant, cells))
-            records += [
-                _score_record(variant, benchmark, metric, task, cell)
-                for (metric, task, _), cell in zip(columns, cells, strict=True)
-                if cell is not None
-            ]
-        header = [label for *_, label in columns]
-        texts = [
-            [_score_text(cell, metric) for cell, (metric, *_) in zip(cells, columns, strict=True)] for _, cells in rows
-        ]
-        parts.append(
-            render(
-                "scores",
-                benchmark=benchmark,
-                header=header,
-                rows=[
-                    {
-                        "label": variant.label,
-                        "cells": [_split(cell, metric) for cell, (metric, *_) in zip(cells, columns, strict=True)],
-                        "bar": whisker(cells[0], 0, 1) if cells[0] else None,
-                        "n": max(cell.n for cell in cells if cell),
-                        "seeds": max(cell.seeds for cell in cells if cell),
-                    }
-                    for variant, cells in rows
-                ],
-            )
-        )
-        markdown.append(
-            f"{markdown_text(benchmark)}, 95 % intervals in brackets\n\n"
-            + markdown_table(
-                ["variant", *header, "prompts", "seeds"],
-                [
-                    [
-                        markdown_text(v.label),
-                        *text,
-                        str(max(c.n for c in cells if c)),
-                        str(max(c.seeds for c in cells if c)),
-                    ]
-                    for (v, cells), text in zip(rows, texts, strict=True)
-                ],
-            )
-        )
+        table = _panel_table if len(data.panel(benchmark)) > 1 else _score_table
+        html, text, found = table(data, benchmark)
+        parts.append(html)
+        markdown.append(text)
+        records += found
     fields = [
         "benchmark",
         "variant",
@@ -225,6 +245,8 @@ def scores(data: ReportData) -> Fragment:
         "prompts",
         "seeds",
         "interval",
+        "unit",
+        "higher_is_better",
     ]
     return Fragment(
         title="Scores",
@@ -235,46 +257,182 @@ def scores(data: ReportData) -> Fragment:
     )
 
 
-def _score_columns(data: ReportData, benchmark: str) -> list[tuple[str, str | None, str]]:
-    """(metric, task or None, heading): the headline overall, its tasks, the other metrics."""
-    frames = [e.frame for variant in data.variants for e in variant.evaluations(benchmark)]
-    tags: list[str] = []
-    metrics: list[str] = []
-    for frame in frames:
-        tags += [tag for tag in frame["tag"].unique() if tag not in tags]
-        metrics += [
-            name for name in frame.columns if name not in ("prompt_id", "tag", HEADLINE) and name not in metrics
+Table = tuple[str, str, list[dict[str, Any]]]
+"""HTML, Markdown and records."""
+
+
+def _score_table(data: ReportData, benchmark: str) -> Table:
+    columns = _score_columns(data, benchmark)
+    headline = data.headline(benchmark)
+    rows, records = [], []
+    for variant in data.variants:
+        cells = [variant_score(variant, benchmark, measure, task) for measure, task, _ in columns]
+        if any(cell is not None for cell in cells):
+            rows.append((variant, cells))
+        records += [
+            _score_record(variant, benchmark, measure, task, cell)
+            for (measure, task, _), cell in zip(columns, cells, strict=True)
+            if cell is not None
         ]
-    arrow = {name: " ↓" if name in LOWER_IS_BETTER else "" for name in metrics}
+    header = [label for *_, label in columns]
+    low, high = _axis(headline, [cells[0] for _, cells in rows])
+    html = render(
+        "scores",
+        benchmark=benchmark,
+        header=header,
+        axis=f"{headline.text(low)} to {headline.text(high)}" if not headline.is_share else "0 to 100",
+        note=_scores_note(benchmark, headline),
+        rows=[
+            {
+                "label": variant.label,
+                "cells": [_split(cell, measure) for cell, (measure, *_) in zip(cells, columns, strict=True)],
+                "bar": whisker(cells[0], low, high) if cells[0] else None,
+                **_basis(cells),
+            }
+            for variant, cells in rows
+        ],
+    )
+    lines = [
+        [
+            markdown_text(variant.label),
+            *(_score_text(cell, measure) for cell, (measure, *_) in zip(cells, columns, strict=True)),
+            *map(str, _basis(cells).values()),
+        ]
+        for variant, cells in rows
+    ]
+    text = markdown_table(["variant", *map(markdown_text, header), "prompts", "seeds"], lines)
+    scale = "" if headline.is_share else f", {markdown_text(headline.label)}"
+    return html, f"{markdown_text(benchmark)}{scale}, 95 % intervals in brackets\n\n{text}", records
+
+
+def _basis(cells: Sequence[Interval | None]) -> dict[str, int]:
+    known = [cell for cell in cells if cell]
+    return {"n": max(cell.n for cell in known), "seeds": max(cell.seeds for cell in known)}
+
+
+def _axis(measure: Measure, cells: Sequence[Interval | None]) -> tuple[float, float]:
+    """What a bar of scores runs over: a share from 0 to 1, others over what was found."""
+    edges = [edge for cell in cells if cell for edge in (cell.low, cell.high, cell.value) if math.isfinite(edge)]
+    return (0.0, 1.0) if measure.is_share or not edges else (min(edges), max(edges))
+
+
+def _scores_note(benchmark: str, headline: Measure) -> str:
+    if headline.is_share:
+        mean = "prompts" if headline.by_prompt else "tasks"
+        return (
+            f"{benchmark}: points of a hundred, 95 % interval in brackets. Overall is the mean of the {mean}. "
+            "↓ counts an image; lower is better."
+        )
+    mean = "prompts" if headline.by_prompt else "tasks"
+    better = "" if headline.higher_is_better else " Lower is better."
+    return f"{benchmark}: {headline.label}, 95 % interval in brackets. Overall is the mean of the {mean}.{better}"
+
+
+def _score_columns(data: ReportData, benchmark: str) -> list[tuple[Measure, str | None, str]]:
+    """(measure, task or None, heading): the headline overall, its tasks, the other metrics."""
+    headline = data.headline(benchmark)
+    tags = _tags(data, benchmark)
+    others = [measure for name, measure in data.measures(benchmark).items() if name != headline.name]
+    tasks = [(headline, tag, plain(tag.replace("_", " "), 60)) for tag in tags]
     return [
-        (HEADLINE, None, "overall"),
-        *((HEADLINE, tag, tag.replace("_", " ")) for tag in tags),
-        *((name, None, name.replace("_", " ") + arrow[name]) for name in metrics),
+        (headline, None, "overall"),
+        *(tasks if len(tags) > 1 or headline.is_verdict else []),
+        *((measure, None, _heading(measure, headline)) for measure in others),
     ]
 
 
-def _is_count(metric: str) -> bool:
-    return metric in LOWER_IS_BETTER
+def _heading(measure: Measure, headline: Measure) -> str:
+    scale = ", raw" if headline.is_share and measure.bounds[0] == -math.inf else ""
+    return measure.label + scale + ("" if measure.higher_is_better else " ↓")
 
 
-def _score_text(cell: Interval | None, metric: str) -> str:
-    if cell is None:
-        return "–"
-    return interval_text(cell, scale=1, digits=2) if _is_count(metric) else interval_text(cell)
+def _tags(data: ReportData, benchmark: str) -> list[str]:
+    """Tasks, in the order of the samples."""
+    frames = [e.frame for variant in data.variants for e in variant.evaluations(benchmark)]
+    return list(dict.fromkeys(tag for frame in frames for tag in frame["tag"].unique()))
 
 
-def _split(cell: Interval | None, metric: str) -> tuple[str, str]:
+def _panel_table(data: ReportData, benchmark: str) -> Table:
+    """A row a scorer and variant, with the paired differences; categories below."""
+    panel, tags = data.panel(benchmark), _tags(data, benchmark)
+    compared = {(c.a, c.measure.name, c.against): c for c in compare_all(data, benchmark)[0]}
+    rows: list[dict[str, Any]] = []
+    records: list[dict[str, Any]] = []
+    by_task: list[list[str]] = []
+    for measure in panel:
+        scored = [(variant, variant_score(variant, benchmark, measure)) for variant in data.variants]
+        low, high = _axis(measure, [score for _, score in scored])
+        for variant, score in scored:
+            if score is None:
+                continue
+            of_tasks = [variant_score(variant, benchmark, measure, tag) for tag in tags]
+            records.append(_score_record(variant, benchmark, measure, None, score))
+            records += [
+                _score_record(variant, benchmark, measure, tag, cell)
+                for tag, cell in zip(tags, of_tasks, strict=True)
+                if cell is not None
+            ]
+            differences = [compared.get((variant.label, measure.name, kind)) for kind in ("baseline", "start")]
+            rows.append(
+                {
+                    "scorer": measure.label + ("" if measure.higher_is_better else " ↓"),
+                    "label": variant.label,
+                    "score": _split(score, measure),
+                    "bar": whisker(score, low, high),
+                    "differences": [_difference_cell(c) for c in differences],
+                    "n": score.n,
+                    "seeds": score.seeds,
+                }
+            )
+            by_task.append([measure.label, variant.label, *(_split(cell, measure)[0] for cell in of_tasks)])
+    header = ["scorer", "variant", "score", "against GRPO", "against the start", "prompts", "seeds"]
+    lines = [
+        [
+            markdown_text(row["scorer"]),
+            markdown_text(row["label"]),
+            " ".join(row["score"]),
+            *(" ".join(cell["text"]) for cell in row["differences"]),
+            str(row["n"]),
+            str(row["seeds"]),
+        ]
+        for row in rows
+    ]
+    html = render(
+        "panel",
+        benchmark=benchmark,
+        rows=rows,
+        tags=[plain(tag.replace("_", " "), 60) for tag in tags],
+        by_task=by_task,
+    )
+    table = markdown_table(header, lines, numeric_from=2)
+    return html, f"{markdown_text(benchmark)}, 95 % intervals in brackets\n\n{table}", records
+
+
+def _difference_cell(c: Comparison | None) -> dict[str, Any]:
+    if c is None:
+        return {"text": ("–", ""), "verdict": ""}
+    value, _, interval = c.measure.interval(c.interval, signed=True).partition(" ")
+    return {"text": (value, interval), "verdict": c.verdict}
+
+
+def _score_text(cell: Interval | None, measure: Measure) -> str:
+    return "–" if cell is None else measure.interval(cell)
+
+
+def _split(cell: Interval | None, measure: Measure) -> tuple[str, str]:
     """The value, and its interval."""
-    value, _, interval = _score_text(cell, metric).partition(" ")
+    value, _, interval = _score_text(cell, measure).partition(" ")
     return value, interval
 
 
-def _score_record(variant: Variant, benchmark: str, metric: str, task: str | None, cell: Interval) -> dict[str, Any]:
+def _score_record(
+    variant: Variant, benchmark: str, measure: Measure, task: str | None, cell: Interval
+) -> dict[str, Any]:
     return {
         "benchmark": benchmark,
         "variant": variant.label,
         "method": variant.method,
-        "metric": metric,
+        "metric": measure.name,
         "task": task or "",
         "value": cell.value,
         "low": cell.low,
@@ -283,6 +441,8 @@ def _score_record(variant: Variant, benchmark: str, metric: str, task: str | Non
         "prompts": cell.n,
         "seeds": cell.seeds,
         "interval": cell.method,
+        "unit": measure.unit,
+        "higher_is_better": measure.higher_is_better,
     }
 
 

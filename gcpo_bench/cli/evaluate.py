@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -19,8 +19,6 @@ if TYPE_CHECKING:
     from gcpo_bench.reports.statistics import Interval
     from gcpo_bench.runs import Run
 
-HEADLINE = "correct"
-"""The value of an image that the overall score and the paired difference are made of, where a benchmark names none."""
 SHOWN = ("overall", "task/", "strict", "extra_objects", "images_correct", "prompts_correct")
 Z_95 = 1.96
 MAX_NOTES = 50
@@ -402,14 +400,19 @@ def _finite(fields: dict[str, Any]) -> dict[str, Any]:
 
 
 def _difference(run: Run, start: Run, benchmark: str) -> Interval:
-    from gcpo_bench.registry import BENCHMARKS
+    """Of the overall score, on the scale of its metric."""
     from gcpo_bench.reports.load import load_evaluation
+    from gcpo_bench.reports.measures import Measure
     from gcpo_bench.reports.statistics import paired_difference
 
-    value = getattr(BENCHMARKS.load(benchmark)(world=run.config.policy.name), "headline", HEADLINE)
-    a, b = (load_evaluation(each, benchmark).prompt_scores(value) for each in (run, start))
+    of_run, of_start = (load_evaluation(each, benchmark) for each in (run, start))
+    measure = of_run.measures.get(of_run.headline, Measure(name=of_run.headline))
+    a, b = (each.prompt_scores(measure.name) for each in (of_run, of_start))
     both = a.keys() & b.keys()  # a prompt that one side could not score has no partner
-    return paired_difference({key: a[key] for key in both}, {key: b[key] for key in both})
+    found = paired_difference({key: a[key] for key in both}, {key: b[key] for key in both}, by_prompt=measure.by_prompt)
+    factor = 1.0 if measure.is_share else measure.factor
+    scaled = {name: factor * getattr(found, name) for name in ("value", "low", "high", "stderr")}
+    return replace(found, **scaled)
 
 
 def _print(result: dict[str, Any]) -> None:
