@@ -1,6 +1,7 @@
 """A benchmark on a run or on any folder of images: judge every image, leave samples.jsonl and scores.json.
 
 <run>/evaluations/<benchmark>/, or where `evaluate_folder` is told to
+  source.json      whose images they are, where they are no run's; see `gcpo_bench.sources`
   samples.jsonl    one object an image: values, reason, detections
   scores.json      metrics and identity; written last, so its presence means that all is there
   observations/    what was seen in the images, where the benchmark keeps that apart; see `observations`
@@ -19,6 +20,7 @@ from gcpo_bench.datasets import Prompt
 from gcpo_bench.errors import ConfigError, CorruptDataError, PrerequisiteError, RunError
 from gcpo_bench.registry import BENCHMARKS
 from gcpo_bench.runs import Run
+from gcpo_bench.sources import Source, write_source
 
 from . import images, stored
 from .generate import digest, generate, requests
@@ -133,14 +135,16 @@ def evaluate_folder(
     options: Mapping[str, Any] | None = None,
     shard: Shard | None = None,
     allow_partial: bool = False,
+    name: str = "",
     on_image: Callable[[int, int], None] | None = None,
     on_note: Callable[[str], None] | None = None,
 ) -> Evaluation:
     """Score images that somebody else made: in GenEval's layout, or named `<prompt id>-<k>.png`.
 
     Args:
-        out: where samples.jsonl and scores.json go; nothing is written into `folder`.
+        out: where source.json, samples.jsonl and scores.json go; nothing is written into `folder`.
         allow_partial: score a set in which files are missing; they are counted as unscored, and the scores say so.
+        name: what tables call these images; default: the folder's name.
         on_note: called with each line about the folder before images are looked at.
     Raises:
         ConfigError: no such folder. CorruptDataError: files are missing. Else as `evaluate`.
@@ -162,6 +166,8 @@ def evaluate_folder(
         )
     prompts = list({picture.prompt.id: picture.prompt for picture in image_set.pictures}.values())
     identity = _identity(benchmark, prompts, images_per_prompt) | {"missing": len(missing)}
+    shown = name or folder.resolve().name or str(folder)
+    write_source(out, Source(kind="folder", name=shown, images=folder))
     return _score(benchmark, place, image_set, identity, batch_rows, on_image)
 
 

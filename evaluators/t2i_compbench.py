@@ -24,6 +24,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gcpo_bench import prompt_sets
+from gcpo_bench.catalogue import require
 from gcpo_bench.datasets import Prompt
 from gcpo_bench.errors import ConfigError, CorruptDataError
 from gcpo_bench.files import read_jsonl
@@ -34,7 +35,6 @@ from .layouts import compbench_file, of_compbench_folder
 from .metrics import stratified
 from .panel import LastingPanelBenchmark, Panel
 from .phrases import Phrases
-from .scorers.published import require
 from .scorers.types import Image
 from .types import Detection, Judged, Metric, SampleScore
 

@@ -116,6 +116,10 @@ POLICIES = Registry(
         "llamagen-xl-512": Entry(
             "gcpo_bench.training.policies.llamagen:build", "LlamaGen-XL stage 2, 512 px images of 32x32 tokens"
         ),
+        "llamagen-small": Entry(
+            "gcpo_bench.training.policies.llamagen:build",
+            "LlamaGen's classes at 15 M parameters, 16x16 tokens; random weights only: for benchmarks",
+        ),
         "llamagen-tiny": Entry(
             "gcpo_bench.training.policies.llamagen:build", "LlamaGen's classes in miniature, for tests"
         ),

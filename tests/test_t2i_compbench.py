@@ -115,7 +115,7 @@ def test_a_prompt_whose_phrases_are_not_known_cannot_be_judged_by(model: BlipVqa
 def test_what_is_missing_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GCPO_BENCH_HOME", str(tmp_path))
     for category in ("color", "shape", "texture"):
-        with pytest.raises(PrerequisiteError, match=r"blip-vqa: .*model_base_vqa_capfilt_large\.pth"):
+        with pytest.raises(PrerequisiteError, match=r"blip-vqa lacks model_base_vqa_capfilt_large\.pth"):
             BENCHMARKS.load(f"t2i-compbench-{category}")(world="scenes-12").prompts()
     with pytest.raises(ConfigError, match="no option 'antialias'"):
         BENCHMARKS.load("t2i-compbench-color")(options={"antialias": "false"})

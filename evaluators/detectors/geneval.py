@@ -18,10 +18,11 @@ from PIL import Image
 from transformers import Mask2FormerForUniversalSegmentation
 from transformers.utils import logging as transformers_logging
 
+from gcpo_bench.catalogue import GENEVAL_CLASSIFIER, GENEVAL_DETECTOR
 from gcpo_bench.errors import ConfigError, CorruptDataError
 from gcpo_bench.files import checksum
+from gcpo_bench.weights import locate
 
-from .. import weights
 from ..fidelity import MIN_CONFIDENCE, Fidelity
 from ..types import Detection
 from . import colors, mask2former_weights
@@ -89,7 +90,7 @@ def build(
     device = _checked(device)
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     network, origin = _detector(detector)
-    folder = classifier or weights.locate(weights.GENEVAL_CLASSIFIER)
+    folder = classifier or locate(GENEVAL_CLASSIFIER)
     model, tokenizer = colors.load(folder, "quick_gelu" if fidelity.quick_gelu else "gelu")
     vision = GenEvalVision(
         Mask2Former(network, device=device, antialias=fidelity.antialias),
@@ -124,9 +125,9 @@ def _detector(path: Path | None) -> tuple[Mask2FormerForUniversalSegmentation, d
                 hint="fetch the folder again",
             )
         return model, {"detector": "other", "detector_digest": checksum(path / "model.safetensors")}
-    published = weights.GENEVAL_DETECTOR
+    published = GENEVAL_DETECTOR
     prefix = published.sha256 if path is None else ""
-    model, digest = mask2former_weights.load(path or weights.locate(published), sha256_prefix=prefix)
+    model, digest = mask2former_weights.load(path or locate(published), sha256_prefix=prefix)
     is_published = digest.startswith(published.sha256)
     return model, {"detector": "published" if is_published else "other", "detector_digest": f"sha256:{digest}"}
 
