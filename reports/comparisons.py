@@ -9,8 +9,10 @@ from typing import Literal
 
 import numpy as np
 
+from .evaluations import Evaluation, flatten
 from .load import ReportData, Variant, other_settings
 from .measures import Measure
+from .references import Reference
 from .statistics import (
     Interval,
     PromptScores,
@@ -25,11 +27,14 @@ from .statistics import (
     two_way_difference,
     wilson,
 )
+from .tables import plain
 
-Against = Literal["baseline", "start"]
+Against = Literal["baseline", "start", "reference"]
 Verdict = Literal["better", "worse", "equivalent", "cannot tell"]
 LEVEL = 0.05
 SIGN_FLIP_SEED = 0
+MOST_KEYS = 4
+"""Of an identity that are named where they differ."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,7 +89,9 @@ class NotCompared:
     reason: str
 
 
-def variant_score(variant: Variant, benchmark: str, measure: Measure, task: str | None = None) -> Interval | None:
+def variant_score(
+    variant: Variant | Reference, benchmark: str, measure: Measure, task: str | None = None
+) -> Interval | None:
     """Mean of the task means or of the prompts (of one task, if it is named); None where nothing was scored."""
     by_seed = {seed: _only(scores, task) for seed, scores in variant.scores(benchmark, measure.name).items()}
     by_seed = {seed: scores for seed, scores in by_seed.items() if scores}
@@ -123,6 +130,19 @@ def compare_all(data: ReportData, benchmark: str) -> tuple[list[Comparison], lis
     return adjusted(found), refused
 
 
+def compare_references(data: ReportData, benchmark: str) -> tuple[list[Comparison], list[NotCompared]]:
+    """Each trained variant against each image set that is no run; Holm over all of them."""
+    found: list[Comparison] = []
+    refused: list[NotCompared] = []
+    for measure in data.panel(benchmark):
+        for reference in data.references:
+            for variant in data.trained:
+                if variant.evaluations(benchmark) and reference.evaluations(benchmark):
+                    outcome = compare(variant, reference, benchmark, measure, "reference")
+                    (found if isinstance(outcome, Comparison) else refused).append(outcome)  # type: ignore[arg-type]
+    return adjusted(found), list({(each.a, each.b, each.reason): each for each in refused}.values())
+
+
 def adjusted(found: list[Comparison]) -> list[Comparison]:
     """Holm over one family."""
     p_values = holm([comparison.p_value for comparison in found])
@@ -134,8 +154,11 @@ def _once(refused: list[NotCompared]) -> list[NotCompared]:
     return list({each.reason: each for each in refused}.values())
 
 
-def compare(a: Variant, b: Variant, benchmark: str, measure: Measure, against: Against) -> Comparison | NotCompared:
-    """Paired by prompt, and by seed where both have it; the start has no seeds and stands against each of them."""
+def compare(
+    a: Variant, b: Variant | Reference, benchmark: str, measure: Measure, against: Against
+) -> Comparison | NotCompared:
+    """Paired by prompt, and by seed where both have it; what has no seeds (the start, other image sets) stands against
+    each of them."""
 
     def refuse(reason: str) -> NotCompared:
         return NotCompared(a=a.label, b=b.label, benchmark=benchmark, reason=reason)
@@ -147,9 +170,9 @@ def compare(a: Variant, b: Variant, benchmark: str, measure: Measure, against: A
     weights = [variant.settings.get("policy.start_weights") for variant in (a, b)]
     if against == "baseline" and all(weights) and weights[0] != weights[1]:
         return refuse("they were trained from different weights")
-    if difference := _identity_difference(a, b, benchmark):
+    if difference := _identity_difference(a, b, benchmark, against):
         return refuse(f"they were not evaluated alike: {difference}")
-    if against == "start":
+    if against != "baseline":
         pairs = [(scores, next(iter(b_scores.values()))) for _, scores in sorted(a_scores.items())]
     else:
         seeds = sorted(a_scores.keys() & b_scores.keys())
@@ -171,7 +194,7 @@ def compare(a: Variant, b: Variant, benchmark: str, measure: Measure, against: A
         interval=interval,
         p_value=p_value,
         p_holm=p_value,
-        settings_that_differ=() if against == "start" else tuple(other_settings(a, b)),
+        settings_that_differ=tuple(other_settings(a, b)) if isinstance(b, Variant) and against == "baseline" else (),
         dropped_prompts=len(everything) - len(prompts),
     )
 
@@ -214,12 +237,21 @@ def _only(scores: PromptScores, task: str | None) -> PromptScores:
     return scores if task is None else {prompt: entry for prompt, entry in scores.items() if entry[0] == task}
 
 
-def _identity_difference(a: Variant, b: Variant, benchmark: str) -> str:
-    identities = [e.comparable_identity() for variant in (a, b) for e in variant.evaluations(benchmark)]
-    return "; ".join(_differing(identities[0], other) for other in identities[1:] if other != identities[0])
+def _identity_difference(a: Variant, b: Variant | Reference, benchmark: str, against: Against) -> str:
+    def identity(evaluation: Evaluation) -> dict[str, object]:
+        found = evaluation.judged_identity() if against == "reference" else evaluation.comparable_identity()
+        return flatten(found)
+
+    identities = [identity(each) for side in (a, b) for each in side.evaluations(benchmark)]
+    differences = [_differing(identities[0], other) for other in identities[1:] if other != identities[0]]
+    return "; ".join(dict.fromkeys(differences))
 
 
 def _differing(a: Mapping[str, object], b: Mapping[str, object]) -> str:
-    return ", ".join(
-        f"{key} {a.get(key)} / {b.get(key)}" for key in sorted(a.keys() | b.keys()) if a.get(key) != b.get(key)
-    )
+    keys = [key for key in sorted(a.keys() | b.keys()) if a.get(key) != b.get(key)]
+    shown = [f"{key} {_short(a.get(key))} / {_short(b.get(key))}" for key in keys[:MOST_KEYS]]
+    return ", ".join([*shown, *([f"and {len(keys) - MOST_KEYS} more"] if len(keys) > MOST_KEYS else [])])
+
+
+def _short(value: object) -> str:
+    return plain(str(value), 32)

@@ -19,7 +19,7 @@ from gcpo_bench.config import RunConfig
 
 from .baseline import PLAIN, Entry
 from .comparisons import interval_of
-from .load import flatten
+from .evaluations import flatten
 from .measures import Measure
 from .statistics import Interval, at_least, holm, mirrored, non_inferiority
 

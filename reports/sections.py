@@ -10,13 +10,15 @@ from typing import Any
 import pandas as pd
 
 from . import plots
-from .comparisons import Comparison, NotCompared, compare_all, variant_score
+from .comparisons import Comparison, NotCompared, compare_all, compare_references, variant_score
+from .evaluations import Evaluation, flatten
 from .fragments import Fragment, render
 from .gallery import gallery as gallery
-from .load import ReportData, Variant, flatten
+from .load import ReportData, Variant
 from .measures import Measure
+from .references import Reference, shown_settings
 from .statistics import Interval, mirrored
-from .tables import csv_table, markdown_table, markdown_text, number, plain, seconds
+from .tables import csv_table, markdown_table, markdown_text, number, plain, seconds, without_place
 from .token_maps import token_maps as token_maps
 
 CURVES = (
@@ -53,30 +55,16 @@ def verdict(data: ReportData) -> Fragment:
         compared.sort(key=lambda c: (panel.index(c.measure), c.against != "baseline"))  # stable: variants keep order
         refused += not_compared
         found += compared
-        sentences = [sentence(c, len(compared), named=named or not c.measure.is_share) for c in compared]
-        words += sentences
         if compared:
-            groups.append(
-                {
-                    "title": benchmark if named else "",
-                    "scorers": len(panel) > 1,
-                    "note": _difference_note(panel, named),
-                    "rows": [
-                        {"comparison": c, "sentence": text, "bar": bar}
-                        for c, text, bar in zip(compared, sentences, _bars(compared), strict=True)
-                    ],
-                }
-            )
+            group = _group(compared, panel, benchmark if named else "", _difference_note(panel, named))
+            words += [row["sentence"] for row in group["rows"]]
+            groups.append(group)
     advice = _advice(data, found)
     lines = [f"- {markdown_text(text, 2000)}" for text in words] or [
         "Nothing can be compared yet: evaluate the runs, and a start or a GRPO run beside them.\n"
     ]
     lines += [f"- Not compared: {markdown_text(f'{r.a} with {r.b}: {_why(r, named)}', 2000)}" for r in refused]
     lines += [f"- {markdown_text(line, 2000)}" for line in advice]
-    header = (
-        "benchmark,metric,a,b,against,verdict,difference,low,high,stderr,p,p_holm,detectable,prompts,seeds,interval,"
-        "settings_that_differ,unit,higher_is_better"
-    )
     return Fragment(
         title="Verdict",
         html=render(
@@ -87,8 +75,31 @@ def verdict(data: ReportData) -> Fragment:
         ),
         markdown="\n".join(lines) + "\n",
         data={"comparisons": [_comparison_record(c) for c in found], "not_compared": [_refusal(r) for r in refused]},
-        csv={"comparisons": csv_table(header.split(","), [list(_comparison_record(c).values()) for c in found])},
+        csv={"comparisons": _comparison_table(found)},
     )
+
+
+def _comparison_table(found: Sequence[Comparison]) -> str:
+    header = (
+        "benchmark,metric,a,b,against,verdict,difference,low,high,stderr,p,p_holm,detectable,prompts,seeds,interval,"
+        "settings_that_differ,unit,higher_is_better"
+    )
+    return csv_table(header.split(","), [list(_comparison_record(c).values()) for c in found])
+
+
+def _group(compared: Sequence[Comparison], panel: Sequence[Measure], title: str, note: str) -> dict[str, Any]:
+    """A table of comparisons on one benchmark: `title` names it where there are several."""
+    sentences = [sentence(c, len(compared), named=bool(title) or not c.measure.is_share) for c in compared]
+    return {
+        "title": title,
+        "scale": "" if panel[0].is_verdict or len(panel) > 1 else panel[0].label,
+        "scorers": len(panel) > 1,
+        "note": note,
+        "rows": [
+            {"comparison": c, "sentence": text, "bar": bar}
+            for c, text, bar in zip(compared, sentences, _bars(compared), strict=True)
+        ],
+    }
 
 
 def _bars(compared: Sequence[Comparison]) -> list[dict[str, float | bool]]:
@@ -168,7 +179,7 @@ def _advice(data: ReportData, found: Sequence[Comparison]) -> list[str]:
         )
     if not any(variant.method == "grpo" for variant in data.trained) and data.trained:
         advice.append("There is no GRPO run among these, so no method is compared with the baseline.")
-    if not any(variant.is_start for variant in data.variants):
+    if data.variants and not any(variant.is_start for variant in data.variants):
         advice.append("The start was not among the runs, so it is unknown how much was learned.")
     differing = sorted({key for c in found for key in c.settings_that_differ})
     if differing:
@@ -226,12 +237,18 @@ def _refusal(refused: NotCompared) -> dict[str, str]:
 def scores(data: ReportData) -> Fragment:
     """Every benchmark: a row a variant with overall, tasks and other metrics; of a panel a row a scorer and variant."""
     parts, markdown, records = [], [], []
+    beside: list[Comparison] = []
     for benchmark in data.benchmarks:
         table = _panel_table if len(data.panel(benchmark)) > 1 else _score_table
         html, text, found = table(data, benchmark)
         parts.append(html)
         markdown.append(text)
         records += found
+        if data.references:
+            html, text, compared = _beside_references(data, benchmark)
+            parts.append(html)
+            markdown.append(text)
+            beside += compared
     fields = [
         "benchmark",
         "variant",
@@ -252,9 +269,29 @@ def scores(data: ReportData) -> Fragment:
         title="Scores",
         html=render("joined", parts=parts) if parts else render("nothing", text="No run has been evaluated yet."),
         markdown="\n".join(markdown) or "No run has been evaluated yet.\n",
-        data={"scores": records},
-        csv={"": csv_table(fields, [[record[name] for name in fields] for record in records])},
+        data={"scores": records, **({"references": [_comparison_record(c) for c in beside]} if beside else {})},
+        csv={
+            "": csv_table(fields, [[record[name] for name in fields] for record in records]),
+            **({"references": _comparison_table(beside)} if beside else {}),
+        },
     )
+
+
+def _beside_references(data: ReportData, benchmark: str) -> tuple[str, str, list[Comparison]]:
+    """HTML, Markdown and the comparisons of trained variants with image sets that are no runs."""
+    panel = data.panel(benchmark)
+    compared, refused = compare_references(data, benchmark)
+    note = (
+        "Image sets that were not trained here: the same prompts, judged alike, paired by prompt; their noise is their "
+        "own. The adjusted p counts the comparisons of this table."
+    )
+    named = benchmark if len(data.benchmarks) > 1 else ""
+    group = _group(compared, panel, named, note) if compared else None
+    reasons = [{"a": r.a, "b": r.b, "reason": r.reason} for r in refused]
+    lines = [f"- {markdown_text(row['sentence'], 2000)}" for row in group["rows"]] if group else []
+    lines += [f"- Not compared: {markdown_text(f'{r.a} with {r.b}: {r.reason}', 2000)}" for r in refused]
+    html = render("beside", group=group, refused=reasons, where=named) if group or refused else ""
+    return html, "\n".join(lines) + "\n" if lines else "", compared
 
 
 Table = tuple[str, str, list[dict[str, Any]]]
@@ -264,8 +301,9 @@ Table = tuple[str, str, list[dict[str, Any]]]
 def _score_table(data: ReportData, benchmark: str) -> Table:
     columns = _score_columns(data, benchmark)
     headline = data.headline(benchmark)
+    drawn = _drawn_with(data, benchmark)
     rows, records = [], []
-    for variant in data.variants:
+    for variant in data.scored:
         cells = [variant_score(variant, benchmark, measure, task) for measure, task, _ in columns]
         if any(cell is not None for cell in cells):
             rows.append((variant, cells))
@@ -279,35 +317,60 @@ def _score_table(data: ReportData, benchmark: str) -> Table:
     html = render(
         "scores",
         benchmark=benchmark,
+        title=benchmark if len(data.benchmarks) > 1 else "",
+        drawn=drawn,
         header=header,
         axis=f"{headline.text(low)} to {headline.text(high)}" if not headline.is_share else "0 to 100",
         note=_scores_note(benchmark, headline),
         rows=[
             {
                 "label": variant.label,
+                "about": _about(variant, benchmark),
                 "cells": [_split(cell, measure) for cell, (measure, *_) in zip(cells, columns, strict=True)],
                 "bar": whisker(cells[0], low, high) if cells[0] else None,
-                **_basis(cells),
+                **_basis(variant, cells),
             }
             for variant, cells in rows
         ],
     )
     lines = [
         [
-            markdown_text(variant.label),
+            _labelled(variant, benchmark),
             *(_score_text(cell, measure) for cell, (measure, *_) in zip(cells, columns, strict=True)),
-            *map(str, _basis(cells).values()),
+            *map(str, _basis(variant, cells).values()),
         ]
         for variant, cells in rows
     ]
     text = markdown_table(["variant", *map(markdown_text, header), "prompts", "seeds"], lines)
     scale = "" if headline.is_share else f", {markdown_text(headline.label)}"
-    return html, f"{markdown_text(benchmark)}{scale}, 95 % intervals in brackets\n\n{text}", records
+    head = f"{markdown_text(benchmark)}{scale}, 95 % intervals in brackets"
+    return html, f"{head}\n\n{text}{_drawn_markdown(drawn)}", records
 
 
-def _basis(cells: Sequence[Interval | None]) -> dict[str, int]:
+def _drawn_with(data: ReportData, benchmark: str) -> list[str]:
+    """What is known of how image sets were drawn that are no runs."""
+    shown = [reference for reference in data.references if reference.evaluations(benchmark) and reference.drawn_with]
+    return [f"{reference.label} was drawn with: {reference.drawn_with}." for reference in shown]
+
+
+def _drawn_markdown(drawn: Sequence[str]) -> str:
+    return "".join(f"\n{markdown_text(line, 500)}\n" for line in drawn)
+
+
+def _basis(variant: Variant | Reference, cells: Sequence[Interval | None]) -> dict[str, int | str]:
     known = [cell for cell in cells if cell]
-    return {"n": max(cell.n for cell in known), "seeds": max(cell.seeds for cell in known)}
+    seeds = "–" if isinstance(variant, Reference) else max(cell.seeds for cell in known)
+    return {"n": max(cell.n for cell in known), "seeds": seeds}
+
+
+def _about(variant: Variant | Reference, benchmark: str) -> str:
+    """What a row says beside its name; nothing of what was trained here."""
+    return variant.about(benchmark) if isinstance(variant, Reference) else ""
+
+
+def _labelled(variant: Variant | Reference, benchmark: str) -> str:
+    about = _about(variant, benchmark)
+    return markdown_text(f"{variant.label} ({about})" if about else variant.label)
 
 
 def _axis(measure: Measure, cells: Sequence[Interval | None]) -> tuple[float, float]:
@@ -348,7 +411,7 @@ def _heading(measure: Measure, headline: Measure) -> str:
 
 def _tags(data: ReportData, benchmark: str) -> list[str]:
     """Tasks, in the order of the samples."""
-    frames = [e.frame for variant in data.variants for e in variant.evaluations(benchmark)]
+    frames = [e.frame for variant in data.scored for e in variant.evaluations(benchmark)]
     return list(dict.fromkeys(tag for frame in frames for tag in frame["tag"].unique()))
 
 
@@ -360,7 +423,7 @@ def _panel_table(data: ReportData, benchmark: str) -> Table:
     records: list[dict[str, Any]] = []
     by_task: list[list[str]] = []
     for measure in panel:
-        scored = [(variant, variant_score(variant, benchmark, measure)) for variant in data.variants]
+        scored = [(variant, variant_score(variant, benchmark, measure)) for variant in data.scored]
         low, high = _axis(measure, [score for _, score in scored])
         for variant, score in scored:
             if score is None:
@@ -377,11 +440,12 @@ def _panel_table(data: ReportData, benchmark: str) -> Table:
                 {
                     "scorer": measure.label + ("" if measure.higher_is_better else " ↓"),
                     "label": variant.label,
+                    "about": _about(variant, benchmark),
+                    "text": _labelled(variant, benchmark),
                     "score": _split(score, measure),
                     "bar": whisker(score, low, high),
                     "differences": [_difference_cell(c) for c in differences],
-                    "n": score.n,
-                    "seeds": score.seeds,
+                    **_basis(variant, [score]),
                 }
             )
             by_task.append([measure.label, variant.label, *(_split(cell, measure)[0] for cell in of_tasks)])
@@ -389,7 +453,7 @@ def _panel_table(data: ReportData, benchmark: str) -> Table:
     lines = [
         [
             markdown_text(row["scorer"]),
-            markdown_text(row["label"]),
+            row["text"],
             " ".join(row["score"]),
             *(" ".join(cell["text"]) for cell in row["differences"]),
             str(row["n"]),
@@ -397,15 +461,19 @@ def _panel_table(data: ReportData, benchmark: str) -> Table:
         ]
         for row in rows
     ]
+    drawn = _drawn_with(data, benchmark)
     html = render(
         "panel",
         benchmark=benchmark,
+        title=benchmark if len(data.benchmarks) > 1 else "",
+        drawn=drawn,
         rows=rows,
         tags=[plain(tag.replace("_", " "), 60) for tag in tags],
         by_task=by_task,
     )
     table = markdown_table(header, lines, numeric_from=2)
-    return html, f"{markdown_text(benchmark)}, 95 % intervals in brackets\n\n{table}", records
+    head = f"{markdown_text(benchmark)}, 95 % intervals in brackets"
+    return html, f"{head}\n\n{table}{_drawn_markdown(drawn)}", records
 
 
 def _difference_cell(c: Comparison | None) -> dict[str, Any]:
@@ -426,12 +494,12 @@ def _split(cell: Interval | None, measure: Measure) -> tuple[str, str]:
 
 
 def _score_record(
-    variant: Variant, benchmark: str, measure: Measure, task: str | None, cell: Interval
+    variant: Variant | Reference, benchmark: str, measure: Measure, task: str | None, cell: Interval
 ) -> dict[str, Any]:
     return {
         "benchmark": benchmark,
         "variant": variant.label,
-        "method": variant.method,
+        "method": "reference" if isinstance(variant, Reference) else variant.method,
         "metric": measure.name,
         "task": task or "",
         "value": cell.value,
@@ -582,6 +650,7 @@ def _cost_cells(row: Mapping[str, float], phases: Sequence[str]) -> list[str]:
 def reproduce(data: ReportData) -> Fragment:
     """Command, settings and environment of each run; what is missing."""
     runs = [_run_record(variant, run) for variant in data.variants for run in variant.runs]
+    references = [_reference_record(reference) for reference in data.references]
     trained = {variant.label: dict(variant.settings) for variant in data.trained}
     keys = sorted(set().union(*trained.values())) if trained else []
     differing = [key for key in keys if len({repr(settings.get(key, "")) for settings in trained.values()}) > 1]
@@ -595,15 +664,32 @@ def reproduce(data: ReportData) -> Fragment:
             f"- {markdown_text(run['name'])} ({markdown_text(run['variant'])}, seed {run['seed']}, {run['state']})"
         )
         markdown += [f"  - {markdown_text(command, 2000)}" for command in run["commands"]]
+    for reference in references:
+        markdown.append(f"- {markdown_text(reference['name'])} (not trained here, {reference['kind']})")
+        markdown += [f"  - {markdown_text(f'{key}: {value}', 500)}" for key, value in reference["settings"].items()]
     if diff:
         markdown += ["", "Settings that differ:", ""]
         escaped = [[markdown_text(cell) for cell in row] for row in diff]
         markdown.append(markdown_table(["key", *map(markdown_text, trained)], escaped, numeric_from=99))
     return Fragment(
         title="Reproduce",
-        html=render("reproduce", runs=runs, notes=data.notes, labels=list(trained), diff=diff, common=common),
+        html=render(
+            "reproduce",
+            runs=runs,
+            references=references,
+            notes=data.notes,
+            labels=list(trained),
+            diff=diff,
+            common=common,
+        ),
         markdown="\n".join(markdown) + "\n",
-        data={"runs": runs, "notes": list(data.notes), "differing": differing, "common_settings": common},
+        data={
+            "runs": runs,
+            **({"references": references} if references else {}),
+            "notes": list(data.notes),
+            "differing": differing,
+            "common_settings": common,
+        },
     )
 
 
@@ -617,15 +703,29 @@ def _run_record(variant: Variant, run: Any) -> dict[str, Any]:
         "step": run.step,
         "commands": [_command(record) for record in run.environments],
         "environment": {key: str(value) for record in environments for key, value in sorted(record.items())},
-        "evaluations": {
-            name: {
-                "version": evaluation.version,
-                "images": len(evaluation.samples),
-                "unscored": evaluation.unscored,
-                **{key: str(value) for key, value in sorted(flatten(evaluation.identity).items())},
-            }
-            for name, evaluation in sorted(run.evaluations.items())
-        },
+        "evaluations": _evaluation_records(run.evaluations),
+    }
+
+
+def _reference_record(reference: Reference) -> dict[str, Any]:
+    return {
+        "name": reference.label,
+        "folder": reference.folder,
+        "kind": reference.kind,
+        "settings": shown_settings(reference),
+        "evaluations": _evaluation_records(reference.by_benchmark),
+    }
+
+
+def _evaluation_records(evaluations: Mapping[str, Evaluation]) -> dict[str, dict[str, Any]]:
+    return {
+        name: {
+            "version": evaluation.version,
+            "images": len(evaluation.samples),
+            "unscored": evaluation.unscored,
+            **{key: without_place(value) for key, value in sorted(flatten(evaluation.identity).items())},
+        }
+        for name, evaluation in sorted(evaluations.items())
     }
 
 

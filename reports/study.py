@@ -23,10 +23,10 @@ from .tables import csv_table, markdown_table, markdown_text, number
 
 def claims(data: ReportData) -> Fragment:
     """Each claim of the paper: supported, contradicted, not decided or not tested by these runs."""
-    findings = [finding for benchmark in data.benchmarks[:1] for finding in judge_all(data, benchmark)]
+    findings = [finding for benchmark in data.run_benchmarks[:1] for finding in judge_all(data, benchmark)]
     where = ", ".join(sorted({variant.policy for variant in data.trained})) or "no model"
-    if len(data.benchmarks) > 1 or any(not data.headline(name).is_verdict for name in data.benchmarks):
-        where += f" and {data.benchmarks[0]} ({data.headline(data.benchmarks[0]).label})"
+    if len(data.run_benchmarks) > 1 or any(not data.headline(name).is_verdict for name in data.run_benchmarks):
+        where += f" and {data.run_benchmarks[0]} ({data.headline(data.run_benchmarks[0]).label})"
     records = [_claim_record(finding) for finding in findings]
     header = ["claim", "status", "setting", "found"]
     return Fragment(
@@ -118,7 +118,7 @@ def paper_table(data: ReportData) -> Fragment:
 def _main_rows(data: ReportData) -> list[dict[str, Any]]:
     rows = [{"measured": False, "cells": [row.model, row.method, *map(_published, row.values)]} for row in paper.MAIN]
     circular = "†" if _circular(data) else ""
-    for benchmark in (name for name in data.benchmarks if data.headline(name).is_verdict):
+    for benchmark in (name for name in data.run_benchmarks if data.headline(name).is_verdict):
         measure = data.headline(benchmark)
         for variant in _of_the_study(data, ("start", "grpo", "gcpo")):
             tasks = [None if column == "overall" else column for column in paper.MAIN_COLUMNS]
@@ -158,7 +158,7 @@ def _measured_header(data: ReportData) -> list[str]:
 
 def _of_one_score(data: ReportData) -> list[str]:
     """Benchmarks that have one score; of a panel the paper has none."""
-    return [name for name in data.benchmarks if len(data.panel(name)) == 1]
+    return [name for name in data.run_benchmarks if len(data.panel(name)) == 1]
 
 
 def unlike_released(variant: Variant) -> list[str]:
@@ -194,7 +194,7 @@ def _of_the_study(data: ReportData, methods: Sequence[str]) -> list[Variant]:
 def _circular(data: ReportData) -> bool:
     """Whether what judged the images also rewarded them."""
     rewards = {reward.name for run in data.runs if not run.is_start for reward in run.config.rewards}
-    return bool(rewards & {"geneval", "geneval-dense", "scene-strict"}) and "scenes" in data.benchmarks
+    return bool(rewards & {"geneval", "geneval-dense", "scene-strict"}) and "scenes" in data.run_benchmarks
 
 
 def latex_tables(
@@ -235,14 +235,14 @@ def latex_tables(
 
 def components(data: ReportData) -> Fragment:
     """Ladder of variants, ratio curve, points against seconds: three pictures of one table."""
-    several = len(data.benchmarks) > 1
-    rows = [row for benchmark in data.benchmarks[:1] for row in _rows(data, benchmark)]
+    several = len(data.run_benchmarks) > 1
+    rows = [row for benchmark in data.run_benchmarks[:1] for row in _rows(data, benchmark)]
     charts: list[dict[str, Any]] = []
     if len(rows) > 1:
-        charts.append(_ladder_chart(rows, "ladder", data.benchmarks[0] if several else ""))
+        charts.append(_ladder_chart(rows, "ladder", data.run_benchmarks[0] if several else ""))
         charts += _ratio_chart(rows)
         charts += _cost_chart(rows)
-    for number_of, benchmark in enumerate(data.benchmarks[1:], start=2):
+    for number_of, benchmark in enumerate(data.run_benchmarks[1:], start=2):
         if len(others := _rows(data, benchmark)) > 1:
             charts.append(_ladder_chart(others, f"ladder-{number_of}", benchmark))
     front = {row["variant"] for row in pareto(rows)}
@@ -261,7 +261,7 @@ def components(data: ReportData) -> Fragment:
         }
         for row in rows
     ]
-    overall = f"overall, {data.benchmarks[0]}" if several else "overall"
+    overall = f"overall, {data.run_benchmarks[0]}" if several else "overall"
     header = ["variant", overall, "tokens trained on", "training, s", "gradient on other tokens", "Pareto"]
     return Fragment(
         title="What carries it",

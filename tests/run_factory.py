@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from PIL import Image
@@ -19,6 +21,7 @@ from gcpo_bench.evaluators.hps import STYLES, HpsBenchmark
 from gcpo_bench.evaluators.panel import Panel
 from gcpo_bench.evaluators.types import Benchmark, SampleScore
 from gcpo_bench.methods import get_method
+from gcpo_bench.sources import Source, write_source
 
 TASKS = ("single_object", "two_object", "counting", "colors", "position", "color_attr")
 SHAPES = ("circle", "square", "triangle", "diamond")
@@ -341,6 +344,47 @@ def score_run(run: runs.Run, benchmark: str, skill: float, **options: Any) -> No
     identity = {"weights_digest": run.name, "seed": 0, "guidance_scale": 5.0}
     place, folder = run.evaluation_dir(benchmark), f"images/{benchmark}"
     score(place, benchmark, skill=skill, name=run.name, root=run.path, folder=folder, identity=identity, **options)
+
+
+def make_reference(
+    root: Path,
+    name: str,
+    benchmark: str,
+    *,
+    skill: float = 0.6,
+    generator: dict[str, Any] | None = None,
+    source: bool = True,
+    shown: str = "",
+    **options: Any,
+) -> Path:
+    """`<root>/<name>/<benchmark>`: images that no run drew, judged and scored; of a generator where settings are given.
+
+    Without `source` nobody says whose they are; `shown` is what they are called, if not by the folder.
+    """
+    home = root / name
+    place = home / benchmark
+    if benchmark == "scenes":
+        made = make_run(
+            root.parent / "made", re.sub(r"\W", "-", name)[:40], steps=1, maps=False, skill=skill, **options
+        )
+        shutil.copytree(made.evaluation_dir(benchmark), place)
+        shutil.copytree(made.path / "images", home / "images", dirs_exist_ok=True)
+    else:
+        identity = {"missing": 0, **options.pop("identity", {})}
+        score(
+            place,
+            benchmark,
+            skill=skill,
+            name=name,
+            root=home,
+            folder=f"images/{benchmark}",
+            identity=identity,
+            **options,
+        )
+    if source:
+        kind: Literal["folder", "generator"] = "folder" if generator is None else "generator"
+        write_source(place, Source(kind=kind, name=shown or name, images=home, generator=generator))
+    return home
 
 
 def make_study(

@@ -226,7 +226,7 @@ def test_an_unscored_image_is_left_out_and_counted_never_taken_for_wrong(tmp_pat
 def test_the_gallery_pairs_the_same_image_before_and_after(study: list[Path]) -> None:
     data = load(study)
     before, after = data.variants[0].runs[0], data.variants[2].runs[0]
-    pairs = paired(before, after, "scenes", data.headline("scenes"))
+    pairs = paired(before.evaluations["scenes"], after.evaluations["scenes"], data.headline("scenes"))
     assert len(pairs) == 48
     for pair in pairs:
         assert (pair.before.prompt_id, pair.before.image_index) == (pair.after.prompt_id, pair.after.image_index)

@@ -116,7 +116,7 @@ def _evaluate(settings: Settings, run: Run) -> Evaluation | None:
 
 def _difference(run: Run, start: Run, benchmark: str) -> Interval:
     """Of the overall score, on the scale of its metric."""
-    from gcpo_bench.reports.load import load_evaluation
+    from gcpo_bench.reports.evaluations import load_evaluation
     from gcpo_bench.reports.measures import Measure
     from gcpo_bench.reports.statistics import paired_difference
 
