@@ -80,13 +80,18 @@ class GenEvalBenchmark:
 
     # ------------------------------------------------------------ looking
 
+    def see_with(self, vision: Vision, origin: Mapping[str, Any]) -> None:
+        """Look with these networks; `origin` says which they are."""
+        self._vision = vision
+        self._look = {"observer": OBSERVER, "fidelity": asdict(self.fidelity), **origin}
+
     def look(self) -> dict[str, Any]:
         """What an observation depends on beside image and question; loads the networks."""
         if self._look is None:
             from .detectors.geneval import build
 
-            self._vision, origin = build(self.fidelity, **self._weights)
-            self._look = {"observer": OBSERVER, "fidelity": asdict(self.fidelity), **origin}
+            self.see_with(*build(self.fidelity, **self._weights))
+        assert self._look is not None
         return self._look
 
     def question(self, prompt: Prompt) -> list[str]:

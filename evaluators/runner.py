@@ -37,7 +37,7 @@ from .judging import (
 )
 from .observations import ObservationsByPart, Seen, looks
 from .stored import load_evaluation, load_samples
-from .types import Benchmark, Evaluation, Sampler
+from .types import Benchmark, Evaluation, KeepingBenchmark, Sampler
 
 __all__ = [
     "ShardDone",
@@ -199,6 +199,11 @@ def rescore(out: Path, benchmark_name: str, *, world: str = "", options: Mapping
             f"benchmark {benchmark_name!r} does not keep what it sees apart from its verdicts",
             hint="leave --rescore out: its images are judged again",
         )
+    return judge_again(benchmark, out, before, look)
+
+
+def judge_again(benchmark: KeepingBenchmark, out: Path, before: Evaluation, look: Mapping[str, Any]) -> Evaluation:
+    """The evaluation in `out` with this benchmark's arithmetic, on what was seen with `look`. Raises as `rescore`."""
     benchmark.self_test()
     store = ObservationsByPart(out / "observations", looks_by_part(benchmark, look))
     prompts = stored.load_prompts(out)
