@@ -190,7 +190,7 @@ def rescore(out: Path, benchmark_name: str, *, world: str = "", options: Mapping
     """
     before = stored.load(out)
     given = dict(options or {})
-    look = _stored_look(out, before, given.get("fidelity"))
+    look = _stored_look(out, before, given.get("fidelity"), (given.get("options") or {}).get("backend"))
     if isinstance(look.get("fidelity"), dict):
         given["fidelity"] = look["fidelity"]["name"]
     benchmark = make_benchmark(benchmark_name, world, **given)
@@ -226,18 +226,19 @@ def judge_again(benchmark: KeepingBenchmark, out: Path, before: Evaluation, look
     return stored.save(out, benchmark, samples, identity, before.notes, unanswered=unanswered)
 
 
-def _stored_look(out: Path, before: Evaluation, fidelity: str | None) -> dict[str, Any]:
-    """What the stored observations were made with: that of the last scores, or the one of this fidelity."""
+def _stored_look(out: Path, before: Evaluation, fidelity: str | None, backend: str | None) -> dict[str, Any]:
+    """What the stored observations were made with: that of the last scores, or the one of this fidelity and backend."""
     last = before.identity.get("look")
     if not isinstance(last, dict):
         raise RunError(f"{out} holds no stored observations", hint="evaluate once without --rescore")
-    if fidelity is None or last.get("fidelity", {}).get("name") == fidelity:
-        return last
+    wanted = (fidelity or last.get("fidelity", {}).get("name"), backend or last.get("backend"))
     same = ("detector_digest", "classifier_digest", "observer", "device")
-    for look in looks(out / "observations"):
-        if look.get("fidelity", {}).get("name") == fidelity and all(look.get(key) == last.get(key) for key in same):
+    for look in (last, *looks(out / "observations")):
+        made_with = (look.get("fidelity", {}).get("name"), look.get("backend"))
+        if made_with == wanted and all(look.get(key) == last.get(key) for key in same):
             return look
-    raise RunError(f"{out}: nothing is stored with fidelity {fidelity!r}", hint="evaluate once without --rescore")
+    asked = " and ".join(f"{what} {name!r}" for what, name in (("fidelity", fidelity), ("backend", backend)) if name)
+    raise RunError(f"{out}: nothing is stored with {asked}", hint="evaluate once without --rescore")
 
 
 def _check_numbers(**numbers: int | None) -> None:
