@@ -189,9 +189,10 @@ class World:
                 raise StoppedElsewhere(
                     f"process {failure['rank']}: {failure['message']}", hint="see the error of that process"
                 ) from error
+            why = str(error).partition("\n")[0][:160]
             raise TrainingError(
-                f"another process of this run is gone ({type(error).__name__} in process {self.rank})",
-                hint="the launcher says how it ended; the newest checkpoint is kept: go on with --resume",
+                f"process {self.rank} lost another process of this run: {why}",
+                hint="the launcher says how that one ended; the newest checkpoint is kept: go on with --resume",
             ) from error
 
     def _failure(self) -> dict[str, Any] | None:
