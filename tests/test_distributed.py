@@ -30,10 +30,10 @@ from gcpo_bench import runs
 from gcpo_bench.cli.app import run as command_line
 from gcpo_bench.config import OptimizerConfig
 from gcpo_bench.environment import Place, place
-from gcpo_bench.errors import PrerequisiteError, TrainingError
+from gcpo_bench.errors import PrerequisiteError
 from gcpo_bench.resolve import resolve
-from gcpo_bench.training import checkpoints, sharding
-from gcpo_bench.training.distributed import World, gpu_index, join, leave
+from gcpo_bench.training import checkpoints, distributed, sharding
+from gcpo_bench.training.distributed import World, gpu_index, join
 from gcpo_bench.training.interrupts import StopRequests
 from gcpo_bench.training.loop import train
 from gcpo_bench.training.optimizers import Optimizer
@@ -61,6 +61,8 @@ JANUS = (
     "policy.random_init=true",
     "policy.dtype=bfloat16",
     "sampling.guidance_scale=3",
+    "sampling.prompts_per_step=2",
+    "logging.tracked_prompts=2",
 )
 PATIENCE_S = 120.0
 """After which a process that still runs has failed the test."""
@@ -192,8 +194,11 @@ def six(tmp_path_factory: pytest.TempPathFactory) -> runs.Run:
 # ---------------------------------------------------------------- the same numbers
 
 
-def test_one_run_passed_between_one_two_and_three_processes_is_the_unbroken_one(six: runs.Run, tmp_path: Path) -> None:
+def test_one_run_passed_between_one_two_and_three_processes_is_the_unbroken_one(
+    six: runs.Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """New in 2, one of which is killed in step 4; on with 3 to step 4; and alone to step 6."""
+    monkeypatch.setattr(distributed, "LISTEN_S", 1.0)  # for the killed one
     killed = trained(2, tmp_path, "passed", *SMALL, num_steps=6, TEST_FAILURE="1:4:SIGKILL")
     run = runs.open_run("passed", tmp_path)
     assert killed[1].code == -signal.SIGKILL
@@ -284,7 +289,7 @@ def test_the_update_is_that_of_torch_on_the_whole_gradient(tmp_path: Path, monke
         for dtype in (torch.float64, torch.bfloat16):
             parameters, gradients = drawn(dtype)
             found[str(dtype)] = [tensor.tolist() for tensor in step_of(gradients, parameters, world)]
-        leave(world)
+        world.leave()
         return found
 
     found = [each.given for each in processes(3, work, tmp_path)]
@@ -344,15 +349,17 @@ def test_parts_are_those_of_one_process_where_there_are_enough(rows: int, size: 
 # ---------------------------------------------------------------- what goes wrong
 
 
-def test_a_process_that_fails_ends_all_with_one_error(tmp_path: Path) -> None:
-    ended = trained(3, tmp_path, "bad", *SMALL, "logging.token_maps_every=0", num_steps=6, TEST_FAILURE="1:3:raise")
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_process_that_fails_ends_all_with_one_error(rank: int, tmp_path: Path) -> None:
+    failure = f"{rank}:3:raise"
+    ended = trained(3, tmp_path, "bad", *SMALL, "logging.token_maps_every=0", num_steps=6, TEST_FAILURE=failure)
     assert [each.code for each in ended] == [6, 6, 6]
     assert errors_of(ended) == ["error: reward 'tests.test_distributed:Fussy' failed: KeyError: 'missing'"]
-    assert ended[1].err.startswith("error:")
+    assert "error:" in ended[rank].err
     run = runs.open_run("bad", tmp_path)
     assert run.status().state == "failed"
     assert run.status().step == 2
-    assert run.status().error.startswith("process 1: reward")
+    assert run.status().error.startswith("process 1: reward" if rank else "reward")
     assert run.checkpoint_steps() == [0, 2]
 
 
@@ -368,7 +375,7 @@ def test_processes_that_start_from_different_weights_are_refused(tmp_path: Path)
         world = join(place())
         with pytest.raises(PrerequisiteError) as caught:
             world.require_equal("start weights", "xxh3:1" if world.rank < 2 else "xxh3:2")
-        leave(world)
+        world.leave()
         return str(caught.value)
 
     told = [each.given for each in processes(3, work, tmp_path)]
@@ -413,15 +420,6 @@ def test_a_signal_that_comes_twice_at_once_is_one() -> None:
         os.kill(os.getpid(), signal.SIGTERM)
         os.kill(os.getpid(), signal.SIGTERM)
         assert stop.received == signal.SIGTERM
-
-
-def test_a_lost_process_is_told_by_the_one_that_notices(monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(*_: object) -> None:
-        raise RuntimeError("Connection reset by peer\nand more")
-
-    monkeypatch.setattr(torch.distributed, "all_gather_object", broken)
-    with pytest.raises(TrainingError, match=r"process 1 lost another process of this run: Connection reset by peer$"):
-        World(Place(1, 2)).gather(0)
 
 
 # ---------------------------------------------------------------- through the launcher

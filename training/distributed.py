@@ -17,6 +17,7 @@ import io
 import json
 import os
 import socket
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import timedelta
@@ -38,9 +39,9 @@ MEET = timedelta(minutes=5)
 """How long processes wait for each other at the start."""
 WAIT = timedelta(minutes=30)
 """How long one may be slower than another, as while a checkpoint is written; then a lost machine is noticed."""
-LISTEN = timedelta(seconds=10)
-"""How long the others wait for the one that tells why all stop, before they end and the launcher ends it too."""
-FAILURE, TOLD = "gcpo-bench/failure", "gcpo-bench/told"
+LISTEN_S = 5.0
+"""How long processes that fail wait for the one that tells why, and the one that keeps the store for the others."""
+FAILURE, TOLD, HEARD = "gcpo-bench/failure", "gcpo-bench/told", "gcpo-bench/heard"
 
 
 class StoppedElsewhere(TrainingError):
@@ -50,10 +51,10 @@ class StoppedElsewhere(TrainingError):
 class World:
     """The processes of a run; alone, everything here gives back what it is given."""
 
-    def __init__(self, place: Place | None = None, store: Any = None) -> None:
+    def __init__(self, place: Place | None = None, store: Any = None, talk: Any = None) -> None:
         place = place or Place()
         self.rank, self.size, self.local_rank = place.rank, place.size, place.local_rank
-        self._store = store
+        self._store, self._talk = store, talk
 
     @property
     def first(self) -> bool:
@@ -68,7 +69,7 @@ class World:
             return [value]
         found: list[Any] = [None] * self.size
         with self._together():
-            dist.all_gather_object(found, _packed(value))
+            dist.all_gather_object(found, _packed(value), group=self._talk)
         return [_unpacked(content) for content in found]
 
     def from_first(self, make: Callable[[], Item]) -> Item:
@@ -77,7 +78,7 @@ class World:
             return make()
         found: list[Any] = [_packed(make())] if self.first else [None]
         with self._together():
-            dist.broadcast_object_list(found, src=0)
+            dist.broadcast_object_list(found, src=0, group=self._talk)
         made: Item = _unpacked(found[0])
         return made
 
@@ -206,20 +207,40 @@ class World:
 
         The others return when it has told, so that none of them ends before, upon which the launcher would end all.
         """
-        assert self._store is not None
         mine = json.dumps({"rank": self.rank, "message": message, "exit_code": exit_code})
+        atexit.register(self._end_failed)
         with suppress(RuntimeError):
             said = self._store.compare_set(FAILURE, "", mine)
             if said.decode() != mine:
-                self._store.wait([TOLD], LISTEN)
+                self._store.wait([TOLD], timedelta(seconds=LISTEN_S))
                 return False, int(json.loads(said)["exit_code"])
-            atexit.register(self._told)
         return True, exit_code
 
-    def _told(self) -> None:
+    def leave(self) -> None:
+        """After an orderly end: together, because what a process still has to send would be lost with it."""
+        self.wait()
+        self._leave()
+
+    def _leave(self) -> None:
+        # modules of torch keep the group of all as a default argument, and with it its connections: those of the group
+        # for small things close here, and the others notice
+        if self._talk is not None:
+            talk, self._talk = self._talk, None
+            dist.destroy_process_group(talk)
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+    def _end_failed(self) -> None:
+        """When the interpreter ends, the error is told. Those who wait for this process notice that it leaves."""
         with suppress(RuntimeError):
-            assert self._store is not None
             self._store.set(TOLD, "")
+            self._leave()
+            self._store.add(HEARD, 1)
+            # without torchrun the store is the first process's, and gone with it
+            if self.first and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+                until = time.monotonic() + LISTEN_S
+                while self._store.add(HEARD, 0) < self.size and time.monotonic() < until:
+                    time.sleep(0.02)
 
 
 ALONE = World()
@@ -239,26 +260,16 @@ def join(place: Place) -> World:
         store, rank, size = next(rendezvous("env://", timeout=MEET))
         store.set_timeout(MEET)
         dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=WAIT)
+        talk = dist.new_group(backend="gloo", timeout=WAIT)
     except (RuntimeError, ValueError) as error:  # dist.DistError is a RuntimeError
         where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
         raise PrerequisiteError(
             f"process {place.rank} of {place.size} did not meet the others at {where}: {error}",
             hint="the address must be of the machine of process 0, and its port open; see docs/several-gpus.md",
         ) from error
-    world = World(place, store)
-    atexit.register(_leave)
+    world = World(place, store, talk)
+    atexit.register(world._leave)
     return world
-
-
-def _leave() -> None:
-    if dist.is_initialized():
-        dist.destroy_process_group()
-
-
-def leave(world: World) -> None:
-    """After an orderly end: together, because what a process still has to send would be lost with it."""
-    world.wait()
-    _leave()
 
 
 def gpu_index(local_rank: int, visible: int) -> int:

@@ -23,7 +23,7 @@ def together() -> Iterator[World | None]:
     if here.size == 1:
         yield None
         return
-    from gcpo_bench.training.distributed import join, leave
+    from gcpo_bench.training.distributed import join
 
     from .app import explain
 
@@ -31,7 +31,7 @@ def together() -> Iterator[World | None]:
     try:
         with _quiet(not world.first):
             yield world
-            leave(world)
+            world.leave()
     except BaseException as error:
         message, _, code = explain(error)
         speaks, code = world.speaks(message, code)
