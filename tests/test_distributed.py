@@ -7,6 +7,7 @@ test goes through torchrun itself.
 from __future__ import annotations
 
 import atexit
+import math
 import os
 import pickle
 import signal
@@ -340,7 +341,9 @@ def test_parts_are_those_of_one_process_where_there_are_enough(rows: int, size: 
     assert [row for part in parts for row in range(rows)[part]] == list(range(rows))
     if size * many <= rows:
         assert parts == slices(rows, size)
-    assert len(parts) > (many - 1) // 2 or len(parts) == rows
+    else:  # one each, at most, and none larger than need be
+        assert len(parts) <= many
+        assert parts[0].stop == min(size, math.ceil(rows / many))
     dealt = [World(Place(rank, many)).dealt(parts) for rank in range(many)]
     assert max(map(len, dealt)) - min(map(len, dealt)) <= 1
     assert sorted(part.start for own in dealt for part in own) == [part.start for part in parts]

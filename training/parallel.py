@@ -33,7 +33,7 @@ class Workers:
         self._pool = ThreadPoolExecutor(num_threads, initializer=_single_threaded) if num_threads > 1 else None
 
     def parts(self, rows: int, size: int) -> list[slice]:
-        """`slices` of at most `size` rows, but no fewer than there are processes, if there are as many rows."""
+        """`slices` of at most `size` rows, and of at most a process's share of the rows."""
         return slices(rows, min(size, max(1, -(-rows // self.world.size))))
 
     def map(self, function: Callable[[Part], Result], parts: Sequence[Part]) -> Iterator[Result]:

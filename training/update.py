@@ -84,9 +84,10 @@ def optimizer_step(learner: Learner, texts_B: list[str], tokens_BT: Tensor, batc
     )
     found: list[Share] = []
     for _ in range(-(-len(parts) // learner.world.size)):
-        share = next(shares, None)  # one after the other: the gradients of a large model do not fit many times
+        share = next(shares, None)
         optimizer.add(None if share is None else share.gradients)
         found += [] if share is None else [replace(share, gradients=())]
+        del share  # before the next is computed: the gradients of a large model do not fit many times
     found = learner.world.collected(found)
     sums: Metrics = defaultdict(float)
     for share in found:
