@@ -256,44 +256,54 @@ def test_parts_made_smaller_change_nothing_but_rounding(tmp_path: Path) -> None:
     assert outcome(one) == outcome(alone(tmp_path, "small", *SMALL, num_steps=2))
 
 
-def step_of(gradients: Sequence[Sequence[Tensor | None]], parameters: list[nn.Parameter], world: World) -> list[Tensor]:
-    """Two updates from these micro-batches, dealt to the processes."""
-    optimizer = Optimizer(parameters, OptimizerConfig(weight_decay=0.1, max_grad_norm=0.5), world)
+SHAPES = [(3, 4), (7,), (), (2, 2, 3), (1,)]
+
+
+def drawn(dtype: torch.dtype) -> tuple[list[nn.Parameter], list[list[Tensor | None]]]:
+    """Parameters, and their gradients from four micro-batches."""
+    generator = torch.Generator().manual_seed(0)
+    parameters = [nn.Parameter(torch.randn(shape, generator=generator).to(dtype)) for shape in SHAPES]
+    gradients: list[list[Tensor | None]] = [
+        [torch.randn(shape, generator=generator).to(dtype) for shape in SHAPES] for _ in range(4)
+    ]
+    for micro_batch in gradients:
+        micro_batch[4] = None  # nothing depends on it: neither moments nor decay
+    gradients[1][1] = None
+    return parameters, gradients
+
+
+def updated(dtype: torch.dtype, world: World) -> tuple[list[Any], dict[str, Any]]:
+    """Weights and the optimiser's state after two updates; between them it is saved and another one loads it."""
+    parameters, _ = drawn(dtype)
+    state: dict[str, Any] = {}
     for rate in (0.1, 0.05):
+        gradients = drawn(dtype)[1]
+        optimizer = Optimizer(parameters, OptimizerConfig(weight_decay=0.1), world)
+        if state:
+            optimizer.load_state_dict(state)
         optimizer.set_rate(rate)
         own = world.dealt(list(gradients))
         for turn in range(-(-len(gradients) // world.size)):
             optimizer.add(own[turn] if turn < len(own) else None)
         optimizer.step(optimizer.norm(), 0.5)
-    return [parameter.detach() for parameter in parameters]
+        state = world.gather(optimizer.state_dict())[0]
+    return [parameter.tolist() for parameter in parameters], flat(state)
 
 
-def test_the_update_is_that_of_torch_on_the_whole_gradient(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Against AdamW and its clipping on summed gradients: 1e-12 in float64; the weights are what all processes have."""
+@pytest.mark.parametrize("size", [3, 6])  # 6: more than there are micro-batches, and than parameters
+def test_the_update_is_that_of_torch_on_the_whole_gradient(
+    size: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Against AdamW and its clipping on summed gradients: 1e-12 in float64. Against one process: to the bit."""
     monkeypatch.setattr(sharding, "EXCHANGED", 20)  # many exchanges, and parameters that are cut
-    shapes = [(3, 4), (7,), (), (2, 2, 3), (1,)]
 
-    def drawn(dtype: torch.dtype) -> tuple[list[nn.Parameter], list[list[Tensor | None]]]:
-        generator = torch.Generator().manual_seed(0)
-        parameters = [nn.Parameter(torch.randn(shape, generator=generator).to(dtype)) for shape in shapes]
-        gradients: list[list[Tensor | None]] = [
-            [torch.randn(shape, generator=generator).to(dtype) for shape in shapes] for _ in range(4)
-        ]
-        for micro_batch in gradients:
-            micro_batch[4] = None  # nothing depends on it: neither moments nor decay
-        gradients[1][1] = None
-        return parameters, gradients
-
-    def work() -> dict[str, list[Any]]:
+    def work() -> list[Any]:
         world = join(place())
-        found = {}
-        for dtype in (torch.float64, torch.bfloat16):
-            parameters, gradients = drawn(dtype)
-            found[str(dtype)] = [tensor.tolist() for tensor in step_of(gradients, parameters, world)]
+        found = [updated(dtype, world) for dtype in (torch.float64, torch.bfloat16)]
         world.leave()
         return found
 
-    found = [each.given for each in processes(3, work, tmp_path)]
+    found = [each.given for each in processes(size, work, tmp_path)]
     parameters, gradients = drawn(torch.float64)
     adamw = torch.optim.AdamW(parameters, weight_decay=0.1)
     for rate in (0.1, 0.05):
@@ -303,11 +313,9 @@ def test_the_update_is_that_of_torch_on_the_whole_gradient(tmp_path: Path, monke
             parameter.grad = torch.stack(there).sum(dim=0) if there else None
         nn.utils.clip_grad_norm_(parameters, 0.5)
         adamw.step()
-    for mine, expected in zip(found[0]["torch.float64"], parameters, strict=True):
+    for mine, expected in zip(found[0][0][0], parameters, strict=True):
         torch.testing.assert_close(torch.tensor(mine, dtype=torch.float64), expected.detach(), atol=1e-12, rtol=1e-12)
-    rounded, gradients = drawn(torch.bfloat16)
-    assert found[0]["torch.bfloat16"] == [tensor.tolist() for tensor in step_of(gradients, rounded, World())]
-    assert found[1] == found[2] == found[0]
+    assert found == [[updated(dtype, World()) for dtype in (torch.float64, torch.bfloat16)]] * size
 
 
 # ---------------------------------------------------------------- how work and state are dealt

@@ -41,7 +41,7 @@ class Optimizer:
 
     @torch.no_grad()
     def add(self, gradients: Sequence[Tensor | None] | None) -> None:
-        """What a micro-batch says; None from a process that has none while another has. Order decides rounding."""
+        """What a micro-batch says, which may be overwritten; None from a process that has none while another has."""
         if self.shards is None:
             assert gradients is not None
             for tensor, gradient in zip(self.changed.values(), gradients, strict=True):
