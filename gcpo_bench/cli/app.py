@@ -105,12 +105,12 @@ def _guarded(arguments: list[str], debug: bool) -> int:
     except (Exception, KeyboardInterrupt) as error:
         if debug:
             traceback.print_exc()
-        message, hint, code = _explain(error)
+        message, hint, code = explain(error)
         print(f"error: {_one_line(message)}\nhint: {_one_line(hint)}", file=sys.stderr)
         return code
 
 
-def _explain(error: BaseException) -> tuple[str, str, int]:
+def explain(error: BaseException) -> tuple[str, str, int]:
     """Message, hint and exit code."""
     if isinstance(error, GcpoBenchError):
         return str(error), error.hint, error.exit_code
