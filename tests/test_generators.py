@@ -67,6 +67,8 @@ class Painter:
         return {"target": self.target, "options": self.options, "size": (8, 8)}
 
     def __call__(self, texts_B, seeds_B):
+        if "stop" in self.options:
+            raise KeyboardInterrupt
         problem = {"a blue dog": "the painter was asleep"}
         return [Drawn(image_YXC=np.full((8, 8, 3), seed % 251, dtype=np.uint8), problem=problem.get(text, ""))
                 for text, seed in zip(texts_B, seeds_B, strict=True)]
@@ -341,6 +343,12 @@ def test_a_generator_of_ones_own(tmp_path: Path, cli: Cli) -> None:
     drawn = [streams.generator(0, "evaluate", "00000", index).integers(2**63) % 251 for index in range(4)]
     assert metrics["brightness/a"].value == pytest.approx(np.mean(drawn))
     assert cli(*arguments).code == 5  # the same settings again, tuples and all
+
+
+def test_ctrl_c_is_told(cli: Cli) -> None:
+    result = cli("evaluate", "--generator", "lab:Painter", "--bench", "lab:bench", "--generator-option", "stop=now")
+    assert result.code == 130
+    assert "error: interrupted\nhint: what was finished is kept" in result.err
 
 
 @pytest.mark.parametrize(
