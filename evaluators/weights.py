@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,6 +32,8 @@ class Weights:
     """About how much there is to fetch."""
     files: tuple[str, ...] = ()
     """What a folder must hold; empty for a single file."""
+    one_of: tuple[str, ...] = ()
+    """Of these a folder must hold one: the same weights in several formats."""
     sha256: str = ""
     """Of the file, or how it begins; empty where it is not known."""
 
@@ -41,6 +43,7 @@ class Weights:
 
 
 _MASK2FORMER = "mask2former_swin-s-p4-w7-224_lsj_8x2_50e_coco"
+MODEL_FILES = ("model.safetensors", "pytorch_model.bin")
 _HUB_FILES = ("config.json", "model.safetensors")
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
 
@@ -70,9 +73,31 @@ _WEIGHTS = (
         size="275 MB",
         files=_HUB_FILES,
     ),
+    *(
+        Weights(
+            name=f"grounding-dino-{size}",
+            purpose=f"T2I-CompBench's objects, with another detector than the published: Grounding DINO, {backbone}",
+            source=f"IDEA-Research/grounding-dino-{size}",
+            licence="Apache-2.0",
+            size=num_bytes,
+            files=(*_HUB_FILES, "vocab.txt"),
+        )
+        for size, backbone, num_bytes in (("base", "Swin-B", "about 0.9 GB"), ("tiny", "Swin-T", "about 0.7 GB"))
+    ),
+    Weights(
+        name="dpt-hybrid-midas",
+        purpose="depth for T2I-CompBench's 3D positions: DPT hybrid, MiDaS",
+        source="Intel/dpt-hybrid-midas",
+        licence="Apache-2.0",
+        size="about 0.5 GB",
+        files=("config.json",),
+        one_of=MODEL_FILES,
+    ),
 )
 WEIGHTS: Mapping[str, Weights] = {each.name: each for each in _WEIGHTS}
 GENEVAL_DETECTOR, GENEVAL_CLASSIFIER = _WEIGHTS[0], _WEIGHTS[1]
+GROUNDING_DINO = {size: WEIGHTS[f"grounding-dino-{size}"] for size in ("base", "tiny")}
+COMPBENCH_DEPTH = WEIGHTS["dpt-hybrid-midas"]
 
 
 def get(name: str) -> Weights:
@@ -86,7 +111,13 @@ def missing_files(weights: Weights, path: Path) -> list[str]:
     """What of these weights `path` lacks; for a single file its own name."""
     if not weights.files:
         return [] if path.is_file() else [path.name]
-    return [name for name in weights.files if not (path / name).is_file()]
+    missing = [name for name in weights.files if not (path / name).is_file()]
+    return [*missing, *(() if _formats(weights, path) else weights.one_of[:1])]
+
+
+def _formats(weights: Weights, path: Path) -> list[str]:
+    """Those of `one_of` that are there."""
+    return [name for name in weights.one_of if (path / name).is_file()]
 
 
 def locate(weights: Weights) -> Path:
@@ -101,6 +132,18 @@ def locate(weights: Weights) -> Path:
     )
 
 
+def require(wanted: Iterable[Weights]) -> None:
+    """Raises PrerequisiteError that names everything that is missing, before anything is loaded."""
+    lacking: dict[str, str] = {}
+    for weights in wanted:
+        try:
+            locate(weights)
+        except PrerequisiteError as error:
+            lacking[str(error)] = error.hint
+    if lacking:
+        raise PrerequisiteError("; ".join(lacking), hint="; ".join(lacking.values()))
+
+
 def verify(weights: Weights) -> str:
     """Raises PrerequisiteError where a file is missing, CorruptDataError where the digest is another.
 
@@ -111,7 +154,8 @@ def verify(weights: Weights) -> str:
 
 def _check(weights: Weights, path: Path) -> str:
     if weights.files:
-        return f"{len(weights.files)} files are there; their publisher states no digest"
+        count = len(weights.files) + len(_formats(weights, path))
+        return f"{count} files are there; their publisher states no digest"
     digest = sha256(path)
     if not digest.startswith(weights.sha256):
         raise CorruptDataError(
@@ -160,7 +204,7 @@ def _copy(weights: Weights, source: Path, target: Path) -> None:
         shutil.copyfile(found, target)
         return
     target.mkdir()
-    for name in weights.files:
+    for name in (*weights.files, *_formats(weights, found)):
         shutil.copyfile(found / name, target / name)
 
 
@@ -168,7 +212,9 @@ def _from_hub(weights: Weights, target: Path) -> None:
     import huggingface_hub
 
     try:
-        huggingface_hub.snapshot_download(weights.source, local_dir=target, allow_patterns=list(weights.files))
+        huggingface_hub.snapshot_download(
+            weights.source, local_dir=target, allow_patterns=[*weights.files, *weights.one_of]
+        )
     except Exception as error:  # the hub's client raises its own, httpx's and the system's errors
         raise _unreachable(weights, error) from error
     if missing := missing_files(weights, target):

@@ -18,7 +18,7 @@ from PIL import Image
 from transformers import Mask2FormerForUniversalSegmentation
 from transformers.utils import logging as transformers_logging
 
-from gcpo_bench.errors import ConfigError, CorruptDataError
+from gcpo_bench.errors import CorruptDataError
 from gcpo_bench.files import checksum
 
 from .. import weights
@@ -26,6 +26,7 @@ from ..fidelity import MIN_CONFIDENCE, Fidelity
 from ..types import Detection
 from . import colors, mask2former_weights
 from .mask2former import Instance, Mask2Former, instances, preprocess
+from .pretrained import usable
 
 UInt8 = npt.NDArray[np.uint8]
 CLASSIFIED = 16
@@ -86,7 +87,7 @@ def build(
         PrerequisiteError: weights are missing. CorruptDataError: they are not what they should be, or the self-test
         fails. ConfigError: there is no such device.
     """
-    device = _checked(device)
+    device = usable(device)
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     network, origin = _detector(detector)
     folder = classifier or weights.locate(weights.GENEVAL_CLASSIFIER)
@@ -129,17 +130,6 @@ def _detector(path: Path | None) -> tuple[Mask2FormerForUniversalSegmentation, d
     model, digest = mask2former_weights.load(path or weights.locate(published), sha256_prefix=prefix)
     is_published = digest.startswith(published.sha256)
     return model, {"detector": "published" if is_published else "other", "detector_digest": f"sha256:{digest}"}
-
-
-def _checked(device: str) -> str:
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise ConfigError(
-            f"--device {device!r} cannot be used: {str(error).splitlines()[0]}", hint="use --device cpu"
-        ) from error
-    return device
 
 
 # ---------------------------------------------------------------- self-test
