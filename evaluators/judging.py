@@ -21,7 +21,7 @@ from gcpo_bench.files import checksum_of
 from . import images
 from .images import Picture
 from .observations import Observations, Seen
-from .types import Benchmark, ExportingBenchmark, Judged, ObservingBenchmark, SampleScore
+from .types import Benchmark, ExportingBenchmark, Judged, NumberingBenchmark, ObservingBenchmark, SampleScore
 
 BATCH_PIXELS = 64_000_000
 """A batch of images is closed at so many pixels, whatever `batch_rows` allows."""
@@ -68,6 +68,15 @@ def is_observing(benchmark: Benchmark) -> TypeGuard[ObservingBenchmark]:
 
 def is_exporting(benchmark: Benchmark) -> TypeGuard[ExportingBenchmark]:
     return hasattr(benchmark, "export")
+
+
+def question(benchmark: ObservingBenchmark, prompt: Prompt, index: int) -> Any:
+    """What an observation of the `index`-th image of a prompt depends on, beside the image."""
+    return benchmark.question_of(prompt, index) if is_numbering(benchmark) else benchmark.question(prompt)
+
+
+def is_numbering(benchmark: Benchmark) -> TypeGuard[NumberingBenchmark]:
+    return hasattr(benchmark, "question_of")
 
 
 def score(benchmark: Benchmark, place: Place, pictures: Sequence[Picture], batch_rows: int) -> list[SampleScore]:
@@ -142,7 +151,11 @@ def observe(
         if place.shard and place.is_drawn_to and picture.is_missing:
             raise waiting
         image_digest, problem = digests.get(picture.path) or _digest(benchmark, picture)
-        seen = Seen(problem=problem) if problem else store.get(image_digest, benchmark.question(picture.prompt))
+        seen = (
+            Seen(problem=problem)
+            if problem
+            else store.get(image_digest, question(benchmark, picture.prompt, picture.index))
+        )
         if seen is None:
             raise waiting
         if seen.note:
@@ -156,16 +169,16 @@ def _look(benchmark: ObservingBenchmark, store: Observations, picture: Picture) 
     data, problem = _fit(benchmark, picture)
     if problem:
         return "", problem
-    image_digest, question = checksum_of(data), benchmark.question(picture.prompt)
-    if store.get(image_digest, question) is None:
+    image_digest, asked = checksum_of(data), question(benchmark, picture.prompt, picture.index)
+    if store.get(image_digest, asked) is None:
         decoded = images.decode(data)
         if decoded.image_YXC is None:
             seen = Seen(problem=decoded.problem)
         elif problem := benchmark.problem(decoded.image_YXC):
             seen = Seen(problem=problem)
         else:
-            seen = Seen(value=benchmark.observe(decoded.image_YXC, question), note=decoded.note)
-        store.add(image_digest, question, seen)
+            seen = Seen(value=benchmark.observe(decoded.image_YXC, asked), note=decoded.note)
+        store.add(image_digest, asked, seen)
     return image_digest, ""
 
 
@@ -175,7 +188,8 @@ def _digest(benchmark: ObservingBenchmark, picture: Picture) -> tuple[str, str]:
 
 
 def _fit(benchmark: ObservingBenchmark, picture: Picture) -> tuple[bytes, str]:
-    if problem := benchmark.unfit(picture.prompt):
+    prompt, index = picture.prompt, picture.index
+    if problem := benchmark.unfit_of(prompt, index) if is_numbering(benchmark) else benchmark.unfit(prompt):
         return b"", problem
     return images.read(picture)
 

@@ -23,7 +23,18 @@ from gcpo_bench.runs import Run
 from . import images, stored
 from .generate import digest, generate, requests
 from .images import ImageSet
-from .judging import Place, Shard, ShardDone, is_exporting, is_observing, judged, observe, score
+from .judging import (
+    Place,
+    Shard,
+    ShardDone,
+    is_exporting,
+    is_numbering,
+    is_observing,
+    judged,
+    observe,
+    question,
+    score,
+)
 from .observations import Observations, Seen, looks
 from .stored import load_evaluation, load_samples
 from .types import Benchmark, Evaluation, Sampler
@@ -39,6 +50,9 @@ __all__ = [
     "prompts_digest",
     "rescore",
 ]
+
+IMAGES_PER_PROMPT = 4
+"""Where a benchmark does not say."""
 
 
 def make_benchmark(name: str, world: str, **given: Any) -> Benchmark:
@@ -127,7 +141,7 @@ def evaluate_folder(
     benchmark_name: str,
     *,
     world: str = "",
-    images_per_prompt: int = 4,
+    images_per_prompt: int | None = None,
     limit: int | None = None,
     batch_rows: int = 256,
     options: Mapping[str, Any] | None = None,
@@ -140,6 +154,7 @@ def evaluate_folder(
 
     Args:
         out: where samples.jsonl and scores.json go; nothing is written into `folder`.
+        images_per_prompt: None for as many as the benchmark asks for.
         allow_partial: score a set in which files are missing; they are counted as unscored, and the scores say so.
         on_note: called with each line about the folder before images are looked at.
     Raises:
@@ -148,6 +163,7 @@ def evaluate_folder(
     _check_numbers(images_per_prompt=images_per_prompt, limit=limit, batch_rows=batch_rows)
     images.check_folder(folder)
     benchmark = make_benchmark(benchmark_name, world, **(options or {}))
+    images_per_prompt = images_per_prompt or int(getattr(benchmark, "images_per_prompt", IMAGES_PER_PROMPT))
     place = Place(out=out, root=folder, shard=shard)
     place.check(benchmark)
     image_set = _found(folder, benchmark, images_per_prompt, limit)
@@ -184,6 +200,8 @@ def rescore(out: Path, benchmark_name: str, *, world: str = "", options: Mapping
             f"benchmark {benchmark_name!r} does not keep what it sees apart from its verdicts",
             hint="leave --rescore out: its images are judged again",
         )
+    if is_numbering(benchmark):
+        benchmark.recall(look)
     benchmark.self_test()
     store = Observations(out / "observations", look)
     prompts = stored.load_prompts(out)
@@ -194,7 +212,7 @@ def rescore(out: Path, benchmark_name: str, *, world: str = "", options: Mapping
             raise CorruptDataError(f"{out}: prompt {sample.prompt_id!r} is not stored", hint="leave --rescore out")
         seen: Seen | None = Seen(problem=sample.unscored)
         if sample.image_digest:
-            seen = store.get(sample.image_digest, benchmark.question(prompt))
+            seen = store.get(sample.image_digest, question(benchmark, prompt, sample.image_index))
         if seen is None:
             raise RunError(f"{out}: what was seen in {sample.image} is not stored", hint="leave --rescore out")
         samples.append(judged(benchmark, seen, prompt, sample.image_index, sample.image, sample.image_digest))
@@ -263,8 +281,11 @@ def _score(
     on_image: Callable[[int, int], None] | None,
 ) -> Evaluation:
     notes: tuple[str, ...] = ()
+    if is_numbering(benchmark):
+        notes = benchmark.notes([(each.prompt, each.index) for each in image_set.pictures])
     if is_observing(benchmark):
-        samples, notes = observe(benchmark, place, image_set.pictures, on_image)
+        samples, seen = observe(benchmark, place, image_set.pictures, on_image)
+        notes += seen
         prompts = {each.prompt.id: each.prompt for each in image_set.pictures}
         stored.save_prompts(place.out, list(prompts.values()))
         if is_exporting(benchmark):
