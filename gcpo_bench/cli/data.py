@@ -26,6 +26,18 @@ def ls_command(as_json: JsonOption = False) -> None:
         return
     columns = ("name", "prompts>", "state", "licence", "source")
     print_table(columns, [[row[c.rstrip(">")] for c in columns] for row in rows])
+    _note_phrases()
+
+
+def _note_phrases() -> None:
+    """T2I-CompBench also needs a table that is made, not fetched."""
+    from gcpo_bench.errors import GcpoBenchError
+    from gcpo_bench.evaluators import phrases
+
+    try:
+        note(f"noun phrases of T2I-CompBench: {phrases.load().parser}")
+    except GcpoBenchError as error:
+        note(f"{error}; {error.hint}")
 
 
 def _row(name: str) -> dict[str, Any]:

@@ -160,6 +160,7 @@ def _published() -> Iterator[Check]:
             yield Check(f"prompts: {name}", "warning", str(error), f"gcpo-bench data fetch {name}")
         else:
             yield Check(f"prompts: {name}", "ok", f"{each.count} prompts")
+    yield _phrases()
     for weights in WEIGHTS.values():
         missing = missing_files(weights, weights.path)
         if missing and weights.path.exists():
@@ -167,6 +168,23 @@ def _published() -> Iterator[Check]:
         else:
             found = f"not fetched ({weights.size})" if missing else "there"
             yield Check(f"evaluator: {weights.name}", "ok", found, _fetch(weights.name) if missing else "")
+
+
+def _phrases() -> Check:
+    """The table of noun phrases that T2I-CompBench needs, and spaCy, which makes it."""
+    from gcpo_bench.environment import package_version
+    from gcpo_bench.errors import GcpoBenchError, PrerequisiteError
+    from gcpo_bench.evaluators import phrases
+
+    name, version = "noun phrases: t2i-compbench", package_version("spacy")
+    try:
+        table = phrases.load()
+    except PrerequisiteError as error:
+        found = f"not made; spaCy {version or 'is not installed'}"
+        return Check(name, "ok", found, error.hint if version else f"pip install 'gcpo-bench[spacy]'; {error.hint}")
+    except GcpoBenchError as error:
+        return Check(name, "warning", str(error), error.hint)
+    return Check(name, "ok", f"{len(table.prompts)} prompts, {table.parser}")
 
 
 def _fetch(name: str) -> str:

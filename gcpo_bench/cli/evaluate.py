@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from .groups import expanded, print_overall
 from .options import JsonOption, RunsDirOption, complete_benchmarks, complete_runs
 from .output import note, print_json, print_table, shell_quote
 from .progress import progress
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
 HEADLINE = "correct"
 """The value of an image that the overall score and the paired difference are made of, where a benchmark names none."""
-SHOWN = ("overall", "task/", "strict", "extra_objects", "images_correct", "prompts_correct")
+SHOWN = ("overall", "task/", "part/", "strict", "extra_objects", "images_correct", "prompts_correct")
 Z_95 = 1.96
 MAX_NOTES = 50
 """Lines about single images that are printed; scores.json has them all."""
@@ -49,7 +50,9 @@ def evaluate_command(
     out: Annotated[
         Path | None, typer.Option(help="With --images: where results go; default: evaluations/<name of the folder>.")
     ] = None,
-    images_per_prompt: Annotated[int | None, typer.Option(min=1, help="Default: the run's own, 4.")] = None,
+    images_per_prompt: Annotated[
+        int | None, typer.Option(min=1, help="Default: the run's own, or the benchmark's.")
+    ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Only so many prompts of each task.")] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Images drawn at once; no score depends on it.")] = 256,
     fidelity: Annotated[
@@ -91,7 +94,7 @@ def evaluate_command(
         shard=_parse_shard(shard),
         rescore=rescore,
     )
-    names = benchmark.split(",") if benchmark else [None]
+    names = expanded(benchmark.split(","), asked.options, images, rescore=rescore) if benchmark else [None]
     _check_benchmarks(names)
     results, evaluations = [], []
     if images is not None:
@@ -112,6 +115,7 @@ def evaluate_command(
     else:
         for result in done:
             _print(result)
+        print_overall(done)
     if opened and not as_json:
         where = [] if runs_dir == Path("runs") else ["--runs-dir", str(runs_dir)]
         note(f"next: {shell_quote(['gcpo-bench', 'report', *where])}")
@@ -229,7 +233,7 @@ def _folder(
                 images,
                 place,
                 benchmark,
-                images_per_prompt=asked.images_per_prompt or 4,
+                images_per_prompt=asked.images_per_prompt,
                 limit=asked.limit,
                 batch_rows=asked.batch_rows,
                 options=asked.options,
@@ -367,6 +371,7 @@ def _label(evaluation: Evaluation) -> str:
     look = evaluation.identity.get("look", {})
     parts = [f"fidelity {look['fidelity']['name']}"] if "fidelity" in look else []
     parts += [f"{name} is not the published one" for name in ("detector", "classifier") if look.get(name) == "other"]
+    parts += [look["label"]] if "label" in look else []
     if missing := evaluation.identity.get("missing"):
         parts.append(f"PARTIAL: {missing} images are missing")
     return "; ".join(parts)
