@@ -12,7 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from transformers import DPTForDepthEstimation, PreTrainedTokenizerBase
+from transformers import DPTConfig, DPTForDepthEstimation, PreTrainedTokenizerBase
 from transformers.image_transforms import get_size_with_aspect_ratio
 
 from gcpo_bench.errors import ConfigError, CorruptDataError, PrerequisiteError
@@ -312,6 +312,12 @@ def test_what_is_wrong_with_a_folder_is_told(folder: Path, depth_folder: Path, t
         grounding_dino.load(other)
     with pytest.raises(CorruptDataError, match=r"lacks \d+ weights of DPTForDepthEstimation|no DPTForDepthEstimation"):
         depth.load(folder)
+    plain = DPTForDepthEstimation(
+        DPTConfig(hidden_size=8, num_hidden_layers=4, num_attention_heads=2, intermediate_size=8, image_size=32,
+                  backbone_out_indices=[0, 1, 2, 3], neck_hidden_sizes=[8] * 4, fusion_hidden_size=8)
+    )  # fmt: skip
+    with pytest.raises(CorruptDataError, match="is no hybrid DPT"):
+        depth.load(miniatures.write_depth(tmp_path / "plain", plain))
     empty = miniatures.bert_words(tmp_path / "empty")
     with pytest.raises(PrerequisiteError, match=r"holds no model\.safetensors or pytorch_model\.bin"):
         grounding_dino.load(empty)

@@ -6,17 +6,19 @@ import hashlib
 import json
 import math
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 import torch
 from PIL import Image
 
-from gcpo_bench import prompt_sets
+from gcpo_bench import prompt_sets, runs
+from gcpo_bench.config import RunConfig
 from gcpo_bench.datasets import Prompt
 from gcpo_bench.errors import ConfigError, CorruptDataError, PrerequisiteError
 from gcpo_bench.evaluators import compbench, phrases, runner, stored_detections
@@ -355,6 +357,29 @@ def test_imported_numbers_and_3_in_1(go: Callable[..., Path], tmp_path: Path) ->
     draw(tmp_path / "complex", "complex")
     out = go("complex", "--option", "detections=complex.jsonl", images="complex")
     assert [row["values"].get("spatial") for row in samples(out)] == [pytest.approx(0.85)] * 2 + [None] * 2 + [0.0] * 2
+
+
+def test_a_run_s_own_images_are_judged_too(tmp_path: Path) -> None:
+    def sampler(texts_B: Sequence[str], uniforms_BT: npt.NDArray[np.float32]) -> npt.NDArray[np.uint8]:
+        return (uniforms_BT.reshape(-1, 8, 8, 3) * 255).astype(np.uint8)
+
+    run = runs.create(tmp_path, "one", RunConfig())
+    store(tmp_path / "found.jsonl", *lines("spatial", DOG, CAT)[1:])
+    settings: dict[str, Any] = {"world": "scenes-8", "images_per_prompt": IMAGES, "seed": 0, "guidance_scale": 1.0}
+    evaluation = runner.evaluate(
+        run,
+        sampler,
+        8 * 8 * 3,
+        "t2i-compbench-spatial",
+        **settings,
+        temperature=1.0,
+        weights_digest="none",
+        options={"options": {"detections": str(tmp_path / "found.jsonl")}},
+    )
+    assert evaluation.metrics["overall"].unscored == 1
+    assert "images/t2i-compbench-spatial/00000-0.png is not scored: no detections of this image" in evaluation.notes[0]
+    again = runner.rescore(run.evaluation_dir("t2i-compbench-spatial"), "t2i-compbench-spatial")
+    assert again.metrics["overall"] == evaluation.metrics["overall"]
 
 
 def test_every_bad_line_is_named_and_its_image_unscored(go: Callable[..., Path], tmp_path: Path) -> None:

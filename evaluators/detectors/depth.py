@@ -23,7 +23,10 @@ from PIL import Image
 from torch import Tensor
 from transformers import DPTForDepthEstimation
 
+from gcpo_bench.errors import CorruptDataError
+
 from ..compbench import frame_size
+from ..weights import COMPBENCH_DEPTH
 from .pretrained import load_model
 
 SIDE = 480
@@ -69,4 +72,8 @@ class Depth:
 def load(folder: Path, *, device: str = "cpu") -> tuple[Depth, str]:
     """The network in a transformers folder and the checksum of its weights. Raises as `load_model` does."""
     model, digest = load_model(DPTForDepthEstimation, folder, unused=UNUSED)
+    if not model.config.is_hybrid:
+        raise CorruptDataError(
+            f"{folder} is no hybrid DPT", hint=f"published scores are made with {COMPBENCH_DEPTH.source}"
+        )
     return Depth(model, device=device), digest
