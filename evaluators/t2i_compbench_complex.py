@@ -23,8 +23,8 @@ from gcpo_bench.errors import CorruptDataError
 
 from . import compbench, weights
 from .images import ImageSet
+from .judging import question
 from .layouts import of_compbench_folder
-from .panel import Panel, verdict
 from .scorers.published import require
 from .scorers.types import aspect_problem
 from .t2i_compbench import (
@@ -32,15 +32,17 @@ from .t2i_compbench import (
     VERSION,
     Answerer,
     AttributeBenchmark,
+    NonSpatialBenchmark,
+    non_spatial,
     own_options,
     prompt_set,
     summarize,
 )
 from .t2i_compbench_objects import ComplexPosition2D, ObjectsBenchmark, make_finder, needs, parser
-from .types import Detection, Judged, Metric, SampleScore
+from .types import Detection, Judged, Metric, ObservingBenchmark, SampleScore
 
 CATEGORY = "complex"
-Parts = Callable[[str], Sequence[str]]
+About = Callable[[str], Sequence[str]]
 """Which of `compbench.PARTS` a prompt is about."""
 
 
@@ -56,21 +58,20 @@ class ComplexBenchmark:
         self,
         attribute: AttributeBenchmark,
         spatial: ObjectsBenchmark,
-        panel: Panel,
+        clip: NonSpatialBenchmark,
         *,
-        parts: Parts,
+        about: About,
         read: Callable[[], Sequence[Prompt]],
     ) -> None:
         """
         Args:
-            panel: of one scorer, for CLIPScore.
-            parts: which parts a prompt is about.
+            about: which parts a prompt is about.
             read: gives the prompts, and says what is missing on this machine, when they are asked for.
         """
         self.attribute = attribute
         self.spatial = spatial
-        self.panel = panel
-        self._parts = parts
+        self._parts: Mapping[str, ObservingBenchmark] = {"attribute": attribute, "spatial": spatial, "clip": clip}
+        self._about = about
         self._read = read
 
     def prompts(self) -> Sequence[Prompt]:
@@ -92,41 +93,29 @@ class ComplexBenchmark:
     # ------------------------------------------------------------ looking
 
     def look(self) -> dict[str, Any]:
-        spatial = self.spatial.look()
-        return {
-            "attribute": self.attribute.look(),
-            "spatial": spatial,
-            "clip": self.panel.look(),
-            "label": spatial["label"],
-        }
+        look: dict[str, Any] = {part: benchmark.look() for part, benchmark in self._parts.items()}
+        return {**look, "label": look["spatial"]["label"]}
 
     def recall(self, look: Mapping[str, Any]) -> None:
         self.spatial.recall(look["spatial"])
 
     def question(self, prompt: Prompt) -> dict[str, Any]:
-        return self._question(prompt, lambda: self.spatial.question(prompt))
+        """What each part that the prompt is about needs to know."""
+        return self._question(prompt, lambda part: self._parts[part].question(prompt))
 
     def question_of(self, prompt: Prompt, index: int) -> dict[str, Any]:
-        """What each part that the prompt is about needs to know."""
-        return self._question(prompt, lambda: self.spatial.question_of(prompt, index))
+        return self._question(prompt, lambda part: question(self._parts[part], prompt, index))
 
-    def _question(self, prompt: Prompt, spatial: Callable[[], Any]) -> dict[str, Any]:
+    def _question(self, prompt: Prompt, asked: Callable[[str], Any]) -> dict[str, Any]:
         words = self.attribute.phrases.of(prompt.text).words
-        asked: dict[str, Callable[[], Any]] = {
-            "attribute": lambda: self.attribute.question(prompt),
-            "spatial": spatial,
-            "clip": lambda: compbench.without_adjectives(words),
+        return {
+            part: compbench.without_adjectives(words) if part == "clip" else asked(part)
+            for part in self._about(prompt.text)
         }
-        return {part: asked[part]() for part in self._parts(prompt.text)}
 
     def observe(self, image_YXC: npt.NDArray[np.uint8], question: Mapping[str, Any]) -> dict[str, Any]:
         """What each part sees."""
-        seers: dict[str, Callable[[Any], Any]] = {
-            "attribute": lambda asked: self.attribute.observe(image_YXC, asked),
-            "spatial": lambda asked: self.spatial.observe(image_YXC, asked),
-            "clip": lambda asked: self.panel.see([image_YXC], [asked])[0],
-        }
-        return {part: seers[part](asked) for part, asked in question.items()}
+        return {part: self._parts[part].observe(image_YXC, asked) for part, asked in question.items()}
 
     def unfit(self, prompt: Prompt) -> str:
         """The table must hold the parts of speech, for CLIP's question too."""
@@ -134,7 +123,7 @@ class ComplexBenchmark:
 
     def unfit_of(self, prompt: Prompt, index: int) -> str:
         """As `unfit`; without the 2D part, detections of the image are not needed."""
-        if "spatial" in self._parts(prompt.text):
+        if "spatial" in self._about(prompt.text):
             return self.unfit(prompt) or self.spatial.unfit_of(prompt, index)
         return self.unfit(prompt)
 
@@ -151,18 +140,13 @@ class ComplexBenchmark:
         values: dict[str, float] = {}
         reasons: list[str] = []
         detections: tuple[Detection, ...] = ()
-        for part in self._parts(prompt.text):
-            seen = observation[part]
-            if part == "attribute":
-                scores, reason, _ = self.attribute.judge(seen, prompt)
-            elif part == "spatial":
-                scores, reason, detections = self.spatial.judge(seen, prompt)
-            else:
-                scores, reason, _ = verdict(seen)
-            for score in scores.values():  # one, or none
-                values[part] = score
+        for part in self._about(prompt.text):
+            scores, reason, found = self._parts[part].judge(observation[part], prompt)
+            if scores:
+                (values[part],) = scores.values()
             reasons += [reason] if reason else []
-        if len(values) == len(self._parts(prompt.text)):
+            detections += found
+        if len(values) == len(self._about(prompt.text)):
             values[CATEGORY] = compbench.three_in_one(values)
         return values, "\n".join(reasons), detections
 
@@ -182,13 +166,13 @@ class ComplexBenchmark:
 
     def self_test(self) -> None:
         """Of the arithmetic. Raises CorruptDataError."""
-        self.attribute.self_test()
-        self.spatial.self_test()
+        for benchmark in self._parts.values():
+            benchmark.self_test()
         if compbench.three_in_one({"attribute": 0.75, "spatial": 0.25}) != 0.5:
             raise CorruptDataError("T2I-CompBench's arithmetic is broken: 3-in-1", hint="reinstall gcpo-bench")
 
 
-def published_parts() -> Parts:
+def published_about() -> About:
     """Raises PrerequisiteError where T2I-CompBench's two lists are not on this machine."""
     spatial, action = (
         {compbench.complex_key(prompt.text) for prompt in prompt_sets.load(f"t2i-compbench-complex-{kind}")}
@@ -205,12 +189,12 @@ def complex_prompts(
     Raises ConfigError for an option that cannot be used; what is missing is told by `prompts`.
     """
     given = own_options(CATEGORY, options)
-    parse, parts = parser(given), cache(published_parts)
+    parse, about = parser(given), cache(published_about)
 
     def read() -> Sequence[Prompt]:
         require(["blip-vqa", "clip-score-b32"])
         weights.require(needs(CATEGORY, given))
-        parts()
+        about()
         return prompt_sets.load(prompt_set(CATEGORY))
 
     def make() -> Answerer:
@@ -221,7 +205,7 @@ def complex_prompts(
     return ComplexBenchmark(
         AttributeBenchmark(CATEGORY, read=read, parse=parse, make=make),
         ObjectsBenchmark(CATEGORY, ComplexPosition2D(parse), make_finder(CATEGORY, given, device), read),
-        Panel(["clip-score-b32"], options={"clip-score-b32": {"device": device}}),
-        parts=lambda text: parts()(text),
+        non_spatial(device=device),
+        about=lambda text: about()(text),
         read=read,
     )

@@ -21,8 +21,9 @@ from gcpo_bench.evaluators.compbench import box_depth, frame_size
 from gcpo_bench.evaluators.detectors import compbench as eyes
 from gcpo_bench.evaluators.detectors import depth, grounding_dino
 from gcpo_bench.evaluators.detectors.grounding_dino import GroundingDino, Question, ask
-from gcpo_bench.evaluators.detectors.pretrained import load_model, usable
+from gcpo_bench.evaluators.detectors.pretrained import load_model
 from gcpo_bench.evaluators.grounding import Candidate, Thresholds, thresholds
+from gcpo_bench.evaluators.scorers.compute import usable_device
 
 from . import miniatures
 from .reference import grounding as reference
@@ -330,7 +331,7 @@ def test_what_is_wrong_with_a_folder_is_told(folder: Path, depth_folder: Path, t
     with pytest.raises(CorruptDataError, match="lacks"):  # without the pattern of what published files lack
         load_model(DPTForDepthEstimation, depth_folder)
     with pytest.raises(ConfigError, match="cannot be used"):
-        usable("toaster")
+        usable_device("toaster")
 
 
 def test_weights_that_are_no_numbers_are_refused(

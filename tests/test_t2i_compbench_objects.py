@@ -265,6 +265,17 @@ def test_complex_prompts_are_asked_what_they_are_about(go: Callable[..., Path]) 
     }
 
 
+def test_without_one_of_its_parts_3_in_1_has_no_value(small_world: Path) -> None:
+    made = BENCHMARKS.load("t2i-compbench-complex")()
+    prompt = made.prompts()[0]
+    nothing: dict[str, list[Any]] = {"boxes": [], "surest": [], "least": []}
+    values, reason, _ = made.judge({"attribute": [["a cat?", math.nan]], "spatial": nothing}, prompt)
+    assert values == {"spatial": 0.0}
+    assert reason == "BLIP-VQA's answer is not a number"
+    values, _, _ = made.judge({"attribute": [["a cat?", 0.5]], "spatial": nothing}, prompt)
+    assert values == {"attribute": 0.5, "spatial": 0.0, "complex": 0.25}
+
+
 def test_a_prompt_without_its_parts_of_speech_is_unscored(go: Callable[..., Path]) -> None:
     old = {text: {"phrases": ["a cat"], "nouns": ["cat", "dog"]} for text in TEXTS["complex"]}
     rows = {**old, TEXTS["complex"][1]: {**old[TEXTS["complex"][1]], "words": [["cat", "NOUN"]]}}

@@ -18,9 +18,9 @@ import numpy.typing as npt
 from gcpo_bench.errors import CorruptDataError
 
 from ..compbench import box_depth
+from ..scorers.compute import usable_device
 from . import depth as depths
 from . import grounding_dino
-from .pretrained import usable
 
 UInt8 = npt.NDArray[np.uint8]
 
@@ -62,7 +62,7 @@ def build(detector: Path, *, depth: Path | None = None, device: str | None = Non
         PrerequisiteError: weights are missing. CorruptDataError: they are not what they should be, or the self-test
         fails. ConfigError: there is no such device.
     """
-    device = usable(device)
+    device = usable_device(device)
     network, digest = grounding_dino.load(detector, device=device)
     origin = {"detector": "grounding-dino", "detector_digest": digest, "device": device.partition(":")[0]}
     if depth is None:

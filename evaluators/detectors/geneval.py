@@ -23,10 +23,10 @@ from gcpo_bench.files import checksum
 
 from .. import weights
 from ..fidelity import MIN_CONFIDENCE, Fidelity
+from ..scorers.compute import usable_device
 from ..types import Detection
 from . import colors, mask2former_weights
 from .mask2former import Instance, Mask2Former, instances, preprocess
-from .pretrained import usable
 
 UInt8 = npt.NDArray[np.uint8]
 CLASSIFIED = 16
@@ -87,7 +87,7 @@ def build(
         PrerequisiteError: weights are missing. CorruptDataError: they are not what they should be, or the self-test
         fails. ConfigError: there is no such device.
     """
-    device = usable(device)
+    device = usable_device(device)
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     network, origin = _detector(detector)
     folder = classifier or weights.locate(weights.GENEVAL_CLASSIFIER)

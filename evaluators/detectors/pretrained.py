@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from transformers.utils import logging as transformers_logging
 
-from gcpo_bench.errors import ConfigError, CorruptDataError, PrerequisiteError
+from gcpo_bench.errors import CorruptDataError, PrerequisiteError
 from gcpo_bench.files import checksum
 
 from ..weights import MODEL_FILES
@@ -50,15 +50,3 @@ def load_model(kind: Any, folder: Path, *, unused: str = r"(?!)") -> tuple[Any, 
         )
     model.requires_grad_(False)
     return model.train(mode=False), checksum(file)
-
-
-def usable(device: str | None) -> str:
-    """This device, or a GPU where there is one. Raises ConfigError where it cannot be used."""
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise ConfigError(
-            f"--device {device!r} cannot be used: {str(error).splitlines()[0]}", hint="use --device cpu"
-        ) from error
-    return device
