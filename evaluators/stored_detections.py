@@ -63,7 +63,7 @@ def read(path: Path) -> StoredDetections:
     for number, line in enumerate(data.removesuffix(b"\n").split(b"\n"), start=1):
         try:
             address, row = _parse(line)
-        except (KeyError, TypeError, ValueError, RecursionError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
             reason = f"it has no {error}" if isinstance(error, KeyError) else " ".join(str(error).split())
             notes.append(f"{path.name}: line {number} is no image's detections: {reason}")
             continue
@@ -124,6 +124,7 @@ def _list(value: Any) -> list[Any]:
 def _label(value: Any) -> str:
     if not isinstance(value, str) or not value:
         raise ValueError(f"{value!r:.40} is no label")
+    value.encode()  # half a character cannot be written down again: UnicodeEncodeError is a ValueError
     return value
 
 

@@ -142,7 +142,7 @@ class Imported:
         self._with_depths = with_depths
 
     def look(self) -> dict[str, Any]:
-        label = f"objects imported from {self._stored.name}, as found by {self._made_by}"
+        label = f"objects imported, as found by {self._made_by}"
         return {
             "observer": OBSERVER,
             "detector": f"{self._made_by} (imported)",

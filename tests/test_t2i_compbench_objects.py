@@ -325,11 +325,13 @@ def test_imported_detections_are_scored_with_the_published_arithmetic(go: Callab
     look = json.loads((out / "scores.json").read_text())["identity"]["look"]
     assert look["detector"] == "unidet (imported)"
     assert look["detections_digest"].startswith("xxh3:")
-    assert "objects imported from unidet.jsonl, as found by unidet" in (tmp_path / "said").read_text()
+    assert "objects imported, as found by unidet" in (tmp_path / "said").read_text()
     before = contents(out)
     for share in ("2/2", "1/2"):
         assert contents(go("spatial", "--option", "detections=unidet.jsonl", "--shard", share)) == before
-    (tmp_path / "unidet.jsonl").unlink()
+    (tmp_path / "unidet.jsonl").rename(tmp_path / "renamed.jsonl")
+    assert contents(go("spatial", "--rescore", "--option", "detections=renamed.jsonl")) == before
+    (tmp_path / "renamed.jsonl").unlink()
     assert contents(go("spatial", "--rescore")) == before  # needs no file
     store(tmp_path / "other.jsonl", *lines("spatial", DOG))
     go("spatial", "--rescore", "--option", "detections=other.jsonl", code=2)
@@ -437,6 +439,8 @@ def test_every_bad_line_is_named_and_its_image_unscored(go: Callable[..., Path],
         ({"boxes": [[5, 0, 1, 1], [0, 0, 1, 1]]}, "ends before it begins"),
         ({"boxes": [[0, 0, 1000, 1], [0, 0, 1, 1]]}, "beyond the frame of 480 pixels"),
         ({"depths": [0.5]}, "not equally long"),
+        ({"confidences": [10**400, 0.5]}, "too large"),
+        ({"labels": ["\ud800", "dog"]}, "surrogates not allowed"),
         ({"depths": [0.5, -1]}, "-1 as a depth is not from 0 to 1"),
         ({"image_index": "0"}, "image_index a whole number"),
         ({"image_index": True}, "image_index a whole number"),
