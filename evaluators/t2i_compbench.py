@@ -11,6 +11,7 @@ Source: Karine-Huang/T2I-CompBench 1b70949.
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
@@ -90,6 +91,34 @@ def summarize(samples: Sequence[SampleScore], key: str, unit: str = "share") -> 
     return {"overall": stratified(scored, key, by_prompt=True, unscored=len(samples) - len(scored), unit=unit)}
 
 
+RESULTS: Mapping[str, str] = {
+    **dict.fromkeys(("color", "shape", "texture"), "annotation_blip"),
+    "spatial": "labels/annotation_obj_detection_2d",
+    "3d-spatial": "labels/annotation_obj_detection_3d",
+    "numeracy": "annotation_num",
+    "non-spatial": "annotation_clip",
+    "complex": "annotation_3_in_1",
+}
+"""Category -> where T2I-CompBench's own programs leave its scores."""
+
+
+def published_results(category: str, samples: Sequence[SampleScore], key: str) -> dict[str, str]:
+    """A category's vqa_result.json; images without a value are not in it.
+
+    Answers of BLIP-VQA are texts of four decimals there, others are numbers.
+    """
+    images_per_prompt = 1 + max((sample.image_index for sample in samples), default=0)
+    rows = []
+    for sample in samples:
+        if key in sample.values:
+            value = sample.values[key]
+            answer = f"{value:.4f}" if RESULTS[category] == "annotation_blip" else value
+            rows.append(
+                {"question_id": int(sample.prompt_id) * images_per_prompt + sample.image_index, "answer": answer}
+            )
+    return {f"{RESULTS[category]}/vqa_result.json": json.dumps(rows)}
+
+
 # ---------------------------------------------------------------- attributes
 
 
@@ -121,6 +150,7 @@ class AttributeBenchmark:
         if category not in ATTRIBUTES:
             raise ConfigError(f"{category!r} is no attribute", hint=f"known: {', '.join(ATTRIBUTES)}")
         self.name = self.prompt_set = prompt_set(category)
+        self._category = category
         self._read = read
         self._parse = parse
         self._make = make
@@ -179,6 +209,10 @@ class AttributeBenchmark:
 
     def summarize(self, samples: Sequence[SampleScore]) -> dict[str, Metric]:
         return summarize(samples, "attribute")
+
+    def export(self, samples: Sequence[SampleScore], prompts: Mapping[str, Prompt]) -> dict[str, str]:
+        """Scores as T2I-CompBench's own program writes them."""
+        return published_results(self._category, samples, "attribute")
 
     def self_test(self) -> None:
         """Of the arithmetic. Raises CorruptDataError."""
@@ -246,6 +280,10 @@ class NonSpatialBenchmark(LastingPanelBenchmark):
 
     def summarize(self, samples: Sequence[SampleScore]) -> dict[str, Metric]:
         return summarize(samples, self.headline, unit="raw")
+
+    def export(self, samples: Sequence[SampleScore], prompts: Mapping[str, Prompt]) -> dict[str, str]:
+        """Scores as T2I-CompBench's own program writes them."""
+        return published_results("non-spatial", samples, self.headline)
 
 
 def non_spatial(

@@ -36,6 +36,7 @@ from .t2i_compbench import (
     non_spatial,
     own_options,
     prompt_set,
+    published_results,
     summarize,
 )
 from .t2i_compbench_objects import ComplexPosition2D, ObjectsBenchmark, make_finder, needs, parser
@@ -163,6 +164,10 @@ class ComplexBenchmark:
             about = [sample for sample in samples if part in sample.values]
             found |= {f"part/{part}": metric for metric in summarize(about, part, unit="score").values()}
         return found
+
+    def export(self, samples: Sequence[SampleScore], prompts: Mapping[str, Prompt]) -> dict[str, str]:
+        """Scores as T2I-CompBench's own program writes them."""
+        return published_results(CATEGORY, samples, CATEGORY)
 
     def self_test(self) -> None:
         """Of the arithmetic. Raises CorruptDataError."""

@@ -33,7 +33,7 @@ from .layouts import of_compbench_folder
 from .phrases import Phrases
 from .scorers.types import aspect_problem
 from .stored_detections import StoredDetections
-from .t2i_compbench import IMAGES_PER_PROMPT, VERSION, own_options, prompt_set, summarize
+from .t2i_compbench import IMAGES_PER_PROMPT, VERSION, own_options, prompt_set, published_results, summarize
 from .types import Detection, Judged, Metric, SampleScore
 
 OBSERVER = 1
@@ -331,6 +331,7 @@ class ObjectsBenchmark:
     def __init__(self, category: str, task: Task, finder: Finder, read: Callable[[], Sequence[Prompt]]) -> None:
         """`read` gives the prompts, and says what is missing on this machine, when they are asked for."""
         self.name = self.prompt_set = prompt_set(category)
+        self._category = category
         self.headline = task.name
         self.task = task
         self.finder = finder
@@ -402,6 +403,10 @@ class ObjectsBenchmark:
 
     def summarize(self, samples: Sequence[SampleScore]) -> dict[str, Metric]:
         return summarize(samples, self.headline)
+
+    def export(self, samples: Sequence[SampleScore], prompts: Mapping[str, Prompt]) -> dict[str, str]:
+        """Scores as T2I-CompBench's own program writes them."""
+        return published_results(self._category, samples, self.headline)
 
     def self_test(self) -> None:
         """Of the arithmetic. Raises CorruptDataError."""

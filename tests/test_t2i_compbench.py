@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -89,6 +90,12 @@ def test_pictures_from_files_are_kept_and_averaged(model: BlipVqa, tmp_path: Pat
     means = [np.mean([s.values["attribute"] for s in samples if s.prompt_id == p.id and s.values]) for p in PROMPTS]
     assert metric.value == pytest.approx(np.mean(means))
     assert (metric.n, metric.unscored) == (3, 1)
+
+    (text,) = made.export(samples, {}).values()
+    answers = {row["question_id"]: row["answer"] for row in json.loads(text)}
+    assert answers == {
+        2 * int(s.prompt_id) + s.image_index: f"{s.values['attribute']:.4f}" for s in samples if s.values
+    }
 
     def gone() -> Any:
         raise AssertionError("the model is loaded again")

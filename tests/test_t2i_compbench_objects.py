@@ -27,6 +27,7 @@ from gcpo_bench.evaluators.detectors import depth, grounding_dino
 from gcpo_bench.evaluators.layouts import compbench_file, holds_compbench, of_compbench_folder
 from gcpo_bench.evaluators.phrases import Parsed, Phrases
 from gcpo_bench.evaluators.scorers import blip_vqa, clip_score
+from gcpo_bench.evaluators.t2i_compbench import RESULTS
 from gcpo_bench.evaluators.types import Detection
 from gcpo_bench.registry import BENCHMARK_GROUPS, BENCHMARKS
 
@@ -182,6 +183,8 @@ def test_a_category_from_pictures_to_scores(category: str, go: Callable[..., Pat
     overall = scores["metrics"]["overall"]
     assert overall["value"] == pytest.approx(np.mean([row["values"][category] for row in rows]))
     assert (overall["n"], overall["unscored"]) == (len(TEXTS[category]), 0)
+    theirs = json.loads((out / RESULTS[category] / "vqa_result.json").read_text())
+    assert theirs == [{"question_id": number, "answer": row["values"][category]} for number, row in enumerate(rows)]
     look = scores["identity"]["look"]
     seen = look.get("spatial", look)
     assert seen["detector"] == "grounding-dino"
