@@ -18,7 +18,7 @@ from gcpo_bench.errors import ConfigError, CorruptDataError, did_you_mean
 from gcpo_bench.prompt_sets import load
 
 from .metrics import stratified
-from .panel import OUTSIDE, LastingPanelBenchmark, Panel, PanelBenchmark
+from .panel import OUTSIDE, Panel, PanelBenchmark
 from .scorers.scales import RAW, displayed
 from .scorers.scales import scale as display_scale
 from .types import Metric, SampleScore
@@ -53,8 +53,6 @@ def drawbench_prompts() -> tuple[Prompt, ...]:
 
 
 class DrawBench(PanelBenchmark):
-    """With any panel. Where the whole panel is lasting, `LastingDrawBench` also keeps what was seen."""
-
     name = prompt_set = "drawbench"
     version = "1"
 
@@ -74,6 +72,9 @@ class DrawBench(PanelBenchmark):
             if scorer not in panel.names:
                 raise ConfigError(f"scorer {scorer!r} is not on the panel", hint=did_you_mean(scorer, panel.names))
         self._scales = {scorer: (label, display_scale(scorer, label)) for scorer, label in (scales or {}).items()}
+
+    def settings(self) -> dict[str, Any]:
+        return {"scales": {scorer: label for scorer, (label, _) in self._scales.items()}}
 
     def summarize(self, samples: Sequence[SampleScore]) -> dict[str, Metric]:
         """`overall` and `task/<category>` of the headline, `<scorer>` and `<scorer>/<category>` of every scorer.
@@ -106,11 +107,6 @@ class DrawBench(PanelBenchmark):
         return metrics
 
 
-class LastingDrawBench(LastingPanelBenchmark, DrawBench):
-    def settings(self) -> dict[str, Any]:
-        return {"scales": {scorer: label for scorer, (label, _) in self._scales.items()}}
-
-
 def drawbench(world: str = "", *, options: Mapping[str, Any] | None = None, device: str | None = None) -> DrawBench:
     """With the weights and prompts on this machine.
 
@@ -125,4 +121,4 @@ def drawbench(world: str = "", *, options: Mapping[str, Any] | None = None, devi
     if given:
         raise ConfigError(f"DrawBench has no option {next(iter(given))!r}", hint="known: scorers, scale.<scorer>")
     panel = Panel(names, options={name: {"device": device} for name in names if name not in OUTSIDE})
-    return (LastingDrawBench if panel.is_lasting else DrawBench)(panel, drawbench_prompts, scales)
+    return DrawBench(panel, drawbench_prompts, scales)

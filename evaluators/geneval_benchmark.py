@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, fields
 from functools import cache
 from pathlib import Path
@@ -28,7 +28,7 @@ from . import fidelity as fidelities
 from .fidelity import MIN_CONFIDENCE
 from .geneval import GenEval, Options, clauses, keep
 from .metrics import stratified
-from .types import Detection, Judged, Metric, SampleScore, SceneReward
+from .types import Detection, Image, Judged, Metric, SampleScore, SceneReward
 
 OBSERVER = 1
 """Raised when what is seen in an image can change; what was seen before is then looked at again."""
@@ -37,8 +37,8 @@ MIN_SIDE = 8
 MAX_OBJECTS = 16
 """More objects of a class than this have no colour told."""
 
-Vision = Callable[[npt.NDArray[np.uint8], Collection[str]], Sequence[Detection]]
-"""An RGB image and the classes whose colours are asked, to detections."""
+Vision = Callable[[Sequence[Image], Sequence[Collection[str]]], Iterable[Sequence[Detection]]]
+"""RGB images, and for each the classes whose colours are asked, to detections."""
 
 
 class GenEvalBenchmark:
@@ -94,12 +94,12 @@ class GenEvalBenchmark:
         include, _ = clauses(prompt, CLASSES, COLORS)
         return sorted({clause.label for clause in include if clause.color is not None})
 
-    def observe(self, image_YXC: npt.NDArray[np.uint8], question: Sequence[str]) -> list[list[Any]]:
-        """Detections as plain values: class, confidence, box, colour or None."""
+    def observe(self, images: Sequence[Image], questions: Sequence[Sequence[str]]) -> Iterator[list[list[Any]]]:
+        """Detections of each image as plain values: class, confidence, box, colour or None."""
         self.look()
         assert self._vision is not None
-        found = self._vision(image_YXC, question)
-        return [[each.label, each.confidence, list(each.box), each.color] for each in found]
+        for found in self._vision(images, questions):
+            yield [[each.label, each.confidence, list(each.box), each.color] for each in found]
 
     def unfit(self, prompt: Prompt) -> str:
         """Why this prompt cannot be judged by; empty where it can."""
@@ -136,10 +136,8 @@ class GenEvalBenchmark:
     def score(self, images_BYXC: npt.NDArray[np.uint8], prompts_B: Sequence[Prompt]) -> list[Judged]:
         """Look and judge at once, after a self-test."""
         self.self_test()
-        return [
-            self.judge(self.observe(image_YXC, self.question(prompt)), prompt)
-            for image_YXC, prompt in zip(images_BYXC, prompts_B, strict=True)
-        ]
+        seen = self.observe(list(images_BYXC), [self.question(prompt) for prompt in prompts_B])
+        return [self.judge(observation, prompt) for observation, prompt in zip(seen, prompts_B, strict=True)]
 
     def summarize(self, samples: Sequence[SampleScore]) -> dict[str, Metric]:
         """GenEval's numbers with standard errors over prompts; what could not be scored is counted, not averaged.

@@ -27,7 +27,7 @@ from gcpo_bench.prompt_sets import load
 from .images import ImageSet
 from .layouts import of_hps_folder
 from .metrics import stratified
-from .panel import LastingPanelBenchmark, Panel
+from .panel import Panel, PanelBenchmark
 from .scorers.scales import displayed, scale
 from .types import Metric, SampleScore
 
@@ -79,7 +79,7 @@ def gcpo_prompts() -> tuple[Prompt, ...]:
     return tuple(replace(prompt, metadata={"tag": STYLES[row // block]}) for row, prompt in enumerate(rows))
 
 
-class HpsBenchmark(LastingPanelBenchmark):
+class HpsBenchmark(PanelBenchmark):
     """One of the two presets."""
 
     version = "1"

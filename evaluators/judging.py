@@ -6,13 +6,12 @@ No verdict depends on the order of images, on what else is in a batch, or on whi
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any, TypeGuard, TypeVar, cast
 
 import numpy as np
-import numpy.typing as npt
 
 from gcpo_bench.datasets import Prompt
 from gcpo_bench.errors import ConfigError, RunError
@@ -20,9 +19,23 @@ from gcpo_bench.files import checksum_of
 
 from . import images
 from .images import Picture
-from .observations import Observations, Seen
-from .types import Benchmark, ExportingBenchmark, Judged, NumberingBenchmark, ObservingBenchmark, SampleScore
+from .observations import WHOLE, ObservationsByPart, Seen, address
+from .types import (
+    Benchmark,
+    ExportingBenchmark,
+    Image,
+    Judged,
+    KeepingBenchmark,
+    NumberingBenchmark,
+    ObservingBenchmark,
+    PartedBenchmark,
+    Passing,
+    SampleScore,
+)
 
+T = TypeVar("T")
+LOOK_ROWS = 32
+"""Images looked at together where nobody says; as many as scorers take at once on a GPU."""
 BATCH_PIXELS = 64_000_000
 """A batch of images is closed at so many pixels, whatever `batch_rows` allows."""
 Shard = tuple[int, int]
@@ -58,31 +71,41 @@ class Place:
             raise ConfigError(
                 f"shard {self.shard[0]}/{self.shard[1]} does not exist", hint="use 1/4 to 4/4, for example"
             )
-        if not is_observing(benchmark):
+        if not is_keeping(benchmark):
             raise ConfigError(f"benchmark {benchmark.name!r} cannot be split into shards", hint="leave --shard out")
 
 
-def is_observing(benchmark: Benchmark) -> TypeGuard[ObservingBenchmark]:
-    return hasattr(benchmark, "observe")
+def is_keeping(benchmark: Benchmark) -> TypeGuard[KeepingBenchmark]:
+    return hasattr(benchmark, "look")
 
 
-def is_exporting(benchmark: Benchmark) -> TypeGuard[ExportingBenchmark]:
-    return hasattr(benchmark, "export")
+def _has_parts(benchmark: KeepingBenchmark) -> TypeGuard[PartedBenchmark]:
+    return hasattr(benchmark, "parts")
 
 
-def question(benchmark: ObservingBenchmark, prompt: Prompt, index: int) -> Any:
-    """What an observation of the `index`-th image of a prompt depends on, beside the image."""
-    return benchmark.question_of(prompt, index) if is_numbering(benchmark) else benchmark.question(prompt)
+def looks_by_part(benchmark: KeepingBenchmark, look: Mapping[str, Any]) -> Mapping[str, Mapping[str, Any]]:
+    """What the observations of each part depend on."""
+    return benchmark.parts(look) if _has_parts(benchmark) else {WHOLE: look}
 
 
 def is_numbering(benchmark: Benchmark) -> TypeGuard[NumberingBenchmark]:
     return hasattr(benchmark, "question_of")
 
 
+def question(benchmark: KeepingBenchmark, prompt: Prompt, index: int) -> Any:
+    """What an observation of the `index`-th image of a prompt depends on, beside the image."""
+    return benchmark.question_of(prompt, index) if is_numbering(benchmark) else benchmark.question(prompt)
+
+
+def is_exporting(benchmark: Benchmark) -> TypeGuard[ExportingBenchmark]:
+    return hasattr(benchmark, "export")
+
+
 def score(benchmark: Benchmark, place: Place, pictures: Sequence[Picture], batch_rows: int) -> list[SampleScore]:
     """One SampleScore an image, in order; a file that is missing, damaged or unfit is unscored, with the reason."""
     samples: list[SampleScore] = []
-    for batch in _batches(benchmark, pictures, batch_rows):
+    loaded = ((picture, _load(benchmark, picture)) for picture in pictures)
+    for batch in _batches(loaded, lambda each: each[1], batch_rows):
         verdicts = _judge(benchmark, batch)
         for row, (picture, image) in enumerate(batch):
             values, reason, detections = verdicts.get(row, ({}, "", ()))
@@ -102,18 +125,29 @@ def score(benchmark: Benchmark, place: Place, pictures: Sequence[Picture], batch
     return samples
 
 
-Loaded = tuple[Picture, npt.NDArray[np.uint8] | str]
-"""A picture with its image (Y, X, 3), or why there is none to score."""
+Loaded = tuple[Picture, Image | str]
+"""A picture with its image, or why there is none to score."""
 
 
-def _batches(benchmark: Benchmark, pictures: Sequence[Picture], batch_rows: int) -> Iterator[list[Loaded]]:
-    batch: list[Loaded] = []
+def _load(benchmark: Benchmark, picture: Picture) -> Image | str:
+    data, problem = images.read(picture)
+    return problem or _checked(benchmark, images.decode(data))
+
+
+def _checked(benchmark: Benchmark, decoded: images.Decoded) -> Image | str:
+    """The image, or why there is none to score."""
+    if decoded.image_YXC is None:
+        return decoded.problem
+    return benchmark.problem(decoded.image_YXC) or decoded.image_YXC
+
+
+def _batches(items: Iterable[T], image_of: Callable[[T], Image | str], batch_rows: int) -> Iterator[list[T]]:
+    """Closed at `batch_rows` items, or at `BATCH_PIXELS` of their images."""
+    batch: list[T] = []
     pixels = 0
-    for picture in pictures:
-        data, problem = images.read(picture)
-        seen = images.Decoded(problem=problem) if problem else images.decode(data)
-        image = seen.problem if seen.image_YXC is None else benchmark.problem(seen.image_YXC) or seen.image_YXC
-        batch.append((picture, image))
+    for item in items:
+        batch.append(item)
+        image = image_of(item)
         pixels += 0 if isinstance(image, str) else image.shape[0] * image.shape[1]
         if len(batch) == batch_rows or pixels >= BATCH_PIXELS:
             yield batch
@@ -122,72 +156,142 @@ def _batches(benchmark: Benchmark, pictures: Sequence[Picture], batch_rows: int)
         yield batch
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Observed:
+    """A set of images, looked at and judged."""
+
+    samples: list[SampleScore]
+    notes: tuple[str, ...]
+    unanswered: int
+    """Images that are worth another look."""
+
+
 def observe(
-    benchmark: ObservingBenchmark,
+    benchmark: KeepingBenchmark,
     place: Place,
     pictures: Sequence[Picture],
-    on_image: Callable[[int, int], None] | None,
-) -> tuple[list[SampleScore], tuple[str, ...]]:
-    """Look at what was not looked at before, then judge everything. Raises ShardDone where other shares are wanting."""
+    on_image: Callable[[int, int], None] | None = None,
+    *,
+    batch_rows: int = LOOK_ROWS,
+) -> Observed:
+    """Look at what was not looked at before, then judge everything. Raises ShardDone where other shares are wanting.
+
+    An observation is kept as soon as the benchmark gives it, so that a stopped process loses one batch at most.
+    """
     benchmark.self_test()
-    store = Observations(place.out / "observations", benchmark.look(), place.shard)
+    parts = looks_by_part(benchmark, benchmark.look())
+    store = ObservationsByPart(place.out / "observations", parts, place.shard)
     own = place.share(pictures)
+    show = on_image or (lambda done, total: None)
+    show(0, len(own))
     digests: dict[Path, tuple[str, str]] = {}
-    for done, picture in enumerate(own):
-        if on_image:
-            on_image(done, len(own))
-        digests[picture.path] = _look(benchmark, store, picture)
-    if on_image:
-        on_image(len(own), len(own))
+    wanting: set[int] = set()
+    for batch in _batches(_unseen(benchmark, store, own, digests), lambda each: each.image, batch_rows):
+        for part, each, value in _look(benchmark, batch):
+            store.add(part, each.image_digest, each.question, value)
+            wanting |= {each.row} if value.is_passing else set()
+            if part == each.parts[-1]:
+                show(each.row + 1, len(own))
+    show(len(own), len(own))
     if place.shard:
         store.refresh()  # so of shards that run at the same time, the last one finds all the others' observations
     waiting = ShardDone(
-        f"shard {'/'.join(map(str, place.shard or ()))}: its {len(own)} images are looked at, others are not",
+        f"shard {'/'.join(map(str, place.shard or ()))}: its {len(own)} images are looked at, others are not"
+        + (f"; {len(wanting)} have no answer of every scorer: run it again" if wanting else ""),
         hint="run the other shards; the last one writes the scores, or a call without --shard",
     )
     samples: list[SampleScore] = []
     notes: list[str] = []
+    unanswered = 0
     for picture in pictures:
         if place.shard and place.is_drawn_to and picture.is_missing:
             raise waiting
         image_digest, problem = digests.get(picture.path) or _digest(benchmark, picture)
-        seen = (
-            Seen(problem=problem)
-            if problem
-            else store.get(image_digest, question(benchmark, picture.prompt, picture.index))
-        )
+        about = None if problem else question(benchmark, picture.prompt, picture.index)
+        seen = Seen(problem=problem) if problem else store.get(image_digest, about)
         if seen is None:
             raise waiting
         if seen.note:
             notes.append(f"{place.shown(picture)} {seen.note}")
+        unanswered += seen.is_passing
         samples.append(judged(benchmark, seen, picture.prompt, picture.index, place.shown(picture), image_digest))
-    return samples, (*notes, *_twins(samples))
+    return Observed(samples=samples, notes=(*notes, *_twins(samples)), unanswered=unanswered)
 
 
-def _look(benchmark: ObservingBenchmark, store: Observations, picture: Picture) -> tuple[str, str]:
-    """The image's digest, after making sure that it was looked at; or why it cannot be."""
-    data, problem = _fit(benchmark, picture)
-    if problem:
-        return "", problem
-    image_digest, asked = checksum_of(data), question(benchmark, picture.prompt, picture.index)
-    if store.get(image_digest, asked) is None:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Unseen:
+    """An image file that is to be looked at with this question."""
+
+    row: int
+    """Its place in this process's share."""
+    image_digest: str
+    question: Any
+    parts: Sequence[str]
+    """Of the benchmark, those that are to look."""
+    image: Image | str
+    """Or why there is none to look at."""
+    note: str
+
+
+def _unseen(
+    benchmark: KeepingBenchmark,
+    store: ObservationsByPart,
+    own: Sequence[Picture],
+    digests: dict[Path, tuple[str, str]],
+) -> Iterator[_Unseen]:
+    """What is to be looked at. Leaves in `digests` each file's digest, or why there is none."""
+    asked: set[str] = set()
+    for row, picture in enumerate(own):
+        data, problem = _fit(benchmark, picture)
+        digests[picture.path] = ("", problem) if problem else (checksum_of(data), "")
+        if problem:
+            continue
+        image_digest, about = digests[picture.path][0], question(benchmark, picture.prompt, picture.index)
+        place, parts = address(image_digest, about), store.lacking(image_digest, about)
+        if place in asked or not parts:
+            continue
+        asked.add(place)  # a second file of the same content is asked for while the first waits in its batch
         decoded = images.decode(data)
-        if decoded.image_YXC is None:
-            seen = Seen(problem=decoded.problem)
-        elif problem := benchmark.problem(decoded.image_YXC):
-            seen = Seen(problem=problem)
-        else:
-            seen = Seen(value=benchmark.observe(decoded.image_YXC, asked), note=decoded.note)
-        store.add(image_digest, asked, seen)
-    return image_digest, ""
+        yield _Unseen(
+            row=row,
+            image_digest=image_digest,
+            question=about,
+            parts=parts,
+            image=_checked(benchmark, decoded),
+            note=decoded.note,
+        )
 
 
-def _digest(benchmark: ObservingBenchmark, picture: Picture) -> tuple[str, str]:
+def _look(benchmark: KeepingBenchmark, batch: Sequence[_Unseen]) -> Iterator[tuple[str, _Unseen, Seen]]:
+    """Part by part, what each saw."""
+    for part in dict.fromkeys(part for each in batch for part in each.parts):
+        asked = [each for each in batch if part in each.parts]
+        pictures = [each.image for each in asked if not isinstance(each.image, str)]
+        questions = [each.question for each in asked if not isinstance(each.image, str)]
+        values = iter(_observed(benchmark, part, pictures, questions) if pictures else ())
+        for each in asked:
+            if isinstance(each.image, str):
+                yield part, each, Seen(problem=each.image)
+                continue
+            value = next(values)
+            is_passing = isinstance(value, Passing)
+            yield part, each, Seen(value=value.value if is_passing else value, note=each.note, is_passing=is_passing)
+
+
+def _observed(
+    benchmark: KeepingBenchmark, part: str, pictures: Sequence[Image], questions: Sequence[Any]
+) -> Iterable[Any]:
+    if _has_parts(benchmark):
+        return benchmark.observe_part(part, pictures, questions)
+    return cast(ObservingBenchmark, benchmark).observe(pictures, questions)
+
+
+def _digest(benchmark: KeepingBenchmark, picture: Picture) -> tuple[str, str]:
     data, problem = _fit(benchmark, picture)
     return ("", problem) if problem else (checksum_of(data), "")
 
 
-def _fit(benchmark: ObservingBenchmark, picture: Picture) -> tuple[bytes, str]:
+def _fit(benchmark: KeepingBenchmark, picture: Picture) -> tuple[bytes, str]:
     prompt, index = picture.prompt, picture.index
     if problem := benchmark.unfit_of(prompt, index) if is_numbering(benchmark) else benchmark.unfit(prompt):
         return b"", problem
@@ -195,7 +299,7 @@ def _fit(benchmark: ObservingBenchmark, picture: Picture) -> tuple[bytes, str]:
 
 
 def judged(
-    benchmark: ObservingBenchmark, seen: Seen, prompt: Prompt, index: int, image: str, image_digest: str
+    benchmark: KeepingBenchmark, seen: Seen, prompt: Prompt, index: int, image: str, image_digest: str
 ) -> SampleScore:
     values, reason, detections = ({}, "", ()) if seen.problem else benchmark.judge(seen.value, prompt)
     return SampleScore(

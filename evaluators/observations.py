@@ -4,8 +4,9 @@
   <look>.jsonl              one line with what was looked with, then one an image and question
   <look>-shard-2-of-7.jsonl the same, from one of several processes
 
-<look> is a digest of weights and flags. An entry is found by the image's own checksum, not by its name; so a file that
-is renamed, copied or put beside others is not looked at again, and one that changes is.
+<look> is a digest of weights and flags; a benchmark of several parts has a file for each. An entry is found by the
+image's own checksum, not by its name; so a file that is renamed, copied or put beside others is not looked at again,
+and one that changes is. An entry marked as passing is good for the scores of now, and looked at again next time.
 """
 
 from __future__ import annotations
@@ -31,6 +32,48 @@ class Seen:
     """Why the image cannot be scored."""
     note: str = ""
     """What is remarkable about the file."""
+    is_passing: bool = False
+    """Whether another look may see something else."""
+
+
+WHOLE = ""
+"""The one part of a benchmark that has no others."""
+
+
+class ObservationsByPart:
+    """What each part of a benchmark saw."""
+
+    def __init__(
+        self, folder: Path, looks: Mapping[str, Mapping[str, Any]], shard: tuple[int, int] | None = None
+    ) -> None:
+        self._of = {part: Observations(folder, look, shard) for part, look in looks.items()}
+
+    def refresh(self) -> None:
+        for store in self._of.values():
+            store.refresh()
+
+    def lacking(self, image_digest: str, question: Any) -> list[str]:
+        """The parts that have not looked yet, or may see something else now."""
+        seen = {part: store.get(image_digest, question) for part, store in self._of.items()}
+        return [part for part, each in seen.items() if each is None or each.is_passing]
+
+    def get(self, image_digest: str, question: Any) -> Seen | None:
+        """What all parts saw, by part; None where one has not looked."""
+        seen: dict[str, Seen] = {}
+        for part, store in self._of.items():
+            each = store.get(image_digest, question)
+            if each is None or each.problem:
+                return each
+            seen[part] = each
+        values = {part: each.value for part, each in seen.items()}
+        return Seen(
+            value=values.get(WHOLE, values),
+            note=next((each.note for each in seen.values() if each.note), ""),
+            is_passing=any(each.is_passing for each in seen.values()),
+        )
+
+    def add(self, part: str, image_digest: str, question: Any, seen: Seen) -> None:
+        self._of[part].add(image_digest, question, seen)
 
 
 class Observations:
@@ -51,7 +94,7 @@ class Observations:
             self._read(path)
 
     def get(self, image_digest: str, question: Any) -> Seen | None:
-        return self._entries.get(_address(image_digest, question))
+        return self._entries.get(address(image_digest, question))
 
     def add(self, image_digest: str, question: Any, seen: Seen) -> None:
         """Kept at once, so that a stopped process loses nothing."""
@@ -59,8 +102,15 @@ class Observations:
             append_jsonl(self._path, {"look": self.look})
         row = {"image": image_digest, "question": question}
         row |= {"problem": seen.problem} if seen.problem else {"value": seen.value}
-        append_jsonl(self._path, row | ({"note": seen.note} if seen.note else {}))
-        self._entries[_address(image_digest, question)] = seen
+        row |= {"note": seen.note} if seen.note else {}
+        append_jsonl(self._path, row | ({"passing": True} if seen.is_passing else {}))
+        self._take(address(image_digest, question), seen)
+
+    def _take(self, place: str, seen: Seen) -> None:
+        """Of two, the one that lasts; of equals, the later."""
+        known = self._entries.get(place)
+        if known is None or known.is_passing or not seen.is_passing:
+            self._entries[place] = seen
 
     def _read(self, path: Path) -> None:
         for number, row in enumerate(read_jsonl(path), start=1):
@@ -75,11 +125,17 @@ class Observations:
                     f"{path} is damaged: line {number} is no observation",
                     hint="delete that line or the file; what it held is looked at again",
                 )
-            seen = Seen(value=row.get("value"), problem=str(row.get("problem", "")), note=str(row.get("note", "")))
-            self._entries[_address(row["image"], row["question"])] = seen
+            seen = Seen(
+                value=row.get("value"),
+                problem=str(row.get("problem", "")),
+                note=str(row.get("note", "")),
+                is_passing=row.get("passing") is True,
+            )
+            self._take(address(row["image"], row["question"]), seen)
 
 
-def _address(image_digest: str, question: Any) -> str:
+def address(image_digest: str, question: Any) -> str:
+    """Under which an observation is found."""
     return f"{image_digest} {digest(question)}"
 
 

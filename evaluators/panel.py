@@ -1,27 +1,28 @@
 """Scorers as a benchmark looks at images with them: loaded when first needed, checked before use.
 
-What was seen in an image is one plain record, `{"values": {scorer: raw score}, "unscored": {scorer: reason}}`. It
-depends on image and prompt text only, so it can be kept, split over processes and summed up again without a model.
+What a scorer says of an image is its raw score, or `{"unscored": reason}`. It depends on image and prompt text only, so
+it can be kept, split over processes and summed up again without a model; each scorer's on its own, so that one can be
+added to a panel. A failure that may pass, of a program or a server, is no answer: that scorer is asked again next time.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from gcpo_bench.catalogue import require
 from gcpo_bench.datasets import Prompt
-from gcpo_bench.errors import ConfigError, CorruptDataError, did_you_mean
+from gcpo_bench.errors import ConfigError, CorruptDataError, RunError, did_you_mean
 from gcpo_bench.registry import SCORERS
 
-from .scorers.published import require
-from .scorers.types import Images, Scorer, Unscored, aspect_problem
-from .types import Judged
+from .scorers.types import Images, Score, Scorer, Unscored, aspect_problem
+from .types import Image, Judged, Passing
 
 OUTSIDE = frozenset({"deqa", "unified-reward"})
-"""Scorers that run elsewhere. They can fail for a while, so what they did not answer must be asked again next time."""
+"""Scorers that run elsewhere: they take no device, and are not tested beforehand."""
 _TEST_SIDE = 64
 
 
@@ -43,7 +44,8 @@ class Panel:
                 raise ConfigError(f"unknown scorer {scorer!r}", hint=did_you_mean(scorer, SCORERS))
         self._options = options or {}
         self._loaded: dict[str, Scorer] = {}
-        self._is_tested = False
+        self._tested: set[str] = set()
+        self._look: dict[str, Any] = {}
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -55,11 +57,6 @@ class Panel:
         for name in OUTSIDE & self._given.keys():
             self.scorer(name)  # takes no time: it reads where to ask
 
-    @property
-    def is_lasting(self) -> bool:
-        """Whether what it says of an image now it will always say."""
-        return not OUTSIDE & self._given.keys()
-
     def scorer(self, name: str) -> Scorer:
         """Loaded when it is first asked for: most have large weights."""
         if name not in self._loaded:
@@ -69,40 +66,28 @@ class Panel:
 
     def look(self) -> dict[str, Any]:
         """What its scores depend on beside image and text. Loads the scorers."""
-        return {"scorers": {name: dict(self.scorer(name).identity) for name in self.names}}
+        if not self._look:
+            self._look = {"scorers": {name: dict(self.scorer(name).identity) for name in self.names}}
+        return self._look
 
-    def see(self, images: Images, texts: Sequence[str]) -> list[dict[str, Any]]:
-        """The record of each image."""
-        self.self_test()
-        return self._see(images, texts, self.names)
+    def score(self, name: str, images: Images, texts: Sequence[str]) -> list[Score]:
+        """What one scorer says, after its self-test."""
+        if name not in self._tested and name not in OUTSIDE:
+            self._self_test(name)
+        self._tested.add(name)
+        return self.scorer(name).score(images, texts)
 
-    def _see(self, images: Images, texts: Sequence[str], names: Sequence[str]) -> list[dict[str, Any]]:
-        found: list[dict[str, Any]] = [{"values": {}, "unscored": {}} for _ in texts]
-        for name in names:
-            for record, score in zip(found, self.scorer(name).score(images, texts), strict=True):
-                if isinstance(score, Unscored):
-                    record["unscored"][name] = score.reason
-                else:
-                    record["values"][name] = score
-        return found
+    def _self_test(self, name: str) -> None:
+        """The scorer must tell two plain pictures apart, and say the same again.
 
-    def self_test(self) -> None:
-        """Once: every lasting scorer must tell two plain pictures apart, and say the same again.
-
-        Raises CorruptDataError where one does not: its weights are empty, not numbers, or of something else.
+        Raises CorruptDataError where it does not: its weights are empty, not numbers, or of something else.
         """
-        if self._is_tested:
-            return
-        lasting = [name for name in self.names if name not in OUTSIDE]
-        first, again = (self._see(_test_pictures(), ["a red circle"] * 2, lasting) for _ in range(2))
-        for name in lasting:
-            scores = [record["values"].get(name) for record in first]
-            if None in scores or scores[0] == scores[1] or scores != [record["values"].get(name) for record in again]:
-                raise CorruptDataError(
-                    f"scorer {name!r} self-test failed: it gives {scores} for a red disc and for stripes",
-                    hint="its weights are not what they should be: fetch them again; no score of theirs can be trusted",
-                )
-        self._is_tested = True
+        first, again = (self.scorer(name).score(_test_pictures(), ["a red circle"] * 2) for _ in range(2))
+        if first[0] == first[1] or first != again or any(isinstance(score, Unscored) for score in first):
+            raise CorruptDataError(
+                f"scorer {name!r} self-test failed: it gives {first} for a red disc and for stripes",
+                hint="its weights are not what they should be: fetch them again; no score of theirs can be trusted",
+            )
 
 
 def _test_pictures() -> list[npt.NDArray[np.uint8]]:
@@ -115,13 +100,8 @@ def _test_pictures() -> list[npt.NDArray[np.uint8]]:
     return [disc, stripes]
 
 
-def verdict(seen: Mapping[str, Any]) -> Judged:
-    """Values, and as the reason the scorers that gave none."""
-    return dict(seen["values"]), "\n".join(f"{name}: {why}" for name, why in seen["unscored"].items()), ()
-
-
 class PanelBenchmark:
-    """What benchmarks on a panel have in common: looking in batches. See `types.Benchmark`."""
+    """What benchmarks on a panel have in common. See `types.PartedBenchmark`; its parts are the scorers."""
 
     def __init__(self, panel: Panel, read: Callable[[], Sequence[Prompt]]) -> None:
         """`read` gives the prompts, when they are asked for."""
@@ -141,30 +121,56 @@ class PanelBenchmark:
         return aspect_problem(*image_YXC.shape[:2])
 
     def score(self, images_BYXC: npt.NDArray[np.uint8], prompts_B: Sequence[Prompt]) -> list[Judged]:
-        """One raw value a scorer; the reason names the scorers that gave none."""
-        return [verdict(seen) for seen in self.panel.see(images_BYXC, [prompt.text for prompt in prompts_B])]
+        """As `judge`, at once."""
+        texts = [prompt.text for prompt in prompts_B]
+        seen = [self.observe_part(name, list(images_BYXC), texts) for name in self.panel.names]
+        rows = ([each.value if isinstance(each, Passing) else each for each in row] for row in zip(*seen, strict=True))
+        return [
+            self.judge(dict(zip(self.panel.names, row, strict=True)), prompt)
+            for row, prompt in zip(rows, prompts_B, strict=True)
+        ]
 
-
-class LastingPanelBenchmark(PanelBenchmark):
-    """With a lasting panel what was seen is kept. See `types.ObservingBenchmark`."""
+    # ------------------------------------------------------------ looking
 
     def look(self) -> dict[str, Any]:
         return self.panel.look()
 
+    def parts(self, look: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+        """Raises RunError where a scorer of the panel was not looked with."""
+        scorers = look["scorers"]
+        for name in self.panel.names:
+            if name not in scorers:
+                raise RunError(
+                    f"nothing is stored of scorer {name!r}, only of {', '.join(scorers)}",
+                    hint="name those, or evaluate once without --rescore",
+                )
+        return {name: scorers[name] for name in self.panel.names}
+
     def question(self, prompt: Prompt) -> str:
         return prompt.text
 
-    def observe(self, image_YXC: npt.NDArray[np.uint8], question: str) -> dict[str, Any]:
-        return self.panel.see([image_YXC], [question])[0]
+    def observe_part(self, part: str, images: Sequence[Image], questions: Sequence[str]) -> Iterator[Any]:
+        """What one scorer says of each image."""
+        for score in self.panel.score(part, images, questions):
+            if isinstance(score, Unscored):
+                reason = {"unscored": score.reason}
+                yield Passing(reason) if score.may_pass else reason
+            else:
+                yield score
 
     def unfit(self, prompt: Prompt) -> str:
         return ""
+
+    # ------------------------------------------------------------ judging
 
     def settings(self) -> dict[str, Any]:
         return {}
 
     def judge(self, observation: Mapping[str, Any], prompt: Prompt) -> Judged:
-        return verdict(observation)
+        """One raw value a scorer; the reason names the scorers that gave none."""
+        without = {name: said["unscored"] for name, said in observation.items() if isinstance(said, Mapping)}
+        values = {name: float(said) for name, said in observation.items() if name not in without}
+        return values, "\n".join(f"{name}: {why}" for name, why in without.items()), ()
 
     def self_test(self) -> None:
         """Of the arithmetic there is none; scorers are tested before they look."""

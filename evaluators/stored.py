@@ -29,6 +29,8 @@ def save(
     samples: Sequence[SampleScore],
     identity: Mapping[str, Any],
     notes: tuple[str, ...] = (),
+    *,
+    unanswered: int = 0,
 ) -> Evaluation:
     (out / "scores.json").unlink(missing_ok=True)  # never beside samples that it does not sum up
     write_text(out / "samples.jsonl", _jsonl(asdict(sample) for sample in samples))
@@ -38,10 +40,12 @@ def save(
         metrics=benchmark.summarize(samples),
         identity=identity,
         notes=notes,
+        unanswered=unanswered,
     )
     if not evaluation.metrics:
+        why = samples[0].unscored or samples[0].reason
         raise CorruptDataError(
-            f"{benchmark.name}: none of the {len(samples)} images could be scored; the first: {samples[0].unscored}",
+            f"{benchmark.name}: none of the {len(samples)} images could be scored; the first: {why}",
             hint=f"look at {out / 'samples.jsonl'} for the reason of each",
         )
     write_json(out / "scores.json", _to_json(evaluation))
@@ -55,14 +59,14 @@ def _jsonl(rows: Iterable[Mapping[str, Any]]) -> str:
 def known(out: Path, identity: Mapping[str, Any]) -> Evaluation | None:
     """What an earlier call left, if it is whole and of the same identity; a damaged file is made again.
 
-    Nor is it enough where images could not be scored: they may have been mended.
+    Nor is it enough where images could not be scored: they may have been mended, or what failed for a while may work.
     """
     try:
         found = load(out)
     except (RunError, CorruptDataError):
         return None
     is_whole = (out / "samples.jsonl").is_file() and not any(metric.unscored for metric in found.metrics.values())
-    return found if is_whole and found.identity == identity else None
+    return found if is_whole and not found.unanswered and found.identity == identity else None
 
 
 def load_evaluation(run: Run, benchmark: str) -> Evaluation:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
@@ -22,6 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gcpo_bench import prompt_sets
+from gcpo_bench.catalogue import require
 from gcpo_bench.datasets import Prompt
 from gcpo_bench.errors import ConfigError, CorruptDataError
 
@@ -29,9 +30,8 @@ from . import compbench, phrases
 from .images import ImageSet
 from .layouts import of_compbench_folder
 from .metrics import stratified
-from .panel import LastingPanelBenchmark, Panel
+from .panel import Panel, PanelBenchmark
 from .phrases import Phrases
-from .scorers.published import require
 from .scorers.types import Image
 from .types import Judged, Metric, SampleScore
 
@@ -128,7 +128,7 @@ class Answerer(Protocol):
     @property
     def identity(self) -> Mapping[str, Any]: ...
 
-    def probabilities(self, image: Image, questions: Sequence[str]) -> list[float]: ...
+    def answers(self, images: Sequence[Image], questions: Sequence[Sequence[str]]) -> Iterable[Sequence[float]]: ...
 
 
 class AttributeBenchmark:
@@ -182,10 +182,10 @@ class AttributeBenchmark:
     def question(self, prompt: Prompt) -> list[str]:
         return list(compbench.questions(self.phrases.of(prompt.text).phrases))
 
-    def observe(self, image_YXC: npt.NDArray[np.uint8], question: Sequence[str]) -> list[list[Any]]:
-        """Question and probability of each."""
-        answers = self.model.probabilities(image_YXC, question)
-        return [[text, answer] for text, answer in zip(question, answers, strict=True)]
+    def observe(self, images: Sequence[Image], questions: Sequence[Sequence[str]]) -> Iterator[list[list[Any]]]:
+        """Question and probability of each, for each image."""
+        for asked, answers in zip(questions, self.model.answers(images, questions), strict=True):
+            yield [[text, answer] for text, answer in zip(asked, answers, strict=True)]
 
     def unfit(self, prompt: Prompt) -> str:
         return "" if prompt.text in self.phrases.prompts else "its noun phrases are not in the table"
@@ -202,10 +202,8 @@ class AttributeBenchmark:
         return {"attribute": compbench.attribute_score(answers)}, reason, ()
 
     def score(self, images_BYXC: npt.NDArray[np.uint8], prompts_B: Sequence[Prompt]) -> list[Judged]:
-        return [
-            self.judge(self.observe(image_YXC, self.question(prompt)), prompt)
-            for image_YXC, prompt in zip(images_BYXC, prompts_B, strict=True)
-        ]
+        seen = self.observe(list(images_BYXC), [self.question(prompt) for prompt in prompts_B])
+        return [self.judge(observation, prompt) for observation, prompt in zip(seen, prompts_B, strict=True)]
 
     def summarize(self, samples: Sequence[SampleScore]) -> dict[str, Metric]:
         return summarize(samples, "attribute")
@@ -264,7 +262,7 @@ def texture(
 # ---------------------------------------------------------------- non-spatial
 
 
-class NonSpatialBenchmark(LastingPanelBenchmark):
+class NonSpatialBenchmark(PanelBenchmark):
     name = prompt_set = prompt_set("non-spatial")
     version = VERSION
     images_per_prompt = IMAGES_PER_PROMPT

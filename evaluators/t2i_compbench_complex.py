@@ -9,7 +9,7 @@ Source: Karine-Huang/T2I-CompBench 1b70949, `3_in_1_eval`, described from readin
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -17,15 +17,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from gcpo_bench import prompt_sets
+from gcpo_bench import catalogue, prompt_sets
 from gcpo_bench.datasets import Prompt
 from gcpo_bench.errors import CorruptDataError
 
-from . import compbench, weights
+from . import compbench
 from .images import ImageSet
-from .judging import question
 from .layouts import of_compbench_folder
-from .scorers.published import require
 from .scorers.types import aspect_problem
 from .t2i_compbench import (
     IMAGES_PER_PROMPT,
@@ -39,8 +37,8 @@ from .t2i_compbench import (
     published_results,
     summarize,
 )
-from .t2i_compbench_objects import ComplexPosition2D, ObjectsBenchmark, make_finder, needs, parser
-from .types import Detection, Judged, Metric, ObservingBenchmark, SampleScore
+from .t2i_compbench_objects import ComplexPosition2D, ObjectsBenchmark, make_finder, parser, require
+from .types import Detection, Image, Judged, Metric, SampleScore
 
 CATEGORY = "complex"
 About = Callable[[str], Sequence[str]]
@@ -48,7 +46,7 @@ About = Callable[[str], Sequence[str]]
 
 
 class ComplexBenchmark:
-    """See `types.NumberingBenchmark`."""
+    """See `types.PartedBenchmark` and `types.NumberingBenchmark`."""
 
     name = prompt_set = prompt_set(CATEGORY)
     version = VERSION
@@ -71,7 +69,7 @@ class ComplexBenchmark:
         """
         self.attribute = attribute
         self.spatial = spatial
-        self._parts: Mapping[str, ObservingBenchmark] = {"attribute": attribute, "spatial": spatial, "clip": clip}
+        self.clip = clip
         self._about = about
         self._read = read
 
@@ -94,29 +92,43 @@ class ComplexBenchmark:
     # ------------------------------------------------------------ looking
 
     def look(self) -> dict[str, Any]:
-        look: dict[str, Any] = {part: benchmark.look() for part, benchmark in self._parts.items()}
-        return {**look, "label": look["spatial"]["label"]}
+        spatial = self.spatial.look()
+        looks = {"attribute": self.attribute.look(), "spatial": spatial, "clip": self.clip.look()}
+        return {**looks, "label": spatial["label"]}
+
+    def parts(self, look: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+        return {part: look[part] for part in compbench.PARTS}
 
     def recall(self, look: Mapping[str, Any]) -> None:
         self.spatial.recall(look["spatial"])
 
     def question(self, prompt: Prompt) -> dict[str, Any]:
         """What each part that the prompt is about needs to know."""
-        return self._question(prompt, lambda part: self._parts[part].question(prompt))
+        return self._question(prompt, lambda: self.spatial.question(prompt))
 
     def question_of(self, prompt: Prompt, index: int) -> dict[str, Any]:
-        return self._question(prompt, lambda part: question(self._parts[part], prompt, index))
+        return self._question(prompt, lambda: self.spatial.question_of(prompt, index))
 
-    def _question(self, prompt: Prompt, asked: Callable[[str], Any]) -> dict[str, Any]:
+    def _question(self, prompt: Prompt, spatial: Callable[[], Any]) -> dict[str, Any]:
         words = self.attribute.phrases.of(prompt.text).words
-        return {
-            part: compbench.without_adjectives(words) if part == "clip" else asked(part)
-            for part in self._about(prompt.text)
+        asked: dict[str, Callable[[], Any]] = {
+            "attribute": lambda: self.attribute.question(prompt),
+            "spatial": spatial,
+            "clip": lambda: compbench.without_adjectives(words),
         }
+        return {part: asked[part]() for part in self._about(prompt.text)}
 
-    def observe(self, image_YXC: npt.NDArray[np.uint8], question: Mapping[str, Any]) -> dict[str, Any]:
-        """What each part sees."""
-        return {part: self._parts[part].observe(image_YXC, asked) for part, asked in question.items()}
+    def observe_part(self, part: str, images: Sequence[Image], questions: Sequence[Mapping[str, Any]]) -> Iterator[Any]:
+        """What one part sees in each image; None where it is not asked."""
+        asked = [(image, each[part]) for image, each in zip(images, questions, strict=True) if part in each]
+        seen = iter(self._looked(part, [image for image, _ in asked], [about for _, about in asked]) if asked else ())
+        for each in questions:
+            yield next(seen) if part in each else None
+
+    def _looked(self, part: str, images: Sequence[Image], questions: Sequence[Any]) -> Iterable[Any]:
+        if part == "clip":
+            return self.clip.observe_part(self.clip.headline, images, questions)
+        return (self.attribute if part == "attribute" else self.spatial).observe(images, questions)
 
     def unfit(self, prompt: Prompt) -> str:
         """The table must hold the parts of speech, for CLIP's question too."""
@@ -142,7 +154,7 @@ class ComplexBenchmark:
         reasons: list[str] = []
         detections: tuple[Detection, ...] = ()
         for part in self._about(prompt.text):
-            scores, reason, found = self._parts[part].judge(observation[part], prompt)
+            scores, reason, found = self._judged(part, observation[part], prompt)
             if scores:
                 (values[part],) = scores.values()
             reasons += [reason] if reason else []
@@ -151,10 +163,17 @@ class ComplexBenchmark:
             values[CATEGORY] = compbench.three_in_one(values)
         return values, "\n".join(reasons), detections
 
+    def _judged(self, part: str, seen: Any, prompt: Prompt) -> Judged:
+        if part == "clip":
+            return self.clip.judge({self.clip.headline: seen}, prompt)
+        return (self.attribute if part == "attribute" else self.spatial).judge(seen, prompt)
+
     def score(self, images_BYXC: npt.NDArray[np.uint8], prompts_B: Sequence[Prompt]) -> list[Judged]:
+        asked = [self.question(prompt) for prompt in prompts_B]
+        seen = [self.observe_part(part, list(images_BYXC), asked) for part in compbench.PARTS]
         return [
-            self.judge(self.observe(image_YXC, self.question(prompt)), prompt)
-            for image_YXC, prompt in zip(images_BYXC, prompts_B, strict=True)
+            self.judge(dict(zip(compbench.PARTS, row, strict=True)), prompt)
+            for *row, prompt in zip(*seen, prompts_B, strict=True)
         ]
 
     def summarize(self, samples: Sequence[SampleScore]) -> dict[str, Metric]:
@@ -171,8 +190,8 @@ class ComplexBenchmark:
 
     def self_test(self) -> None:
         """Of the arithmetic. Raises CorruptDataError."""
-        for benchmark in self._parts.values():
-            benchmark.self_test()
+        self.attribute.self_test()
+        self.spatial.self_test()
         if compbench.three_in_one({"attribute": 0.75, "spatial": 0.25}) != 0.5:
             raise CorruptDataError("T2I-CompBench's arithmetic is broken: 3-in-1", hint="reinstall gcpo-bench")
 
@@ -197,8 +216,8 @@ def complex_prompts(
     parse, about = parser(given), cache(published_about)
 
     def read() -> Sequence[Prompt]:
-        require(["blip-vqa", "clip-score-b32"])
-        weights.require(needs(CATEGORY, given))
+        require(CATEGORY, given)
+        catalogue.require(["blip-vqa", "clip-score-b32"])
         about()
         return prompt_sets.load(prompt_set(CATEGORY))
 

@@ -12,7 +12,7 @@ because nouns are none of its labels; Grounding DINO's labels are the nouns. So 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache, cached_property
 from pathlib import Path
@@ -21,11 +21,12 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from gcpo_bench import prompt_sets
+from gcpo_bench import catalogue, prompt_sets
 from gcpo_bench.datasets import Prompt
 from gcpo_bench.errors import ConfigError, CorruptDataError, GcpoBenchError, RunError
+from gcpo_bench.weights import locate
 
-from . import compbench, grounding, phrases, stored_detections, weights
+from . import compbench, grounding, phrases, stored_detections
 from .compbench import Nouns
 from .grounding import Candidate, Thresholds
 from .images import ImageSet
@@ -34,7 +35,7 @@ from .phrases import Phrases
 from .scorers.types import aspect_problem
 from .stored_detections import StoredDetections
 from .t2i_compbench import IMAGES_PER_PROMPT, VERSION, own_options, prompt_set, published_results, summarize
-from .types import Detection, Judged, Metric, SampleScore
+from .types import Detection, Image, Judged, Metric, SampleScore
 
 OBSERVER = 1
 """Raised when what is seen in an image can change; what was seen before is then looked at again."""
@@ -323,7 +324,7 @@ class Numeracy:
 
 
 class ObjectsBenchmark:
-    """2D or 3D positions or numeracy. See `types.NumberingBenchmark`."""
+    """2D or 3D positions or numeracy. See `types.ObservingBenchmark` and `types.NumberingBenchmark`."""
 
     version = VERSION
     images_per_prompt = IMAGES_PER_PROMPT
@@ -370,8 +371,10 @@ class ObjectsBenchmark:
         """`question` of the `index`-th image of a prompt."""
         return self.finder.question(self.task.objects(prompt), prompt, index)
 
-    def observe(self, image_YXC: npt.NDArray[np.uint8], question: Any) -> Any:
-        return self.finder.observe(image_YXC, question)
+    def observe(self, images: Sequence[Image], questions: Sequence[Any]) -> Iterator[Any]:
+        """What is found in each image, one image at a time."""
+        for image_YXC, question in zip(images, questions, strict=True):
+            yield self.finder.observe(image_YXC, question)
 
     def unfit(self, prompt: Prompt) -> str:
         try:
@@ -396,10 +399,8 @@ class ObjectsBenchmark:
         return {self.headline: score}, reason, found.detections
 
     def score(self, images_BYXC: npt.NDArray[np.uint8], prompts_B: Sequence[Prompt]) -> list[Judged]:
-        return [
-            self.judge(self.observe(image_YXC, self.question(prompt)), prompt)
-            for image_YXC, prompt in zip(images_BYXC, prompts_B, strict=True)
-        ]
+        seen = self.observe(list(images_BYXC), [self.question(prompt) for prompt in prompts_B])
+        return [self.judge(observation, prompt) for observation, prompt in zip(seen, prompts_B, strict=True)]
 
     def summarize(self, samples: Sequence[SampleScore]) -> dict[str, Metric]:
         return summarize(samples, self.headline)
@@ -457,22 +458,21 @@ def make_finder(category: str, given: Mapping[str, Any], device: str | None) -> 
 
 def model_folder(given: Mapping[str, Any]) -> Path:
     name = str(given.get("model", "base"))
-    return weights.locate(weights.GROUNDING_DINO[name]) if name in weights.GROUNDING_DINO else Path(name)
+    return locate(catalogue.GROUNDING_DINO[name]) if name in catalogue.GROUNDING_DINO else Path(name)
 
 
 def depth_folder(given: Mapping[str, Any]) -> Path:
-    return Path(given["depth_model"]) if "depth_model" in given else weights.locate(weights.COMPBENCH_DEPTH)
+    return Path(given["depth_model"]) if "depth_model" in given else locate(catalogue.COMPBENCH_DEPTH)
 
 
-def needs(category: str, given: Mapping[str, Any]) -> list[weights.Weights]:
-    """Published weights that the options leave to be used."""
-    if "detections" in given:
-        return []
-    name = str(given.get("model", "base"))
-    wanted = [weights.GROUNDING_DINO[name]] if name in weights.GROUNDING_DINO else []
-    if category == "3d-spatial" and "depth_model" not in given:
-        wanted.append(weights.COMPBENCH_DEPTH)
-    return wanted
+def require(category: str, given: Mapping[str, Any]) -> None:
+    """Raises PrerequisiteError that names the weights that are missing, of those that the options leave to be used."""
+    if not given.keys() & {"detections", "model", "depth_model"}:
+        catalogue.require([prompt_set(category)])
+    elif "detections" not in given:
+        model_folder(given)
+        if category == "3d-spatial":
+            depth_folder(given)
 
 
 def parser(given: Mapping[str, Any]) -> Callable[[], Phrases]:
@@ -492,7 +492,7 @@ def _benchmark(category: str, options: Mapping[str, Any] | None, device: str | N
     nouns = cache(published_nouns)
 
     def read() -> Sequence[Prompt]:
-        weights.require(needs(category, given))
+        require(category, given)
         if category == "numeracy":
             nouns()
         return prompt_sets.load(prompt_set(category))

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -69,6 +70,8 @@ class Evaluation:
     """What makes two evaluations comparable: prompt-set digest, weights digest, images per prompt, seed, guidance."""
     notes: tuple[str, ...] = ()
     """What was wrong or remarkable about the images, a line each."""
+    unanswered: int = 0
+    """Images of which something could not be told that may be told another time; it is then asked for again."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,8 +84,17 @@ class SceneReward:
     """Per image, logged beside the reward."""
 
 
+Image = npt.NDArray[np.uint8]
+"""uint8 (Y, X, 3), RGB."""
 Judged = tuple[Mapping[str, float], str, tuple[Detection, ...]]
 """One image's values, reason and detections."""
+
+
+@dataclass(frozen=True, slots=True)
+class Passing:
+    """An observation that may be another one next time: it counts now, and is then asked for again."""
+
+    value: Any
 
 
 class Sampler(Protocol):
@@ -91,6 +103,43 @@ class Sampler(Protocol):
     def __call__(self, texts_B: Sequence[str], uniforms_BT: npt.NDArray[np.float32]) -> npt.NDArray[np.uint8]:
         """uint8 images (B, Y, X, 3), from one uniform number in [0, 1) a token."""
         ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Drawn:
+    """One image as it was drawn."""
+
+    image_YXC: npt.NDArray[np.uint8]
+    """uint8 RGB."""
+    problem: str = ""
+    """Why it must not be scored, whatever it shows: blanked by a safety checker, say. Empty where it may."""
+
+
+class Generator(Protocol):
+    """Draws images and is no policy of a run.
+
+    Made as `factory(target, options=..., device=...)`: what stands behind the colon of `--generator`, the texts of
+    `--generator-option`, and `--device` or None. Nothing large is loaded before the first image is drawn.
+    """
+
+    def settings(self) -> dict[str, Any]:
+        """What an image depends on beside its prompt and seed, as JSON: weights, program, sampling."""
+        ...
+
+    def __call__(self, texts_B: Sequence[str], seeds_B: Sequence[int]) -> Sequence[Drawn]:
+        """Image b depends on `texts_B[b]` and `seeds_B[b]` (63 bits) only, whatever else is in the batch."""
+        ...
+
+
+class Home(Protocol):
+    """Where images and their scores lie: a run's folder, or that of images which no run drew."""
+
+    @property
+    def path(self) -> Path: ...
+
+    def images_dir(self, prompt_set: str) -> Path: ...
+
+    def evaluation_dir(self, benchmark: str) -> Path: ...
 
 
 class Benchmark(Protocol):
@@ -112,23 +161,20 @@ class Benchmark(Protocol):
     def summarize(self, samples: Sequence[SampleScore]) -> dict[str, Metric]: ...
 
 
-class ObservingBenchmark(Benchmark, Protocol):
+class KeepingBenchmark(Benchmark, Protocol):
     """A benchmark that keeps what it sees apart from what it makes of it.
 
     What was seen in an image is stored under (image digest, `look()`, question). So an evaluation can be stopped, split
-    over processes and gone on with, and the arithmetic can be done again without networks or images.
+    over processes and gone on with, and the arithmetic can be done again without networks or images. It is an
+    `ObservingBenchmark`, which looks with one thing, or a `PartedBenchmark`, which looks with several.
     """
 
     def look(self) -> dict[str, Any]:
-        """What an observation depends on beside image and question, as JSON: weights, flags. May load weights."""
+        """What observations depend on beside image and question, as JSON: weights, flags. May load weights."""
         ...
 
     def question(self, prompt: Prompt) -> Any:
         """What of a prompt an observation depends on, as JSON."""
-        ...
-
-    def observe(self, image_YXC: npt.NDArray[np.uint8], question: Any) -> Any:
-        """What is seen in an RGB image (uint8, Y x X x 3), as JSON; the same whatever was looked at before."""
         ...
 
     def unfit(self, prompt: Prompt) -> str:
@@ -148,7 +194,32 @@ class ObservingBenchmark(Benchmark, Protocol):
         ...
 
 
-class NumberingBenchmark(ObservingBenchmark, Protocol):
+class ObservingBenchmark(KeepingBenchmark, Protocol):
+    def observe(self, images: Sequence[Image], questions: Sequence[Any]) -> Iterable[Any]:
+        """What is seen in each image, as JSON or `Passing` JSON, in order; images may be of any sizes.
+
+        On a CPU it is the same to the bit whatever else is looked at. Each is kept as it comes: where a batch takes
+        long, yield.
+        """
+        ...
+
+
+class PartedBenchmark(KeepingBenchmark, Protocol):
+    """What each part saw is kept on its own: one can be added, or asked again, without the others.
+
+    `judge` takes the observations of all parts, by name.
+    """
+
+    def parts(self, look: Mapping[str, Any]) -> Mapping[str, Mapping[str, Any]]:
+        """Of each part, what of `look` its observations depend on. Loads nothing."""
+        ...
+
+    def observe_part(self, part: str, images: Sequence[Image], questions: Sequence[Any]) -> Iterable[Any]:
+        """As `ObservingBenchmark.observe`."""
+        ...
+
+
+class NumberingBenchmark(KeepingBenchmark, Protocol):
     """A benchmark that may know something of an image by its number, such as what another program saw in it."""
 
     def question_of(self, prompt: Prompt, index: int) -> Any:
@@ -168,7 +239,7 @@ class NumberingBenchmark(ObservingBenchmark, Protocol):
         ...
 
 
-class ExportingBenchmark(ObservingBenchmark, Protocol):
+class ExportingBenchmark(KeepingBenchmark, Protocol):
     """A benchmark whose own program writes results that others read."""
 
     def export(self, samples: Sequence[SampleScore], prompts: Mapping[str, Prompt]) -> dict[str, str]:

@@ -116,6 +116,10 @@ POLICIES = Registry(
         "llamagen-xl-512": Entry(
             "gcpo_bench.training.policies.llamagen:build", "LlamaGen-XL stage 2, 512 px images of 32x32 tokens"
         ),
+        "llamagen-small": Entry(
+            "gcpo_bench.training.policies.llamagen:build",
+            "LlamaGen's classes at 15 M parameters, 16x16 tokens; random weights only: for benchmarks",
+        ),
         "llamagen-tiny": Entry(
             "gcpo_bench.training.policies.llamagen:build", "LlamaGen's classes in miniature, for tests"
         ),
@@ -237,6 +241,16 @@ BENCHMARKS = Registry(
         "geneval": Entry(
             "gcpo_bench.evaluators.geneval_benchmark:GenEvalBenchmark",
             "GenEval: 553 prompts, 4 images each, judged by what a detector finds",
+        ),
+    },
+)
+
+GENERATORS = Registry(
+    "generator",
+    {
+        "diffusers": Entry(
+            "gcpo_bench.evaluators.generators.diffusers:DiffusersGenerator",
+            "a text-to-image pipeline of diffusers: SD, SDXL, FLUX, ...; diffusers:<hub id or folder>",
         ),
     },
 )

@@ -68,6 +68,17 @@ def test_an_answer_has_the_same_bits_whatever_is_asked_beside_it(files: Path) ->
     assert len(set(together)) == len(QUESTIONS)
 
 
+def test_several_pictures_are_asked_about_alike_alone_and_together(files: Path) -> None:
+    images, asked = pictures(4), [QUESTIONS, QUESTIONS[:1], [], QUESTIONS[::-1]]
+    alone = load(files)
+    one_by_one = [alone.probabilities(image, each) for image, each in zip(images, asked, strict=True)]
+    assert list(alone.answers(images, asked)) == one_by_one
+    for batch_size in (2, 3, 8):
+        together = list(load(files, batch_size=batch_size).answers(images, asked))
+        for found, expected in zip(together, one_by_one, strict=True):
+            assert found == pytest.approx(expected, abs=1e-6)
+
+
 def test_questions_are_cleaned_as_blip_does() -> None:
     assert plain_question('A "Red" Cube (big): #1!?  ') == "a red cube big 1?"
     assert plain_question("what? ") == "what?"

@@ -9,6 +9,7 @@ import json
 import math
 import os
 import statistics
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,8 +24,8 @@ from PIL import Image
 
 from gcpo_bench import prompt_sets
 from gcpo_bench.datasets import Prompt
-from gcpo_bench.errors import ConfigError, CorruptDataError, PrerequisiteError
-from gcpo_bench.evaluators.drawbench import CATEGORIES, PANEL, DrawBench, LastingDrawBench, drawbench_prompts
+from gcpo_bench.errors import ConfigError, CorruptDataError, PrerequisiteError, RunError
+from gcpo_bench.evaluators.drawbench import CATEGORIES, PANEL, DrawBench, drawbench_prompts
 from gcpo_bench.evaluators.hps import (
     STYLES,
     HpsBenchmark,
@@ -39,6 +40,7 @@ from gcpo_bench.evaluators.scorers.clip_weights import ARCHITECTURES
 from gcpo_bench.evaluators.scorers.hps import load_hps
 from gcpo_bench.evaluators.scorers.images import HPS
 from gcpo_bench.evaluators.scorers.types import Images, Score, Scorer, Unscored, check_images
+from gcpo_bench.evaluators.stored import load as stored_load
 from gcpo_bench.evaluators.stored import load_all_samples
 from gcpo_bench.evaluators.types import SampleScore
 from gcpo_bench.registry import BENCHMARKS, Entry
@@ -135,7 +137,7 @@ def test_missing_hps_prompts_and_weights_are_told_before_anything_is_drawn(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("GCPO_BENCH_HOME", str(tmp_path))
-    with pytest.raises(PrerequisiteError, match=r"hps-v2\.1: .*HPS_v2\.1_compressed\.pt is missing"):
+    with pytest.raises(PrerequisiteError, match=r"hps-v2\.1 lacks HPS_v2\.1_compressed\.pt"):
         BENCHMARKS.load("hps-benchmark")(world="scenes-12").prompts()
     clip_tokenizer_folder(tmp_path / "weights" / "clip-vit-large-patch14")
     for name in ("HPS_v2.1_compressed.pt", "HPS_v2_compressed.pt"):
@@ -257,9 +259,9 @@ def test_everything_a_panel_lacks_is_told_at_once(tmp_path: Path, monkeypatch: p
     with_drawbench(drawbench_csv(CATEGORIES), tmp_path, monkeypatch)
     with pytest.raises(PrerequisiteError) as caught:
         BENCHMARKS.load("drawbench")(world="scenes-12").prompts()
-    assert all(f"{name}: " in str(caught.value) for name in PANEL)
+    assert all(f"{name} lacks " in str(caught.value) for name in PANEL)
     make = BENCHMARKS.load("drawbench")
-    with pytest.raises(PrerequisiteError, match="pickscore: "):
+    with pytest.raises(PrerequisiteError, match="pickscore lacks "):
         make(options={"scorers": "pickscore + deqa"}, device="cpu").prompts()
     for options, message in (
         ({"scorers": "hps-v2.1+hps-v2.1"}, "each once"),
@@ -273,17 +275,14 @@ def test_everything_a_panel_lacks_is_told_at_once(tmp_path: Path, monkeypatch: p
         Panel([])
 
 
-def test_what_an_outside_scorer_could_not_say_is_asked_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """So only panels that always say the same keep what they saw."""
+def test_an_outside_scorer_needs_its_program_to_be_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with_drawbench(drawbench_csv(CATEGORIES), tmp_path, monkeypatch)
     monkeypatch.delenv("GCPO_BENCH_DEQA", raising=False)
     with_deqa = BENCHMARKS.load("drawbench")(options={"scorers": "deqa"})
-    assert not hasattr(with_deqa, "observe")
     with pytest.raises(PrerequisiteError, match="GCPO_BENCH_DEQA names none"):
         with_deqa.prompts()
     monkeypatch.setenv("GCPO_BENCH_DEQA", "python deqa_worker.py model")
     assert len(with_deqa.prompts()) == 200
-    assert hasattr(lasting(), "observe")
 
 
 PROMPTS = tuple(
@@ -296,10 +295,6 @@ def bench(*scorers: Scorer, scales: Mapping[str, str] | None = None) -> DrawBenc
     return DrawBench(
         Panel(scorers or (Brightness(), Brightness(name="pickscore", factor=0.1))), lambda: PROMPTS, scales
     )
-
-
-def lasting(*scorers: Scorer) -> LastingDrawBench:
-    return LastingDrawBench(Panel(scorers or (Brightness(),)), lambda: PROMPTS)
 
 
 def grey(*levels: int) -> npt.NDArray[np.uint8]:
@@ -399,21 +394,24 @@ def test_pictures_in_files_are_scored_alike_however_the_work_is_cut(
     hps_scorer: Scorer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = with_pictures(tmp_path / "pictures")
-    at_once = bench(hps_scorer, Brightness())
-    samples, metrics = evaluated(at_once, folder, tmp_path / "whole", monkeypatch)
-    assert evaluated(at_once, folder, tmp_path / "rows-1", monkeypatch, batch_rows=1) == (samples, metrics)
-    assert evaluated(at_once, folder, tmp_path / "rows-3", monkeypatch, batch_rows=3) == (samples, metrics)
-    kept, kept_metrics = evaluated(lasting(hps_scorer, Brightness()), folder, tmp_path / "kept", monkeypatch)
-    assert {name: each.values for name, each in kept.items()} == {name: each.values for name, each in samples.items()}
-    assert kept_metrics == metrics
+    samples, metrics = evaluated(bench(hps_scorer, Brightness()), folder, tmp_path / "whole", monkeypatch)
+    for rows in (1, 3, 8, 64):
+        again = evaluated(
+            bench(hps_scorer, Brightness()), folder, tmp_path / f"rows-{rows}", monkeypatch, batch_rows=rows
+        )
+        assert again == (samples, metrics)
     for share in (1, 2, 3):
-        benchmark = lasting(hps_scorer, Brightness())
+        benchmark = bench(hps_scorer, Brightness())
         if share < 3:
             with pytest.raises(ShardDone):
                 evaluated(benchmark, folder, tmp_path / "shards", monkeypatch, shard=(share, 3))
         else:
             parts = evaluated(benchmark, folder, tmp_path / "shards", monkeypatch, shard=(share, 3))
-            assert parts == (kept, kept_metrics)
+            assert parts == (samples, metrics)
+    for each in samples.values():  # as the scorer says of the picture alone
+        if not each.unscored:
+            with Image.open(folder / each.image) as picture:
+                assert [each.values["hps-v2.1"]] == hps_scorer.score([np.asarray(picture)], [each.prompt])
     reasons = {name: each.unscored for name, each in samples.items() if each.unscored}
     assert sorted(reasons) == ["00001-1.png", "00002-1.png", "00003-1.png"]
     assert "too long for its width" in reasons["00002-1.png"]
@@ -421,11 +419,140 @@ def test_pictures_in_files_are_scored_alike_however_the_work_is_cut(
     assert metrics["overall"] == metrics["hps-v2.1"]
 
 
+class Moody:
+    """A scorer that runs elsewhere: it fails for a while for the prompts in `down`, and for good for one prompt."""
+
+    name = "deqa"
+    unit = "points"
+    identity: Mapping[str, Any] = {"scorer": "deqa", "model": "moody"}
+
+    def __init__(self, *down: str) -> None:
+        self.down = set(down)
+        self.asked: list[str] = []
+
+    def score(self, images: Images, prompts: Sequence[str]) -> list[Score]:
+        self.asked += prompts
+        return [self._score(float(image.mean()), prompt) for image, prompt in zip(images, prompts, strict=True)]
+
+    def _score(self, mean: float, prompt: str) -> Score:
+        if prompt in self.down:
+            return Unscored("no answer within 5 s", may_pass=True)
+        return Unscored("its answer has no five finite logits") if prompt == "prompt 4" else mean
+
+
+def test_what_an_outside_scorer_could_not_say_is_asked_again_and_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = with_pictures(tmp_path / "pictures")
+    asked_brightness: list[str] = []
+
+    @dataclass(frozen=True)
+    class Counting(Brightness):
+        def score(self, images: Images, prompts: Sequence[str]) -> list[Score]:
+            asked_brightness.extend(prompts)
+            return super().score(images, prompts)
+
+    moody = Moody("prompt 0", "prompt 3")
+    asked, down = moody.asked, moody.down
+    out = tmp_path / "out"
+    samples, metrics = evaluated(bench(Counting(), moody), folder, out, monkeypatch)
+    assert metrics["brightness"].unscored == 3
+    assert metrics["deqa"].unscored == 3 + 2 + 1 + 2
+    assert samples["00000-0.png"].reason == "deqa: no answer within 5 s"
+    assert samples["00004-0.png"].reason == "deqa: its answer has no five finite logits"
+    assert "brightness" in samples["00000-0.png"].values
+    assert stored_load(out).unanswered == 3
+    assert len(asked) == 7
+    before = {name: (out / name).read_bytes() for name in ("samples.jsonl", "scores.json")}
+    monkeypatch.setattr("tests.test_hps_drawbench.GIVEN", bench(Brightness(), Moody()))
+    rescore(out, "drawbench")  # what failed counts as it did, without being asked
+    assert {name: (out / name).read_bytes() for name in before} == before
+
+    asked.clear()
+    asked_brightness.clear()
+    down.remove("prompt 0")
+    evaluated(bench(Counting(), moody), folder, out, monkeypatch)
+    assert asked == ["prompt 0", "prompt 0", "prompt 3"]
+    assert asked_brightness == []
+    down.clear()
+    asked.clear()
+    final = evaluated(bench(Counting(), moody), folder, out, monkeypatch)
+    assert asked == ["prompt 3"]
+    well = Moody()
+    straight = evaluated(bench(Brightness(), well), folder, tmp_path / "well", monkeypatch)
+    assert repr(straight) == repr(final)  # NaN, the error of a category with one prompt, is not equal to itself
+    assert final[1]["deqa"].unscored == 3 + 2  # what it said for good is not asked again
+    asked.clear()
+    evaluated(bench(Counting(), moody), folder, out, monkeypatch)
+    assert asked == []
+
+    added = bench(Brightness(), well, Brightness(name="pickscore", factor=0.1))  # a scorer more: it alone is asked
+    well.asked.clear()
+    both, _ = evaluated(added, folder, out, monkeypatch)
+    assert well.asked == []
+    assert set(both["00000-0.png"].values) == {"brightness", "deqa", "pickscore"}
+    monkeypatch.setattr("tests.test_hps_drawbench.GIVEN", bench(Brightness(), Brightness(name="aesthetic")))
+    with pytest.raises(RunError, match="nothing is stored of scorer 'aesthetic', only of brightness, deqa, pickscore"):
+        rescore(out, "drawbench")
+
+
+def test_a_scorer_that_answered_nothing_is_asked_again_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = with_pictures(tmp_path / "pictures")
+    for name in ("00001-1.png", "00002-1.png", "00003-1.png"):
+        Image.new("RGB", (9, 9), (40, 50, int(name[4]))).save(folder / name)
+    moody = Moody(*(prompt.text for prompt in PROMPTS))
+    _, metrics = evaluated(bench(Brightness(), moody), folder, tmp_path / "out", monkeypatch)
+    assert (metrics["overall"].unscored, "deqa" in metrics) == (0, False)
+    moody.down.clear()
+    _, metrics = evaluated(bench(Brightness(), moody), folder, tmp_path / "out", monkeypatch)
+    assert metrics["deqa"].unscored == 2
+
+
+def test_shards_hand_over_what_failed_and_ask_again_only_for_their_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, out = with_pictures(tmp_path / "pictures"), tmp_path / "out"
+    moody = Moody("prompt 0")
+    asked, down = moody.asked, moody.down
+    with pytest.raises(ShardDone, match="others are not; 1 have no answer of every scorer: run it again"):
+        evaluated(bench(Brightness(), moody), folder, out, monkeypatch, shard=(1, 2))
+    asked.clear()
+    down.clear()
+    _, metrics = evaluated(bench(Brightness(), moody), folder, out, monkeypatch, shard=(2, 2))
+    assert metrics["deqa"].unscored == 3 + 1 + 2
+    asked.clear()
+    mended = evaluated(bench(Brightness(), moody), folder, out, monkeypatch, shard=(1, 2))
+    assert asked == ["prompt 0"]
+    assert repr(mended) == repr(evaluated(bench(Brightness(), Moody()), folder, tmp_path / "whole", monkeypatch))
+
+
+def test_a_stopped_evaluation_loses_one_batch_at_most(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = with_pictures(tmp_path / "pictures")
+    asked: list[int] = []
+
+    @dataclass(frozen=True)
+    class Counting(Brightness):
+        def score(self, images: Images, prompts: Sequence[str]) -> list[Score]:
+            if len(asked) == 4:  # the self-test's two, and two batches
+                raise KeyboardInterrupt
+            asked.append(len(images))
+            return super().score(images, prompts)
+
+    with pytest.raises(KeyboardInterrupt):
+        evaluated(bench(Counting()), folder, tmp_path / "out", monkeypatch, batch_rows=3)
+    rows = [line for path in (tmp_path / "out/observations").iterdir() for line in path.read_text().splitlines()]
+    assert len(rows) == 1 + 6  # what it looked with, and two batches of three files
+    asked.clear()
+    straight = evaluated(bench(Brightness()), folder, tmp_path / "straight", monkeypatch)
+    assert evaluated(bench(Counting()), folder, tmp_path / "out", monkeypatch, batch_rows=3) == straight
+    assert asked == [2, 2, 3]
+
+
 def test_kept_values_are_summed_up_again_without_a_model(
     hps_scorer: Scorer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = with_pictures(tmp_path / "pictures")
-    before = evaluated(lasting(hps_scorer), folder, tmp_path / "out", monkeypatch)
+    before = evaluated(bench(hps_scorer), folder, tmp_path / "out", monkeypatch)
 
     @dataclass(frozen=True)
     class Gone(Brightness):
@@ -434,7 +561,7 @@ def test_kept_values_are_summed_up_again_without_a_model(
         def score(self, images: Images, prompts: Sequence[str]) -> list[Score]:
             raise AssertionError("a model is asked")
 
-    monkeypatch.setattr("tests.test_hps_drawbench.GIVEN", lasting(Gone()))
+    monkeypatch.setattr("tests.test_hps_drawbench.GIVEN", bench(Gone()))
     rescored = rescore(tmp_path / "out", "drawbench")
     assert rescored.metrics == before[1]
     assert rescored.identity["look"]["scorers"]["hps-v2.1"]["weights"].startswith("xxh3:")
@@ -504,3 +631,46 @@ def test_a_folder_is_scored_from_the_command_line(cli: Cli, tmp_path: Path, monk
     assert damaged.code == 5
     assert "is not scored: the image file" in damaged.err
     assert json.loads(damaged.out)["metrics"]["overall"]["n"] == 3
+
+
+DEQA_PROGRAM = """
+import json, os, sys
+
+here = os.path.dirname(__file__)
+print(json.dumps({"protocol": 1, "model": "a stand-in"}), flush=True)
+for line in sys.stdin:
+    open(os.path.join(here, "asked"), "a").write("x")
+    if os.path.exists(os.path.join(here, "down")):
+        os._exit(3)
+    print(json.dumps({"id": json.loads(line)["id"], "logits": [1, 0, 0, 0, 0]}), flush=True)
+"""
+
+
+def test_a_program_that_died_is_asked_again_by_the_same_command(
+    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """DeQA's real pipe to a real program; exit code 5 until every picture has its answer, then from what is kept."""
+    with_drawbench(drawbench_csv(CATEGORIES), tmp_path / "home", monkeypatch)
+    (tmp_path / "program.py").write_text(DEQA_PROGRAM)
+    monkeypatch.setenv("GCPO_BENCH_DEQA", f"{sys.executable} {tmp_path / 'program.py'}")
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for number, image in enumerate(pictures(5)):
+        Image.fromarray(image).save(folder / f"{number:05d}-0.png")
+    asked = ("evaluate", "--images", "pictures", "--bench", "drawbench", "--images-per-prompt", "1", "--allow-partial")
+    command = (*asked, "--option", "scorers=deqa", "--json")
+    (tmp_path / "down").touch()
+    failed = cli(*command)
+    assert failed.code == 5
+    assert "none of the 200 images could be scored; the first: deqa: it ended with exit code 3" in failed.err
+    assert (tmp_path / "asked").read_text() == "xxx"  # then it is given up
+    (tmp_path / "down").unlink()
+    (tmp_path / "asked").unlink()
+    scored = cli(*command)
+    assert scored.code == 0, scored.err
+    assert json.loads(scored.out)["metrics"]["deqa"]["n"] == 5
+    assert (tmp_path / "asked").read_text() == "xxxxx"
+    again = cli(*command, "--rescore")
+    assert json.loads(again.out)["metrics"] == json.loads(scored.out)["metrics"]
+    assert cli(*command).code == 0
+    assert (tmp_path / "asked").read_text() == "xxxxx"

@@ -306,6 +306,33 @@ def test_what_is_found_depends_on_the_image_and_on_nothing_before_it(
     assert [e.confidence for e in first] != [e.confidence for e in other]
 
 
+def test_images_are_found_in_order_however_many_go_through_the_network_together(
+    model: Mask2FormerForUniversalSegmentation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes = [(96, 96), (96, 96), (60, 131), (96, 96), (96, 96), (96, 96)]
+    images = [picture(*size) // (row + 1) for row, size in enumerate(sizes)]
+    one_by_one = [Mask2Former(model)(image) for image in images]
+    seen: list[int] = []
+    together = Mask2Former.__dict__["_together"]
+
+    def counting(self: Mask2Former, images_BYXC: list[Any], min_confidence: float) -> Any:
+        seen.append(len(images_BYXC))
+        return together(self, images_BYXC, min_confidence)
+
+    monkeypatch.setattr(Mask2Former, "_together", counting)
+    on_a_cpu = list(Mask2Former(model).detect(images))
+    assert seen == [1] * 6
+    for a, b in zip(one_by_one, on_a_cpu, strict=True):
+        assert [(e.label, e.confidence, e.box) for e in a] == [(e.label, e.confidence, e.box) for e in b]
+        assert all((x.mask_YX == y.mask_YX).all() for x, y in zip(a, b, strict=True))
+    seen.clear()
+    as_on_a_gpu = list(Mask2Former(model, rows=2).detect(images))
+    assert seen == [2, 1, 2, 1]
+    for a, b in zip(one_by_one, as_on_a_gpu, strict=True):
+        assert sorted(e.confidence for e in b) == pytest.approx(sorted(e.confidence for e in a), abs=1e-4)
+    assert list(Mask2Former(model).detect([])) == []
+
+
 def test_red_and_blue_are_not_swapped(model: Mask2FormerForUniversalSegmentation) -> None:
     find = Mask2Former(model)
     straight, swapped = find(picture()), find(np.ascontiguousarray(picture()[..., ::-1]))

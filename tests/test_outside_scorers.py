@@ -146,7 +146,7 @@ def test_what_goes_wrong_is_unscored_and_the_next_pictures_are_scored(deqa: Deqa
 def test_silence_is_not_waited_for(tmp_path: Path) -> None:
     with Deqa(program(tmp_path), timeout_s=1) as scorer:
         started = time.monotonic()
-        assert score(scorer, 2) == [Unscored("no answer within 1 s")]
+        assert score(scorer, 2) == [Unscored("no answer within 1 s", may_pass=True)]
         assert time.monotonic() - started < 30
 
 
@@ -154,7 +154,7 @@ def test_a_program_that_reads_nothing_does_not_block(tmp_path: Path) -> None:
     deaf = "import time\nprint('{\"protocol\": 1}', flush=True)\ntime.sleep(60)\n"
     noise = np.random.default_rng(0).integers(0, 256, (400, 400, 3), dtype=np.uint8)  # more than a pipe holds
     with Deqa(program(tmp_path, deaf), timeout_s=0.5) as scorer:
-        assert scorer.score([noise], [""]) == [Unscored("no answer within 0.5 s")]
+        assert scorer.score([noise], [""]) == [Unscored("no answer within 0.5 s", may_pass=True)]
 
 
 @pytest.mark.parametrize(
@@ -269,7 +269,7 @@ def test_the_worker_answers_the_protocol_from_a_real_process(tmp_path: Path) -> 
         assert scorer.identity["model"] == "DeQA-Score-Mix3"
         assert score(scorer, 0, 30) == pytest.approx([3, 5])
         assert scorer.score([np.zeros((4, 5, 3), dtype=np.uint8)], [""]) == [
-            Unscored("it says: ZeroDivisionError: division by zero")
+            Unscored("it says: ZeroDivisionError: division by zero", may_pass=True)
         ]
         assert score(scorer, 0) == [3]
 
@@ -312,6 +312,7 @@ class Server:
 
     def __init__(self) -> None:
         self.reply: Callable[[dict[str, Any]], tuple[int, bytes] | None] = lambda _: (200, completion("Final Score: 4"))
+        self.models: Callable[[], tuple[int, bytes]] = lambda: (404, b"")
         self.questions: list[dict[str, Any]] = []
         self.headers: list[dict[str, str]] = []
         self.paths: list[str] = []
@@ -329,6 +330,13 @@ class Server:
                 if answer is None:
                     outer.released.wait(20)
                     return
+                self._answer(answer)
+
+            def do_GET(self) -> None:
+                assert self.path == "/v1/models"
+                self._answer(outer.models())
+
+            def _answer(self, answer: tuple[int, bytes]) -> None:
                 self.send_response(answer[0])
                 self.send_header("Content-Length", str(len(answer[1])))
                 if outer.location:
@@ -459,7 +467,7 @@ def test_a_silent_server_is_not_waited_for_and_the_other_pictures_are_scored(ser
     server.reply = lambda question: None if caption(question) == "b" else (200, completion("Final Score: 3"))
     started = time.monotonic()
     scores = UnifiedReward(url=server.url, timeout_s=0.4).score([grey(0)] * 3, ["a", "b", "c"])
-    assert scores == [3, Unscored("no answer within 0.4 s"), 3]
+    assert scores == [3, Unscored("no answer within 0.4 s", may_pass=True), 3]
     assert time.monotonic() - started < 5
 
 
@@ -474,11 +482,11 @@ def test_no_server(server: Server) -> None:
     assert reason(scorer.score([grey(0)], ["a"])).startswith("the server cannot be asked: ")
 
 
-def test_the_question_is_part_of_the_identity(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_question_is_part_of_the_identity(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(URL_VARIABLE, raising=False)
     with pytest.raises(PrerequisiteError, match=URL_VARIABLE):
         SCORERS.load("unified-reward")()
-    monkeypatch.setenv(URL_VARIABLE, "http://127.0.0.1:1/v1")
+    monkeypatch.setenv(URL_VARIABLE, server.url)
     monkeypatch.setenv(KEY_VARIABLE, "k")
     plain = SCORERS.load("unified-reward")()
     assert plain.key == "k"
@@ -488,12 +496,46 @@ def test_the_question_is_part_of_the_identity(tmp_path: Path, monkeypatch: pytes
     assert other.question == "Rate [{prompt}] as published."
     assert plain.question == QUESTION
     assert plain.identity["question"] != other.identity["question"]
+    assert plain.identity == {**other.identity, "question": plain.identity["question"], "served": "not said"}
     with pytest.raises(ConfigError, match="no http address"):
         UnifiedReward(url="127.0.0.1:1")
     with pytest.raises(ConfigError, match="parallel is 0"):
         UnifiedReward(url="http://a/v1", parallel=0)
     with pytest.raises(ConfigError, match="does not hold"):
         UnifiedReward(url="http://a/v1", question="Rate it.")
+
+
+def test_what_is_behind_the_model_s_name_is_part_of_the_identity(server: Server) -> None:
+    def models(*entries: dict[str, Any]) -> tuple[int, bytes]:
+        return 200, json.dumps({"data": entries}).encode()
+
+    server.models = lambda: models({"id": "judge", "root": "/models/UnifiedReward-7b-v1.5"}, {"id": "other"})
+    assert UnifiedReward(url=server.url, model="judge").identity["served"] == "/models/UnifiedReward-7b-v1.5"
+    assert UnifiedReward(url=server.url, model="other").identity["served"] == "other"
+    with pytest.raises(PrerequisiteError, match="serves judge, other, not CodeGoat24/UnifiedReward-7b"):
+        _ = UnifiedReward(url=server.url).identity
+    server.models = lambda: (200, b"<html>")
+    assert UnifiedReward(url=server.url).identity["served"] == "not said"
+    server.models = lambda: (401, b"")
+    with pytest.raises(PrerequisiteError, match="answers 401 Unauthorized"):
+        _ = UnifiedReward(url=server.url).identity
+    server.close()
+    with pytest.raises(PrerequisiteError, match="cannot be asked: "):
+        _ = UnifiedReward(url=server.url, timeout_s=2).identity
+
+
+def test_failures_may_pass_and_answers_do_not(server: Server) -> None:
+    scorer = UnifiedReward(url=server.url, attempts=1)
+    for reply, may_pass in (
+        ((503, b""), True),
+        ((404, b""), True),
+        ((200, b"<html>"), True),
+        ((200, completion("I cannot see the picture.")), False),
+    ):
+        server.reply = lambda _, reply=reply: reply  # type: ignore[misc]
+        (found,) = scorer.score([grey(0)], ["a"])
+        assert isinstance(found, Unscored)
+        assert found.may_pass == may_pass
 
 
 def test_a_reward_needs_every_picture_scored(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,7 +17,7 @@ from PIL import Image
 from gcpo_bench import prompt_sets
 from gcpo_bench.datasets import Prompt
 from gcpo_bench.errors import ConfigError, CorruptDataError, PrerequisiteError
-from gcpo_bench.evaluators import phrases
+from gcpo_bench.evaluators import judging, phrases
 from gcpo_bench.evaluators.images import of_folder
 from gcpo_bench.evaluators.judging import Place, observe
 from gcpo_bench.evaluators.layouts import compbench_file
@@ -84,7 +84,7 @@ def test_pictures_from_files_are_kept_and_averaged(model: BlipVqa, tmp_path: Pat
     (folder / "00002-1.png").write_bytes(b"")
     made = benchmark(model)
     found = of_folder(folder, PROMPTS, 2).pictures
-    samples, _ = observe(made, Place(out=tmp_path / "out", root=folder), found, None)
+    samples = observe(made, Place(out=tmp_path / "out", root=folder), found).samples
     assert [bool(sample.unscored) for sample in samples] == [False] * 5 + [True]
     metric = made.summarize(samples)["overall"]
     means = [np.mean([s.values["attribute"] for s in samples if s.prompt_id == p.id and s.values]) for p in PROMPTS]
@@ -102,8 +102,43 @@ def test_pictures_from_files_are_kept_and_averaged(model: BlipVqa, tmp_path: Pat
 
     kept = AttributeBenchmark("color", read=lambda: PROMPTS, parse=lambda: TABLE, make=gone)
     kept.look = made.look  # type: ignore[method-assign]
-    again, _ = observe(kept, Place(out=tmp_path / "out", root=folder), found, None)
-    assert again == samples
+    assert observe(kept, Place(out=tmp_path / "out", root=folder), found).samples == samples
+
+
+def test_batches_change_no_bit_and_are_closed_by_rows_and_by_pixels(
+    model: BlipVqa, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is asked together is seen by the benchmark; a picture that lies there twice is looked at once."""
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for prompt in PROMPTS:
+        for index, image in enumerate(pictures(3, seed=int(prompt.id))):
+            Image.fromarray(image).save(folder / f"{prompt.id}-{index}.png")
+    (folder / "00000-1.png").write_bytes(b"no picture")
+    (folder / "00002-2.png").write_bytes((folder / "00002-0.png").read_bytes())
+    found = of_folder(folder, PROMPTS, 3).pictures
+    looked: list[int] = []
+    answers = BlipVqa.answers
+
+    def counting(self: BlipVqa, images: Any, questions: Any) -> Any:
+        looked.append(len(images))
+        return answers(self, images, questions)
+
+    monkeypatch.setattr(BlipVqa, "answers", counting)
+    results = {}
+    for rows in (1, 2, 8, 64):
+        looked.clear()
+        place = Place(out=tmp_path / f"rows-{rows}", root=folder)
+        results[rows] = observe(benchmark(model), place, found, batch_rows=rows)
+        assert sum(looked) == 7
+        assert max(looked) == min(rows, 7)
+        ((kept, content),) = ((path.name, path.read_bytes()) for path in (place.out / "observations").iterdir())
+        assert (tmp_path / "rows-1/observations" / kept).read_bytes() == content
+    assert all(each == results[1] for each in results.values())
+    looked.clear()
+    monkeypatch.setattr(judging, "BATCH_PIXELS", 1)
+    assert observe(benchmark(model), Place(out=tmp_path / "pixels", root=folder), found) == results[1]
+    assert looked == [1] * 7
 
 
 def test_a_prompt_whose_phrases_are_not_known_cannot_be_judged_by(model: BlipVqa) -> None:
@@ -119,7 +154,7 @@ def test_a_prompt_whose_phrases_are_not_known_cannot_be_judged_by(model: BlipVqa
 def test_what_is_missing_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GCPO_BENCH_HOME", str(tmp_path))
     for category in ("color", "shape", "texture"):
-        with pytest.raises(PrerequisiteError, match=r"blip-vqa: .*model_base_vqa_capfilt_large\.pth"):
+        with pytest.raises(PrerequisiteError, match=r"blip-vqa lacks model_base_vqa_capfilt_large\.pth"):
             BENCHMARKS.load(f"t2i-compbench-{category}")(world="scenes-12").prompts()
     with pytest.raises(ConfigError, match="t2i-compbench-color has no option 'antialias'"):
         BENCHMARKS.load("t2i-compbench-color")(options={"antialias": "false"})

@@ -16,8 +16,9 @@ import numpy.typing as npt
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 
-from gcpo_bench import prompt_sets, runs
+from gcpo_bench import catalogue, prompt_sets, runs
 from gcpo_bench.config import RunConfig
 from gcpo_bench.datasets import Prompt
 from gcpo_bench.errors import ConfigError, CorruptDataError, PrerequisiteError
@@ -78,7 +79,8 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.save({"model": state}, folder / "model_base_vqa_capfilt_large.pth")
     clip_tokenizer_folder(folder / "clip-vit-large-patch14")
     (folder / "clip-vit-base-patch32").mkdir()
-    (folder / "clip-vit-base-patch32" / "config.json").write_text("{}")
+    for name in ("config.json", "model.safetensors"):
+        (folder / "clip-vit-base-patch32" / name).write_text("{}")
     return folder
 
 
@@ -381,14 +383,15 @@ def test_a_run_s_own_images_are_judged_too(tmp_path: Path) -> None:
 
     run = runs.create(tmp_path, "one", RunConfig())
     store(tmp_path / "found.jsonl", *lines("spatial", DOG, CAT)[1:])
-    settings: dict[str, Any] = {"world": "scenes-8", "images_per_prompt": IMAGES, "seed": 0, "guidance_scale": 1.0}
     evaluation = runner.evaluate(
         run,
         sampler,
         8 * 8 * 3,
         "t2i-compbench-spatial",
-        **settings,
-        temperature=1.0,
+        world="scenes-8",
+        images_per_prompt=IMAGES,
+        seed=0,
+        distribution={},
         weights_digest="none",
         options={"options": {"detections": str(tmp_path / "found.jsonl")}},
     )
@@ -493,8 +496,9 @@ def test_what_is_missing_is_named_before_anything_is_looked_at(small_world: Path
     lacks("numeracy", "t2i-compbench-objects")
     lacks("spatial", "grounding-dino-tiny is missing", model="tiny")
     (small_world / "weights").unlink()
-    lacks("3d-spatial", r"grounding-dino-base is missing .*; .*dpt-hybrid-midas is missing")
-    lacks("complex", r"blip-vqa: .*clip-score-b32")
+    lacks("3d-spatial", "t2i-compbench-3d-spatial lacks grounding-dino-base and dpt-hybrid-midas")
+    lacks("complex", r"complex lacks model_base_vqa_capfilt_large\.pth and bert.* and grounding-dino-base and clip")
+    lacks("3d-spatial", "dpt-hybrid-midas is missing", model="elsewhere")
 
 
 # ---------------------------------------------------------------- all at once
@@ -556,32 +560,46 @@ def test_as_many_images_as_the_benchmark_asks_for(tmp_path: Path) -> None:
 
 
 def test_doctor_and_data_say_what_is_there(cli: Cli, small_world: Path) -> None:
-    checks = {check["name"]: check for check in json.loads(cli("doctor", "--json").out)}
-    assert checks["evaluator: grounding-dino-base"]["found"] == "there"
-    assert "not fetched" in checks["evaluator: grounding-dino-tiny"]["found"]
-    assert checks["noun phrases: t2i-compbench"]["found"] == f"{len(TABLE.prompts)} prompts, by hand"
+    def told() -> dict[str, dict[str, str]]:
+        return {check["name"]: check for check in json.loads(cli("doctor", "--json").out)}
+
+    assert {told()[f"benchmark {name}"]["found"] for name in BENCHMARK_GROUPS["t2i-compbench"]} == {"ready"}
+    assert told()["noun phrases t2i-compbench"]["found"] == f"{len(TABLE.prompts)} prompts, by hand"
     assert "noun phrases of T2I-CompBench: by hand" in cli("data", "ls").err
     phrases.table_file().unlink()
-    check = {check["name"]: check for check in json.loads(cli("doctor", "--json").out)}["noun phrases: t2i-compbench"]
-    assert check["found"].startswith("not made; spaCy")
-    assert "evaluators.phrases" in check["mend"]
+    prompt_sets.SETS["t2i-compbench-objects"].path.unlink()
+    (small_world / "weights").unlink()
+    checks = told()
+    assert checks["noun phrases t2i-compbench"]["found"].startswith("not made; spaCy")
+    assert "evaluators.phrases" in checks["noun phrases t2i-compbench"]["mend"]
+    assert checks["benchmark t2i-compbench-numeracy"]["found"] == "lacks prompts, 1 of 1 weights"
+    assert checks["benchmark t2i-compbench-3d-spatial"]["found"] == "lacks 2 of 2 weights"
     assert "noun phrases of T2I-CompBench's prompts are not at" in cli("data", "ls").err
-    listed = {row["name"]: row for row in json.loads(cli("models", "ls", "--json").out)}
-    assert listed["grounding-dino-base"]["state"] == listed["dpt-hybrid-midas"]["state"] == "there"
-    assert listed["grounding-dino-base"]["licence"] == "Apache-2.0"
-    assert "4 files are there" not in cli("models", "verify", "grounding-dino-base").err
+
+
+def test_what_belongs_together_is_fetched_together(cli: Cli, small_world: Path, tmp_path: Path) -> None:
+    shutil.move(small_world / "data", tmp_path / "stick")
+    assert cli("data", "fetch", "t2i-compbench-complex", "--from", "stick").code == 0
+    place = small_world / "data" / "t2i-compbench"
+    there = {"complex_val.txt", "complex_val_action.txt", "complex_val_spatial.txt"}
+    assert {path.name for path in place.iterdir()} == there
+    assert cli("data", "fetch", "t2i-compbench", "--from", "stick").code == 0
+    assert len(list(place.iterdir())) == len(TEXTS)
+    names = {each.name for each in catalogue.get("t2i-compbench")}
+    assert names == {path.name for path in (small_world / "weights").iterdir()}
 
 
 def test_depth_weights_are_found_in_either_format(cli: Cli, small_world: Path, tmp_path: Path) -> None:
-    stick = tmp_path / "stick"
-    shutil.copytree(small_world / "weights" / "dpt-hybrid-midas", stick / "dpt-hybrid-midas")
+    stick = tmp_path / "stick" / "dpt-hybrid-midas"
+    shutil.copytree(small_world / "weights" / "dpt-hybrid-midas", stick)
     (small_world / "weights").unlink()
-    (stick / "dpt-hybrid-midas" / "model.safetensors").rename(stick / "dpt-hybrid-midas" / "pytorch_model.bin")
+    state = load_file(stick / "model.safetensors")
+    (stick / "model.safetensors").unlink()
+    torch.save(state, stick / "pytorch_model.bin")
     assert cli("models", "fetch", "dpt-hybrid-midas", "--from", "stick").code == 0
-    assert (small_world / "weights" / "dpt-hybrid-midas" / "pytorch_model.bin").is_file()
-    assert "2 files are there" in cli("models", "verify", "dpt-hybrid-midas").out
-    (stick / "dpt-hybrid-midas" / "pytorch_model.bin").unlink()
-    assert cli("models", "fetch", "dpt-hybrid-midas", "--from", "stick").code == 4
+    path = small_world / "weights" / "dpt-hybrid-midas"
+    assert (path / "pytorch_model.bin").is_file()
+    assert depth.load(path)[0](np.zeros((8, 8, 3), dtype=np.uint8)).shape == (479, 479)
 
 
 def test_the_arithmetic_is_tested_before_it_is_used(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -103,6 +103,7 @@ def _computed(config: RunConfig, policy: Policy) -> Estimate:
         "reference": 0 if config.policy.lora is not None else held * size,
         "optimizer moments": 2 * trained * 4,
         "float32 copies": trained * 4 if rounded else 0,
+        "text encoder": 0 if config.policy.random_init else getattr(policy, "text_encoder_bytes", 0),
     }
     # the cache is kept from rollout to rollout, with the graphs recorded on it, so all of this adds up
     in_turn = {

@@ -23,10 +23,10 @@ from PIL import Image
 from torch import Tensor
 from transformers import DPTForDepthEstimation
 
+from gcpo_bench.catalogue import COMPBENCH_DEPTH
 from gcpo_bench.errors import CorruptDataError
 
 from ..compbench import frame_size
-from ..weights import COMPBENCH_DEPTH
 from .pretrained import load_model
 
 SIDE = 480

@@ -6,7 +6,7 @@ The fidelity says how the image reaches the two networks; see `evaluators.fideli
 from __future__ import annotations
 
 import io
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,10 +18,11 @@ from PIL import Image
 from transformers import Mask2FormerForUniversalSegmentation
 from transformers.utils import logging as transformers_logging
 
+from gcpo_bench.catalogue import GENEVAL_CLASSIFIER, GENEVAL_DETECTOR
 from gcpo_bench.errors import CorruptDataError
 from gcpo_bench.files import checksum
+from gcpo_bench.weights import locate
 
-from .. import weights
 from ..fidelity import MIN_CONFIDENCE, Fidelity
 from ..scorers.compute import usable_device
 from ..types import Detection
@@ -35,23 +36,24 @@ CLASSIFIED = 16
 
 @dataclass(frozen=True, slots=True)
 class GenEvalVision:
-    """Image in, detections out."""
+    """Images in, detections out."""
 
     detector: Mask2Former
     classifier: colors.ColorClassifier
     fidelity: Fidelity
 
-    def __call__(self, image_YXC: UInt8, colored: Collection[str]) -> list[Detection]:
-        """Objects above `MIN_CONFIDENCE` in an RGB image, those of the classes `colored` with their colour."""
-        if self.fidelity.jpeg_quality:
-            image_YXC = through_jpeg(image_YXC, self.fidelity.jpeg_quality)
-        seen = np.ascontiguousarray(image_YXC[..., ::-1]) if self.fidelity.swap_red_blue else image_YXC
-        found = self.detector(seen, MIN_CONFIDENCE)
-        names = self._colors(image_YXC, found, colored)
-        return [
-            Detection(label=each.label, confidence=each.confidence, box=each.box, color=names.get(index))
-            for index, each in enumerate(found)
-        ]
+    def __call__(self, images: Sequence[UInt8], colored: Sequence[Collection[str]]) -> Iterator[list[Detection]]:
+        """Objects above `MIN_CONFIDENCE` in each RGB image, those of its classes in `colored` with their colour."""
+        if quality := self.fidelity.jpeg_quality:
+            images = [through_jpeg(image_YXC, quality) for image_YXC in images]
+        shown = [np.ascontiguousarray(each[..., ::-1]) for each in images] if self.fidelity.swap_red_blue else images
+        found_in = self.detector.detect(shown, MIN_CONFIDENCE)
+        for image_YXC, found, asked in zip(images, found_in, colored, strict=True):
+            names = self._colors(image_YXC, found, asked)
+            yield [
+                Detection(label=each.label, confidence=each.confidence, box=each.box, color=names.get(index))
+                for index, each in enumerate(found)
+            ]
 
     def _colors(self, image_YXC: UInt8, found: list[Instance], colored: Collection[str]) -> Mapping[int, str]:
         """Index in `found` -> colour."""
@@ -90,7 +92,7 @@ def build(
     device = usable_device(device)
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     network, origin = _detector(detector)
-    folder = classifier or weights.locate(weights.GENEVAL_CLASSIFIER)
+    folder = classifier or locate(GENEVAL_CLASSIFIER)
     model, tokenizer = colors.load(folder, "quick_gelu" if fidelity.quick_gelu else "gelu")
     vision = GenEvalVision(
         Mask2Former(network, device=device, antialias=fidelity.antialias),
@@ -125,9 +127,9 @@ def _detector(path: Path | None) -> tuple[Mask2FormerForUniversalSegmentation, d
                 hint="fetch the folder again",
             )
         return model, {"detector": "other", "detector_digest": checksum(path / "model.safetensors")}
-    published = weights.GENEVAL_DETECTOR
+    published = GENEVAL_DETECTOR
     prefix = published.sha256 if path is None else ""
-    model, digest = mask2former_weights.load(path or weights.locate(published), sha256_prefix=prefix)
+    model, digest = mask2former_weights.load(path or locate(published), sha256_prefix=prefix)
     is_published = digest.startswith(published.sha256)
     return model, {"detector": "published" if is_published else "other", "detector_digest": f"sha256:{digest}"}
 

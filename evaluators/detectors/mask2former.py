@@ -12,7 +12,9 @@ panoptic_on False, instance_on True, max_per_image 100); Mask2Former, arXiv 2112
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any
 
 import numpy as np
@@ -35,6 +37,8 @@ STD = np.array(
     [58.395, 57.12, 57.375], dtype=np.float64
 )  # OpenCV subtracts in single and multiplies in double precision
 MAX_INSTANCES = 100
+ROWS_ON_GPU = 8
+"""Images of one size that go through the network together; on a CPU one does, whose numbers depend on no other."""
 QUERIES_AT_ONCE = 10
 """Masks enlarged at once; it bounds memory and changes no number."""
 
@@ -164,7 +168,7 @@ def _boxes(masks_QYX: Tensor) -> Tensor:
 
 
 class Mask2Former:
-    """Finds instances of COCO's classes, one image at a time, as GenEval runs it: no number depends on a batch."""
+    """Finds instances of COCO's classes; on a CPU one image at a time, as GenEval runs it."""
 
     def __init__(
         self,
@@ -173,25 +177,43 @@ class Mask2Former:
         device: str = "cpu",
         antialias: bool = False,
         classes: tuple[str, ...] = CLASSES,
+        rows: int | None = None,
     ) -> None:
+        """`rows` go through the network together; None: 1 on a CPU, `ROWS_ON_GPU` elsewhere."""
         network: Any = model.train(mode=False)  # whose `to` is typed for transformers' own wrappers only
         self.model = network.to(device)
         self.device = device
         self.antialias = antialias
         self.classes = classes
+        self.rows = rows or (1 if torch.device(device).type == "cpu" else ROWS_ON_GPU)
 
-    @torch.inference_mode()
     def __call__(self, image_YXC: UInt8, min_confidence: float = -1.0) -> list[Instance]:
         """The instances above `min_confidence` in an RGB image, uint8 (Y, X, 3)."""
-        pixels_CYX, unpadded = preprocess(image_YXC, antialias=self.antialias)
-        pixels_1CYX = torch.from_numpy(pixels_CYX)[None].to(self.device)
-        output = self.model(pixel_values=pixels_1CYX)
-        return instances(
-            output.class_queries_logits[0],
-            output.masks_queries_logits[0],
-            padded=(pixels_CYX.shape[1], pixels_CYX.shape[2]),
-            unpadded=unpadded,
-            original=(image_YXC.shape[0], image_YXC.shape[1]),
-            classes=self.classes,
-            min_confidence=min_confidence,
-        )
+        return next(self.detect([image_YXC], min_confidence))
+
+    def detect(self, images: Sequence[UInt8], min_confidence: float = -1.0) -> Iterator[list[Instance]]:
+        """The same for each image, in order. Neighbours of one size may go through the network together."""
+        for _, run in groupby(images, key=np.shape):
+            alike = list(run)
+            for start in range(0, len(alike), self.rows):
+                yield from self._together(alike[start : start + self.rows], min_confidence)
+
+    @torch.inference_mode()
+    def _together(self, images_BYXC: Sequence[UInt8], min_confidence: float) -> list[list[Instance]]:
+        prepared = [preprocess(image_YXC, antialias=self.antialias) for image_YXC in images_BYXC]
+        pixels_BCYX = np.stack([pixels_CYX for pixels_CYX, _ in prepared])
+        output = self.model(pixel_values=torch.from_numpy(pixels_BCYX).to(self.device))
+        return [
+            instances(
+                class_logits_QL,
+                mask_logits_QYX,
+                padded=(pixels_BCYX.shape[2], pixels_BCYX.shape[3]),
+                unpadded=prepared[0][1],
+                original=(images_BYXC[0].shape[0], images_BYXC[0].shape[1]),
+                classes=self.classes,
+                min_confidence=min_confidence,
+            )
+            for class_logits_QL, mask_logits_QYX in zip(
+                output.class_queries_logits, output.masks_queries_logits, strict=True
+            )
+        ]

@@ -12,7 +12,7 @@ from transformers.utils import logging as transformers_logging
 from gcpo_bench.errors import CorruptDataError, PrerequisiteError
 from gcpo_bench.files import checksum
 
-from ..weights import MODEL_FILES
+MODEL_FILES = ("model.safetensors", "pytorch_model.bin")
 
 
 def load_model(kind: Any, folder: Path, *, unused: str = r"(?!)") -> tuple[Any, str]:

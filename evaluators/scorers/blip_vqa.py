@@ -13,8 +13,9 @@ Sources: salesforce/BLIP `models/blip_vqa.py`, Karine-Huang/T2I-CompBench `BLIPv
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -23,15 +24,16 @@ from torch import Tensor, nn
 from transformers import BlipTextModel, BlipVisionModel, PreTrainedTokenizerBase
 from transformers.models.blip.modeling_blip_text import BlipTextLMHeadModel
 
+from gcpo_bench.catalogue import BERT_WORDS, BLIP_VQA
 from gcpo_bench.errors import CorruptDataError
 from gcpo_bench.files import checksum
+from gcpo_bench.weights import locate
 
 from . import blip_weights
 from .blip_weights import BlipSize, convert_vision, split
 from .checkpoints import State, fill, read_state
 from .compute import CPU, Compute, Precision, on
 from .images import Preprocessing
-from .published import BERT_TOKENIZER, BLIP_VQA, find
 from .tokens import bert_tokenizer
 from .types import Image
 
@@ -57,18 +59,15 @@ class BlipVqaModel(nn.Module):
         self.text_decoder = BlipTextLMHeadModel(size.text_config(memory_width=size.text_width))
         self.begin = size.words - 2
 
-    def look(self, pixels_CYX: Tensor) -> Tensor:
-        """The picture's states (1, S, D)."""
-        states: Tensor = self.vision(pixel_values=pixels_CYX[None]).last_hidden_state
+    def look(self, pixels_BCYX: Tensor) -> Tensor:
+        """The pictures' states (B, S, D)."""
+        states: Tensor = self.vision(pixel_values=pixels_BCYX).last_hidden_state
         return states
 
-    def forward(self, picture_1SD: Tensor, ids_BT: Tensor) -> Tensor:
-        """Logits of the first word of each answer (B, words)."""
-        rows = len(ids_BT)
-        question = self.text_encoder(
-            input_ids=ids_BT, encoder_hidden_states=picture_1SD.expand(rows, -1, -1)
-        ).last_hidden_state
-        begin_B1 = torch.full((rows, 1), self.begin, device=ids_BT.device)
+    def forward(self, pictures_BSD: Tensor, ids_BT: Tensor) -> Tensor:
+        """Logits of the first word of the answer to each question about its picture (B, words)."""
+        question = self.text_encoder(input_ids=ids_BT, encoder_hidden_states=pictures_BSD).last_hidden_state
+        begin_B1 = torch.full((len(ids_BT), 1), self.begin, device=ids_BT.device)
         answer = self.text_decoder.bert(input_ids=begin_B1, encoder_hidden_states=question).last_hidden_state
         logits_B1V: Tensor = self.text_decoder.cls(answer)
         return logits_B1V[:, 0]
@@ -98,19 +97,31 @@ class BlipVqa:
             **self.compute.identity,
         }
 
-    @torch.inference_mode()
     def probabilities(self, image: Image, questions: Sequence[str]) -> list[float]:
         """Of "yes" against "no", for each question about one picture."""
-        if not questions:
-            return []
-        found = [0.0] * len(questions)
+        return next(self.answers([image], [questions]))
+
+    def answers(self, images: Sequence[Image], questions: Sequence[Sequence[str]]) -> Iterator[list[float]]:
+        """The same for each picture and its questions, in order."""
+        for portion in self.compute.portions(len(images)):
+            yield from self._answers(images[portion], questions[portion])
+
+    @torch.inference_mode()
+    def _answers(self, images: Sequence[Image], questions: Sequence[Sequence[str]]) -> list[list[float]]:
+        asked = [(picture, question) for picture, each in enumerate(questions) for question in each]
+        if not asked:
+            return [[] for _ in images]
+        found = [0.0] * len(asked)
         with self.compute.autocast():
-            picture = self.model.look(self.preprocessing(image).to(self.compute.device))
-            for rows, ids_BT in self._by_length(questions):
-                logits_BV = self.model(picture, ids_BT.to(self.compute.device)).float()
+            pixels_BCYX = torch.stack([self.preprocessing(image) for image in images])
+            states_PSD = self.model.look(pixels_BCYX.to(self.compute.device))
+            for rows, ids_BT in self._by_length([question for _, question in asked]):
+                pictures_BSD = states_PSD[[asked[row][0] for row in rows]]
+                logits_BV = self.model(pictures_BSD, ids_BT.to(self.compute.device)).float()
                 for row, value in zip(rows, torch.sigmoid(logits_BV[:, self.yes] - logits_BV[:, self.no]), strict=True):
                     found[row] = value.item()
-        return found
+        answers = iter(found)
+        return [list(islice(answers, len(each))) for each in questions]
 
     def _by_length(self, questions: Sequence[str]) -> list[tuple[list[int], Tensor]]:
         """Rows and tokens of questions that are equally long, no more at once than `compute` allows."""
@@ -177,4 +188,4 @@ def load_blip_vqa(
 
 def blip_vqa(*, device: str | None = None, precision: Precision = "float32") -> BlipVqa:
     """From the weights folder; on the GPU where there is one, or on `device`."""
-    return load_blip_vqa(find(BLIP_VQA), find(BERT_TOKENIZER), compute=on(device, precision))
+    return load_blip_vqa(locate(BLIP_VQA), locate(BERT_WORDS), compute=on(device, precision))

@@ -57,7 +57,7 @@ class Deqa:
 
     @property
     def identity(self) -> Mapping[str, Any]:
-        """What the program says of its model; starts it. Raises PrerequisiteError where it does not start."""
+        """All that the program says of itself; starts it. Raises PrerequisiteError where it does not start."""
         try:
             self._program.start()
         except NoAnswer as error:
@@ -65,20 +65,22 @@ class Deqa:
                 f"DeQA's program does not start: {error}",
                 hint=f"run it by hand: {shlex.join(self._program.command)}; it should print one line of JSON",
             ) from error
-        return {"scorer": self.name, "model": str(self._program.hello.get("model", "not said"))}
+        said = {key: str(value) for key, value in self._program.hello.items() if key != "protocol"}
+        return {"scorer": self.name, "model": "not said", **said}
 
     def score(self, images: Images, prompts: Sequence[str]) -> list[Score]:
         return [self._score(image) for image in check_images(images, prompts)]
 
     def _score(self, image: Image) -> Score:
         if self._failures >= MAX_FAILURES:
-            return Unscored(f"given up after {MAX_FAILURES} failures in a row, the last: {self._last}")
+            reason = f"given up after {MAX_FAILURES} failures in a row, the last: {self._last}"
+            return Unscored(reason, may_pass=True)
         try:
             logits = numbers(self._program.ask({"png": _png(image)}).get("logits"), len(LEVELS))
         except NoAnswer as error:
             self._failures += 1
             self._last = str(error)
-            return Unscored(self._last)
+            return Unscored(self._last, may_pass=True)
         if logits is None:
             return Unscored("its answer has no five finite logits")
         self._failures = 0

@@ -11,6 +11,7 @@ Source: zhiyuanyou/DeQA-Score `src/model/modeling_mplug_owl2.py`: question, padd
 from __future__ import annotations
 
 import base64
+import hashlib
 import io
 import json
 import os
@@ -25,14 +26,18 @@ SIDE = 448
 
 
 def serve(logits: Callable[[Any], Iterable[float]], model: str, lines: Iterable[str], out: TextIO) -> None:
-    """Answer until `lines` end. `logits` takes a Pillow picture and gives five numbers."""
+    """Answer until `lines` end. `logits` takes a Pillow picture and gives five numbers.
+
+    The first line says what the answers depend on: it is recorded, and answers are kept under it.
+    """
     from PIL import Image
 
     def say(record: Mapping[str, Any]) -> None:
         out.write(json.dumps(record) + "\n")
         out.flush()
 
-    say({"protocol": 1, "model": model})
+    question = hashlib.sha256("".join(QUESTION).encode()).hexdigest()
+    say({"protocol": 1, "model": model, "question": "sha256:" + question, "side": SIDE})
     for line in lines:
         question = json.loads(line)
         try:

@@ -1,8 +1,8 @@
 """A program of another environment, asked over its own pipes: one JSON object a line, a question and its answer.
 
-It prints one line when it is ready (`{"protocol": 1, "model": ...}`) and then answers each `{"id": n, ...}` with
-`{"id": n, ...}` or `{"id": n, "error": "..."}`. What it writes to stderr is kept for the error message. It ends when
-its input is closed. Nothing is pickled, in either direction.
+It prints one line when it is ready (`{"protocol": 1, "model": ...}`, and what else its answers depend on) and then
+answers each `{"id": n, ...}` with `{"id": n, ...}` or `{"id": n, "error": "..."}`. What it writes to stderr is kept for
+the error message. It ends when its input is closed. Nothing is pickled, in either direction.
 
 A program that dies, is silent for too long or prints anything else is stopped, with all it has started: after that,
 answers could no longer be told apart. The next question starts it anew.

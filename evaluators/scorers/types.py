@@ -24,6 +24,8 @@ class Unscored:
     """No score, and why. Never counted as a number."""
 
     reason: str
+    may_pass: bool = False
+    """Whether it may be scored another time: a program that died, a server that is busy."""
 
 
 Score = float | Unscored

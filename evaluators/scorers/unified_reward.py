@@ -53,6 +53,7 @@ MAX_REPLY_BYTES = 1 << 20
 MAX_TOKENS = 1024
 _SCORE = re.compile(r"Final Score:\s*([1-5](?:\.\d+)?)(?![\d.]*\d)")
 _BUSY = frozenset({408, 429, 500, 502, 503, 504})
+_NO_SUCH_QUESTION = frozenset({404, 405, 501})
 _SHOWN = 100
 
 
@@ -86,8 +87,30 @@ class UnifiedReward:
 
     @property
     def identity(self) -> Mapping[str, Any]:
+        """With what the server says is behind the model's name. Raises PrerequisiteError where it cannot be asked."""
         digest = hashlib.sha256(self.question.encode()).hexdigest()
-        return {"scorer": self.name, "model": self.model, "question": f"sha256:{digest}", "side": SIDE}
+        asked = {"model": self.model, "served": self._served(), "question": f"sha256:{digest}", "side": SIDE}
+        return {"scorer": self.name, **asked}
+
+    def _served(self) -> str:
+        try:
+            served = read_models(self._send("models"))
+        except urllib.error.HTTPError as error:
+            error.close()
+            if error.code in _NO_SUCH_QUESTION:
+                return "not said"
+            raise self._unavailable(f"answers {error.code} {error.reason}") from error
+        except (OSError, http.client.HTTPException) as error:
+            raise self._unavailable(f"cannot be asked: {_reason(error)}") from error
+        if served and self.model not in served:
+            raise self._unavailable(f"serves {', '.join(served)}, not {self.model}")
+        return served.get(self.model, "not said")
+
+    def _unavailable(self, problem: str) -> PrerequisiteError:
+        return PrerequisiteError(
+            f"UnifiedReward's server at {self.url} {problem}",
+            hint=f"start it, or mend {URL_VARIABLE}, {MODEL_VARIABLE} or {KEY_VARIABLE}",
+        )
 
     def score(self, images: Images, prompts: Sequence[str]) -> list[Score]:
         pictures = check_images(images, prompts)
@@ -100,22 +123,21 @@ class UnifiedReward:
             if attempt:
                 time.sleep(min(1.0, self.timeout_s))
             try:
-                return read_score(self._post(body))
+                return read_score(self._send("chat/completions", body))
             except urllib.error.HTTPError as error:
-                failure = Unscored(f"the server answers {error.code} {error.reason}")
+                failure = f"the server answers {error.code} {error.reason}"
                 error.close()
                 if error.code not in _BUSY:
                     break
             except TimeoutError:
-                failure = Unscored(f"no answer within {self.timeout_s:g} s")
+                failure = f"no answer within {self.timeout_s:g} s"
                 break
             except (OSError, http.client.HTTPException) as error:
-                reason = getattr(error, "reason", None) or error
-                if isinstance(reason, TimeoutError):
-                    failure = Unscored(f"no answer within {self.timeout_s:g} s")
+                if isinstance(getattr(error, "reason", None), TimeoutError):
+                    failure = f"no answer within {self.timeout_s:g} s"
                     break
-                failure = Unscored(f"the server cannot be asked: {reason or type(error).__name__}")
-        return failure
+                failure = f"the server cannot be asked: {_reason(error)}"
+        return Unscored(failure, may_pass=True)
 
     def _question(self, image: Image, prompt: str) -> dict[str, Any]:
         picture = {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{_png(image)}"}}
@@ -128,10 +150,10 @@ class UnifiedReward:
             "messages": [{"role": "user", "content": [picture, text]}],
         }
 
-    def _post(self, body: bytes) -> bytes:
+    def _send(self, path: str, body: bytes | None = None) -> bytes:
         """The reply. Raises OSError (which HTTPError and TimeoutError are) and HTTPException."""
         headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {self.key}"} if self.key else {})
-        request = urllib.request.Request(f"{self.url.rstrip('/')}/chat/completions", data=body, headers=headers)
+        request = urllib.request.Request(f"{self.url.rstrip('/')}/{path}", data=body, headers=headers)
         # a proxy for the outside world must not be asked for this machine
         here = urlsplit(self.url).hostname in {"127.0.0.1", "localhost", "::1"}
         opener = urllib.request.build_opener(_NoRedirect, *([urllib.request.ProxyHandler({})] if here else []))
@@ -145,6 +167,10 @@ class UnifiedReward:
                 if time.monotonic() > deadline:  # the socket's own limit is for each piece
                     raise TimeoutError
             return reply
+
+
+def _reason(error: Exception) -> str:
+    return str(getattr(error, "reason", None) or error) or type(error).__name__
 
 
 class _NoRedirect(urllib.request.HTTPRedirectHandler):
@@ -161,12 +187,21 @@ def read_score(reply: bytes) -> Score:
     except (ValueError, RecursionError, LookupError, TypeError):
         text = None
     if not isinstance(text, str):
-        return Unscored(f"the reply is no chat completion: {reply[:_SHOWN].decode(errors='replace')!r}")
+        shown = reply[:_SHOWN].decode(errors="replace")
+        return Unscored(f"the reply is no chat completion: {shown!r}", may_pass=True)
     found = _SCORE.search(text)
     value = float(found[1]) if found else 0.0
     if not 1 <= value <= 5:
         return Unscored(f"the answer has no final score from 1 to 5: {text[-_SHOWN:]!r}")
     return value
+
+
+def read_models(reply: bytes) -> dict[str, str]:
+    """Names a server knows -> the model behind each, where it says that; empty where the reply is something else."""
+    try:
+        return {str(each["id"]): str(each.get("root") or each["id"]) for each in json.loads(reply)["data"]}
+    except (ValueError, RecursionError, LookupError, TypeError, AttributeError):
+        return {}
 
 
 def _png(image: Image) -> str:

@@ -70,11 +70,11 @@ def fetch_command(
         Path | None, typer.Option("--from", help="A folder with copies, for machines without network.", exists=True)
     ] = None,
 ) -> None:
-    """Put sets into the data folder, from their source or from --from, and check their SHA-256."""
+    """Put sets into the data folder with what belongs to them, from their source or --from, and check their SHA-256."""
     from gcpo_bench.errors import GcpoBenchError
-    from gcpo_bench.prompt_sets import SETS, fetch, get
+    from gcpo_bench.prompt_sets import SETS, fetch, with_parts
 
-    wanted = [get(name).name for name in names or SETS]
+    wanted = list(dict.fromkeys(each for name in names or SETS for each in with_parts(name)))
     failures: list[GcpoBenchError] = []
     for name in wanted:
         try:
