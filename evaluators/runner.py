@@ -34,9 +34,11 @@ from .judging import (
     ShardDone,
     is_exporting,
     is_keeping,
+    is_numbering,
     judged,
     looks_by_part,
     observe,
+    question,
     score,
 )
 from .observations import ObservationsByPart, Seen, looks
@@ -58,6 +60,8 @@ __all__ = [
 
 DRAW_ROWS = 256
 """Images drawn by a sampler together, or judged at once where nothing is kept, where nobody says."""
+IMAGES_PER_PROMPT = 4
+"""Where neither the caller nor a benchmark says."""
 GENERATOR_ROWS = 4
 """Images drawn by a generator together, where nobody says."""
 
@@ -152,7 +156,7 @@ def evaluate_generator(
     *,
     name: str = "",
     seed: int = 0,
-    images_per_prompt: int = 4,
+    images_per_prompt: int | None = None,
     limit: int | None = None,
     batch_rows: int | None = None,
     options: Mapping[str, Any] | None = None,
@@ -165,12 +169,14 @@ def evaluate_generator(
     Args:
         generator_name: what was asked for; stated in the scores, and of no effect on the images.
         name: what tables call these images; default: the collection's folder.
+        images_per_prompt: None for as many as the benchmark asks for.
         batch_rows: images drawn or looked at together; default `GENERATOR_ROWS` and `judging.LOOK_ROWS`.
     Raises:
         RunError: the collection holds images that were drawn with other settings. Else as `evaluate`.
     """
     _check_numbers(images_per_prompt=images_per_prompt, limit=limit, batch_rows=batch_rows)
     benchmark = make_benchmark(benchmark_name, "", **(options or {}))
+    images_per_prompt = images_per_prompt or _own_images_per_prompt(benchmark)
     prompts = first_per_task(benchmark.prompts(), limit)
     identity = json.loads(json.dumps({**generator.settings(), "seed": seed}))  # as it is read back: lists, no tuples
     record = {"generator": generator_name, **identity}
@@ -225,7 +231,7 @@ def evaluate_folder(
     benchmark_name: str,
     *,
     world: str = "",
-    images_per_prompt: int = 4,
+    images_per_prompt: int | None = None,
     limit: int | None = None,
     batch_rows: int | None = None,
     options: Mapping[str, Any] | None = None,
@@ -239,6 +245,7 @@ def evaluate_folder(
 
     Args:
         out: where source.json, samples.jsonl and scores.json go; nothing is written into `folder`.
+        images_per_prompt: None for as many as the benchmark asks for.
         allow_partial: score a set in which files are missing; they are counted as unscored, and the scores say so.
         name: what tables call these images; default: the folder's name.
         on_note: called with each line about the folder before images are looked at.
@@ -248,6 +255,7 @@ def evaluate_folder(
     _check_numbers(images_per_prompt=images_per_prompt, limit=limit, batch_rows=batch_rows)
     images.check_folder(folder)
     benchmark = make_benchmark(benchmark_name, world, **(options or {}))
+    images_per_prompt = images_per_prompt or _own_images_per_prompt(benchmark)
     place = Place(out=out, root=folder, shard=shard)
     place.check(benchmark)
     image_set = _found(folder, benchmark, images_per_prompt, limit)
@@ -291,6 +299,8 @@ def rescore(out: Path, benchmark_name: str, *, world: str = "", options: Mapping
 
 def judge_again(benchmark: KeepingBenchmark, out: Path, before: Evaluation, look: Mapping[str, Any]) -> Evaluation:
     """The evaluation in `out` with this benchmark's arithmetic, on what was seen with `look`. Raises as `rescore`."""
+    if is_numbering(benchmark):
+        benchmark.recall(look)
     benchmark.self_test()
     store = ObservationsByPart(out / "observations", looks_by_part(benchmark, look))
     prompts = stored.load_prompts(out)
@@ -302,7 +312,7 @@ def judge_again(benchmark: KeepingBenchmark, out: Path, before: Evaluation, look
             raise CorruptDataError(f"{out}: prompt {sample.prompt_id!r} is not stored", hint="leave --rescore out")
         seen: Seen | None = Seen(problem=sample.unscored)
         if sample.image_digest:
-            seen = store.get(sample.image_digest, benchmark.question(prompt))
+            seen = store.get(sample.image_digest, question(benchmark, prompt, sample.image_index))
         if seen is None:
             raise RunError(f"{out}: what was seen in {sample.image} is not stored", hint="leave --rescore out")
         unanswered += seen.is_passing
@@ -326,6 +336,10 @@ def _stored_look(out: Path, before: Evaluation, fidelity: str | None, backend: s
             return look
     asked = " and ".join(f"{what} {name!r}" for what, name in (("fidelity", fidelity), ("backend", backend)) if name)
     raise RunError(f"{out}: nothing is stored with {asked}", hint="evaluate once without --rescore")
+
+
+def _own_images_per_prompt(benchmark: Benchmark) -> int:
+    return int(getattr(benchmark, "images_per_prompt", IMAGES_PER_PROMPT))
 
 
 def _check_numbers(**numbers: int | None) -> None:
@@ -374,9 +388,11 @@ def _score(
 ) -> Evaluation:
     notes: tuple[str, ...] = ()
     unanswered = 0
+    if is_numbering(benchmark):
+        notes = benchmark.notes([(each.prompt, each.index) for each in image_set.pictures])
     if is_keeping(benchmark):
         seen = observe(benchmark, place, image_set.pictures, on_image, batch_rows=batch_rows or LOOK_ROWS)
-        samples, notes, unanswered = seen.samples, seen.notes, seen.unanswered
+        samples, notes, unanswered = seen.samples, (*notes, *seen.notes), seen.unanswered
         prompts = {each.prompt.id: each.prompt for each in image_set.pictures}
         stored.save_prompts(place.out, list(prompts.values()))
         if is_exporting(benchmark):
