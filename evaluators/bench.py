@@ -23,11 +23,13 @@ import numpy as np
 from PIL import Image as Pictures
 from PIL import ImageDraw
 
+from gcpo_bench.catalogue import NEEDS
 from gcpo_bench.datasets import Prompt
-from gcpo_bench.errors import ConfigError, PrerequisiteError, did_you_mean
+from gcpo_bench.errors import ConfigError, did_you_mean
 from gcpo_bench.registry import SCORERS
+from gcpo_bench.weights import local
 
-from . import images, stored, weights
+from . import images, stored
 from .drawbench import PANEL, DrawBench
 from .geneval_benchmark import GenEvalBenchmark
 from .images import Picture
@@ -35,7 +37,6 @@ from .judging import Place, observe
 from .panel import OUTSIDE, Panel
 from .phrases import Parsed, Phrases
 from .runner import judge_again
-from .scorers.published import require
 from .t2i_compbench import AttributeBenchmark
 from .types import Image, KeepingBenchmark
 
@@ -238,15 +239,7 @@ def _benchmark(name: str, spec: Spec) -> tuple[KeepingBenchmark, str]:
 
 
 def _is_here(name: str) -> bool:
-    try:
-        if name == GENEVAL:
-            weights.locate(weights.GENEVAL_DETECTOR)
-            weights.locate(weights.GENEVAL_CLASSIFIER)
-        elif name not in OUTSIDE:
-            require([name])
-    except PrerequisiteError:
-        return False
-    return True
+    return all(local(weights) is not None for weights in NEEDS.get(name, ()))
 
 
 def _scorer(name: str, random: str, spec: Spec) -> Any:

@@ -1,8 +1,8 @@
-"""Prompts to images in a run's folder: each image drawn once, recorded with its checksum, found again after a stop.
+"""Prompts to images in a folder: each image drawn once, recorded with its checksum, found again after a stop.
 
-<run>/images/<prompt set>/
+<run>/images/<prompt set>/, or evaluations/<name>/images/<prompt set>/
   <prompt id>-<k>.png
-  manifest.jsonl    one object an image: what it shows, who drew it ("key"), its checksum
+  manifest.jsonl    one object an image: what it shows, who drew it ("key"), its checksum, why it is not to be scored
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from gcpo_bench import streams
 from gcpo_bench.datasets import Prompt
 from gcpo_bench.runs import append_jsonl, checksum, read_jsonl, write_bytes, write_text
 
-from .types import Sampler
+from .types import Drawn, Generator, Sampler
 
 STREAM = "evaluate"
 """Random stream of evaluation images: the same noise for every run, so that runs can be compared in pairs."""
@@ -41,6 +41,10 @@ class Request:
         return f"{self.prompt.id}-{self.index}.png"
 
 
+Draw = Callable[[Sequence[Request]], Sequence[Drawn]]
+"""One image a request, in order."""
+
+
 def requests(prompts: Sequence[Prompt], images_per_prompt: int) -> list[Request]:
     """A prompt's images are adjacent."""
     return [Request(prompt, index) for prompt in prompts for index in range(images_per_prompt)]
@@ -51,13 +55,41 @@ def digest(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
 
 
+def from_uniforms(sampler: Sampler, tokens: int, seed: int) -> Draw:
+    """With a sampler that takes `tokens` uniform numbers an image."""
+
+    def draw(batch: Sequence[Request]) -> list[Drawn]:
+        uniforms_BT = np.stack([streams.uniforms(seed, STREAM, r.prompt.id, r.index, tokens) for r in batch])
+        images_BYXC = sampler([request.prompt.text for request in batch], uniforms_BT)
+        _check(images_BYXC, len(batch))
+        return [Drawn(image_YXC=image_YXC) for image_YXC in images_BYXC]
+
+    return draw
+
+
+def from_seeds(generator: Generator, seed: int) -> Draw:
+    """With a generator that takes a seed an image."""
+
+    def draw(batch: Sequence[Request]) -> Sequence[Drawn]:
+        seeds_B = [image_seed(seed, request) for request in batch]
+        drawn_B = generator([request.prompt.text for request in batch], seeds_B)
+        for drawn in drawn_B:
+            _check(drawn.image_YXC[None], 1)
+        return drawn_B
+
+    return draw
+
+
+def image_seed(seed: int, request: Request) -> int:
+    """63 bits; the image's own, whatever is drawn before or beside it."""
+    return int(streams.generator(seed, STREAM, request.prompt.id, request.index).integers(2**63))
+
+
 def generate(
     folder: Path,
-    sampler: Sampler,
+    draw: Draw,
     wanted: Sequence[Request],
     *,
-    tokens: int,
-    seed: int,
     identity: Mapping[str, Any],
     batch_rows: int = 256,
     on_batch: Callable[[int, int], None] | None = None,
@@ -65,12 +97,11 @@ def generate(
     """Draw the images that are wanted and not in `folder` yet, whole and by the same hand.
 
     Args:
-        tokens: uniform numbers an image is drawn from.
         identity: what the images depend on beside the prompt; images made under another one are drawn anew.
         batch_rows: images drawn at once; it changes memory and speed, not the images.
         on_batch: called with (images there, images wanted) before the first and after every batch.
     Raises:
-        ValueError: where the sampler returns something else than a batch of uint8 images.
+        ValueError: where something else than uint8 RGB images is drawn, or not as many as were asked for.
     """
     key = digest(dict(identity))
     missing = _missing(folder, wanted, key)
@@ -79,12 +110,9 @@ def generate(
     report(done, len(wanted))
     for start in range(0, len(missing), batch_rows):
         batch = missing[start : start + batch_rows]
-        uniforms_BT = np.stack([streams.uniforms(seed, STREAM, r.prompt.id, r.index, tokens) for r in batch])
-        images_BYXC = sampler([request.prompt.text for request in batch], uniforms_BT)
-        _check(images_BYXC, len(batch))
-        for request, image_YXC in zip(batch, images_BYXC, strict=True):
-            write_bytes(folder / request.file, _png(image_YXC), sync=False)
-            append_jsonl(folder / "manifest.jsonl", _record(request, folder, key))
+        for request, drawn in zip(batch, draw(batch), strict=True):
+            write_bytes(folder / request.file, _png(drawn.image_YXC), sync=False)
+            append_jsonl(folder / "manifest.jsonl", _record(request, folder, key, drawn.problem))
         done += len(batch)
         report(done, len(wanted))
 
@@ -119,7 +147,7 @@ def _is_there(request: Request, folder: Path, row: Mapping[str, Any] | None) -> 
     )
 
 
-def _record(request: Request, folder: Path, key: str) -> dict[str, Any]:
+def _record(request: Request, folder: Path, key: str, problem: str) -> dict[str, Any]:
     return {
         "prompt": request.prompt.id,
         "index": request.index,
@@ -127,6 +155,7 @@ def _record(request: Request, folder: Path, key: str) -> dict[str, Any]:
         "file": request.file,
         "checksum": checksum(folder / request.file),
         "key": key,
+        **({"problem": problem} if problem else {}),
     }
 
 

@@ -143,7 +143,8 @@ def read(picture: Picture) -> tuple[bytes, str]:
 
 
 def of_requests(folder: Path, wanted: Sequence[Request]) -> tuple[Picture, ...]:
-    """The images `<prompt id>-<k>.png`; where there is a manifest they must match their checksums there."""
+    """The images `<prompt id>-<k>.png`; where there is a manifest, they must match their checksums there and are not
+    scored where it says why not."""
     manifest = read_manifest(folder)
     return tuple(
         Picture(
@@ -151,6 +152,7 @@ def of_requests(folder: Path, wanted: Sequence[Request]) -> tuple[Picture, ...]:
             index=request.index,
             path=folder / request.file,
             checksum=str(manifest.get(request.file, {}).get("checksum", "")),
+            problem=str(manifest.get(request.file, {}).get("problem", "")),
         )
         for request in wanted
     )

@@ -26,6 +26,7 @@ from .types import (
     Image,
     Judged,
     KeepingBenchmark,
+    NumberingBenchmark,
     ObservingBenchmark,
     PartedBenchmark,
     Passing,
@@ -85,6 +86,15 @@ def _has_parts(benchmark: KeepingBenchmark) -> TypeGuard[PartedBenchmark]:
 def looks_by_part(benchmark: KeepingBenchmark, look: Mapping[str, Any]) -> Mapping[str, Mapping[str, Any]]:
     """What the observations of each part depend on."""
     return benchmark.parts(look) if _has_parts(benchmark) else {WHOLE: look}
+
+
+def is_numbering(benchmark: Benchmark) -> TypeGuard[NumberingBenchmark]:
+    return hasattr(benchmark, "question_of")
+
+
+def question(benchmark: KeepingBenchmark, prompt: Prompt, index: int) -> Any:
+    """What an observation of the `index`-th image of a prompt depends on, beside the image."""
+    return benchmark.question_of(prompt, index) if is_numbering(benchmark) else benchmark.question(prompt)
 
 
 def is_exporting(benchmark: Benchmark) -> TypeGuard[ExportingBenchmark]:
@@ -187,7 +197,8 @@ def observe(
         if place.shard and place.is_drawn_to and picture.is_missing:
             raise waiting
         image_digest, problem = digests.get(picture.path) or _digest(benchmark, picture)
-        seen = Seen(problem=problem) if problem else store.get(image_digest, benchmark.question(picture.prompt))
+        about = None if problem else question(benchmark, picture.prompt, picture.index)
+        seen = Seen(problem=problem) if problem else store.get(image_digest, about)
         if seen is None:
             raise waiting
         if seen.note:
@@ -249,8 +260,8 @@ def _unseen(
         digests[picture.path] = ("", problem) if problem else (checksum_of(data), "")
         if problem:
             continue
-        image_digest, question = digests[picture.path][0], benchmark.question(picture.prompt)
-        place, parts = address(image_digest, question), store.lacking(image_digest, question)
+        image_digest, about = digests[picture.path][0], question(benchmark, picture.prompt, picture.index)
+        place, parts = address(image_digest, about), store.lacking(image_digest, about)
         if place in asked or not parts:
             continue
         asked.add(place)  # a second file of the same content is asked for while the first waits in its batch
@@ -258,7 +269,7 @@ def _unseen(
         yield _Unseen(
             row=row,
             image_digest=image_digest,
-            question=question,
+            question=about,
             parts=parts,
             image=_checked(benchmark, decoded),
             note=decoded.note,
@@ -295,7 +306,8 @@ def _digest(benchmark: KeepingBenchmark, picture: Picture) -> tuple[str, str]:
 
 
 def _fit(benchmark: KeepingBenchmark, picture: Picture) -> tuple[bytes, str]:
-    if problem := benchmark.unfit(picture.prompt):
+    prompt, index = picture.prompt, picture.index
+    if problem := benchmark.unfit_of(prompt, index) if is_numbering(benchmark) else benchmark.unfit(prompt):
         return b"", problem
     return images.read(picture)
 

@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from gcpo_bench.catalogue import require
 from gcpo_bench.datasets import Prompt
 from gcpo_bench.errors import ConfigError, CorruptDataError, RunError, did_you_mean
 from gcpo_bench.registry import SCORERS
 
-from .scorers.published import require
 from .scorers.types import Images, Score, Scorer, Unscored, aspect_problem
 from .types import Image, Judged, Passing
 

@@ -1,6 +1,7 @@
-"""A benchmark on a run or on any folder of images: judge every image, leave samples.jsonl and scores.json.
+"""A benchmark on a run, a generator or any folder of images: judge every image, leave samples.jsonl and scores.json.
 
-<run>/evaluations/<benchmark>/, or where `evaluate_folder` is told to
+<run>/evaluations/<benchmark>/, evaluations/<name>/<benchmark>/, or where `evaluate_folder` is told to
+  source.json      whose images they are, where they are no run's; see `gcpo_bench.sources`
   samples.jsonl    one object an image: values, reason, detections
   scores.json      metrics and identity; written last, so its presence means that all is there
   observations/    what was seen in the images, where the benchmark keeps that apart; see `observations`
@@ -10,7 +11,9 @@
 from __future__ import annotations
 
 import inspect
+import json
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -19,9 +22,10 @@ from gcpo_bench.datasets import Prompt
 from gcpo_bench.errors import ConfigError, CorruptDataError, PrerequisiteError, RunError
 from gcpo_bench.registry import BENCHMARKS
 from gcpo_bench.runs import Run
+from gcpo_bench.sources import Collection, Source, write_source
 
 from . import images, stored
-from .generate import digest, generate, requests
+from .generate import Draw, digest, from_seeds, from_uniforms, generate, requests
 from .images import ImageSet
 from .judging import (
     LOOK_ROWS,
@@ -30,19 +34,22 @@ from .judging import (
     ShardDone,
     is_exporting,
     is_keeping,
+    is_numbering,
     judged,
     looks_by_part,
     observe,
+    question,
     score,
 )
 from .observations import ObservationsByPart, Seen, looks
 from .stored import load_evaluation, load_samples
-from .types import Benchmark, Evaluation, KeepingBenchmark, Sampler
+from .types import Benchmark, Evaluation, Generator, Home, KeepingBenchmark, Sampler
 
 __all__ = [
     "ShardDone",
     "evaluate",
     "evaluate_folder",
+    "evaluate_generator",
     "first_per_task",
     "load_evaluation",
     "load_samples",
@@ -52,7 +59,11 @@ __all__ = [
 ]
 
 DRAW_ROWS = 256
-"""Images drawn together, or judged at once where nothing is kept, where nobody says."""
+"""Images drawn by a sampler together, or judged at once where nothing is kept, where nobody says."""
+IMAGES_PER_PROMPT = 4
+"""Where neither the caller nor a benchmark says."""
+GENERATOR_ROWS = 4
+"""Images drawn by a generator together, where nobody says."""
 
 
 def make_benchmark(name: str, world: str, **given: Any) -> Benchmark:
@@ -67,6 +78,16 @@ def make_benchmark(name: str, world: str, **given: Any) -> Benchmark:
     return cast(Benchmark, factory(world=world, **given))
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Drawing:
+    draw: Draw | None
+    """None scores the images that lie there."""
+    identity: Mapping[str, Any]
+    """What the images depend on beside their prompts."""
+    record: Mapping[str, Any]
+    """The same as the evaluation states it."""
+
+
 def evaluate(
     run: Run,
     sampler: Sampler | None,
@@ -76,8 +97,7 @@ def evaluate(
     world: str,
     images_per_prompt: int,
     seed: int,
-    guidance_scale: float,
-    temperature: float,
+    distribution: Mapping[str, float],
     weights_digest: str,
     limit: int | None = None,
     batch_rows: int | None = None,
@@ -91,6 +111,7 @@ def evaluate(
     Args:
         sampler: draws the images; None scores the images that lie in the run's folder, whoever made them.
         tokens: uniform numbers a drawn image takes.
+        distribution: what `sampler` draws from: guidance, temperature and so on; stated in the scores.
         weights_digest: of the weights behind `sampler`; with the settings it says whose images these are.
         limit: only the first so many prompts of each task.
         batch_rows: images drawn or looked at together; default `DRAW_ROWS` and `judging.LOOK_ROWS`. On a CPU no score
@@ -106,32 +127,100 @@ def evaluate(
     """
     _check_numbers(images_per_prompt=images_per_prompt, limit=limit, batch_rows=batch_rows)
     benchmark = make_benchmark(benchmark_name, world, **(options or {}))
-    prompts = first_per_task(benchmark.prompts(), limit)
-    drawing = {
+    identity = {
         "weights_digest": weights_digest,
         "world": world,
         "seed": seed,
-        "guidance_scale": guidance_scale,
-        "temperature": temperature,
+        **distribution,
     }
-    identity = _identity(benchmark, prompts, images_per_prompt) | drawing
-    place = Place(out=run.evaluation_dir(benchmark.name), root=run.path, shard=shard, is_drawn_to=sampler is not None)
+    draw = None if sampler is None else from_uniforms(sampler, tokens, seed)
+    return _draw_and_score(
+        run,
+        benchmark,
+        _Drawing(draw=draw, identity=identity, record=identity),
+        first_per_task(benchmark.prompts(), limit),
+        images_per_prompt,
+        draw_rows=DRAW_ROWS,
+        batch_rows=batch_rows,
+        shard=shard,
+        on_batch=on_batch,
+        on_image=on_image,
+    )
+
+
+def evaluate_generator(
+    collection: Collection,
+    generator: Generator,
+    generator_name: str,
+    benchmark_name: str,
+    *,
+    name: str = "",
+    seed: int = 0,
+    images_per_prompt: int | None = None,
+    limit: int | None = None,
+    batch_rows: int | None = None,
+    options: Mapping[str, Any] | None = None,
+    shard: Shard | None = None,
+    on_batch: Callable[[int, int], None] | None = None,
+    on_image: Callable[[int, int], None] | None = None,
+) -> Evaluation:
+    """Draw a benchmark's images with something that is no run, and score them; else as `evaluate`.
+
+    Args:
+        generator_name: what was asked for; stated in the scores, and of no effect on the images.
+        name: what tables call these images; default: the collection's folder.
+        images_per_prompt: None for as many as the benchmark asks for.
+        batch_rows: images drawn or looked at together; default `GENERATOR_ROWS` and `judging.LOOK_ROWS`.
+    Raises:
+        RunError: the collection holds images that were drawn with other settings. Else as `evaluate`.
+    """
+    _check_numbers(images_per_prompt=images_per_prompt, limit=limit, batch_rows=batch_rows)
+    benchmark = make_benchmark(benchmark_name, "", **(options or {}))
+    images_per_prompt = images_per_prompt or _own_images_per_prompt(benchmark)
+    prompts = first_per_task(benchmark.prompts(), limit)
+    identity = json.loads(json.dumps({**generator.settings(), "seed": seed}))  # as it is read back: lists, no tuples
+    record = {"generator": generator_name, **identity}
+    collection.claim(identity)
+    source = Source(kind="generator", name=name or collection.name, images=collection.path, generator=record)
+    write_source(collection.evaluation_dir(benchmark.name), source)
+    return _draw_and_score(
+        collection,
+        benchmark,
+        _Drawing(draw=from_seeds(generator, seed), identity=identity, record={"generator": record}),
+        prompts,
+        images_per_prompt,
+        draw_rows=GENERATOR_ROWS,
+        batch_rows=batch_rows,
+        shard=shard,
+        on_batch=on_batch,
+        on_image=on_image,
+    )
+
+
+def _draw_and_score(
+    home: Home,
+    benchmark: Benchmark,
+    drawing: _Drawing,
+    prompts: Sequence[Prompt],
+    images_per_prompt: int,
+    *,
+    draw_rows: int,
+    batch_rows: int | None,
+    shard: Shard | None,
+    on_batch: Callable[[int, int], None] | None,
+    on_image: Callable[[int, int], None] | None,
+) -> Evaluation:
+    is_drawn_to = drawing.draw is not None
+    place = Place(out=home.evaluation_dir(benchmark.name), root=home.path, shard=shard, is_drawn_to=is_drawn_to)
     place.check(benchmark)
+    identity = {**_identity(benchmark, prompts, images_per_prompt), **drawing.record}
     if (known := stored.known(place.out, identity)) is not None:
         return known
     wanted = requests(prompts, images_per_prompt)
-    folder = run.images_dir(benchmark.prompt_set)
-    if sampler is not None:
-        generate(
-            folder,
-            sampler,
-            place.share(wanted),
-            tokens=tokens,
-            seed=seed,
-            identity=drawing,
-            batch_rows=batch_rows or DRAW_ROWS,
-            on_batch=on_batch,
-        )
+    folder = home.images_dir(benchmark.prompt_set)
+    if drawing.draw is not None:
+        share, who = place.share(wanted), drawing.identity
+        generate(folder, drawing.draw, share, identity=who, batch_rows=batch_rows or draw_rows, on_batch=on_batch)
     image_set = ImageSet(pictures=images.of_requests(folder, wanted))
     return _score(benchmark, place, image_set, identity, batch_rows, on_image)
 
@@ -142,20 +231,23 @@ def evaluate_folder(
     benchmark_name: str,
     *,
     world: str = "",
-    images_per_prompt: int = 4,
+    images_per_prompt: int | None = None,
     limit: int | None = None,
     batch_rows: int | None = None,
     options: Mapping[str, Any] | None = None,
     shard: Shard | None = None,
     allow_partial: bool = False,
+    name: str = "",
     on_image: Callable[[int, int], None] | None = None,
     on_note: Callable[[str], None] | None = None,
 ) -> Evaluation:
     """Score images that somebody else made: in GenEval's layout, or named `<prompt id>-<k>.png`.
 
     Args:
-        out: where samples.jsonl and scores.json go; nothing is written into `folder`.
+        out: where source.json, samples.jsonl and scores.json go; nothing is written into `folder`.
+        images_per_prompt: None for as many as the benchmark asks for.
         allow_partial: score a set in which files are missing; they are counted as unscored, and the scores say so.
+        name: what tables call these images; default: the folder's name.
         on_note: called with each line about the folder before images are looked at.
     Raises:
         ConfigError: no such folder. CorruptDataError: files are missing. Else as `evaluate`.
@@ -163,6 +255,7 @@ def evaluate_folder(
     _check_numbers(images_per_prompt=images_per_prompt, limit=limit, batch_rows=batch_rows)
     images.check_folder(folder)
     benchmark = make_benchmark(benchmark_name, world, **(options or {}))
+    images_per_prompt = images_per_prompt or _own_images_per_prompt(benchmark)
     place = Place(out=out, root=folder, shard=shard)
     place.check(benchmark)
     image_set = _found(folder, benchmark, images_per_prompt, limit)
@@ -177,6 +270,8 @@ def evaluate_folder(
         )
     prompts = list({picture.prompt.id: picture.prompt for picture in image_set.pictures}.values())
     identity = _identity(benchmark, prompts, images_per_prompt) | {"missing": len(missing)}
+    shown = name or folder.resolve().name or str(folder)
+    write_source(out, Source(kind="folder", name=shown, images=folder))
     return _score(benchmark, place, image_set, identity, batch_rows, on_image)
 
 
@@ -204,6 +299,8 @@ def rescore(out: Path, benchmark_name: str, *, world: str = "", options: Mapping
 
 def judge_again(benchmark: KeepingBenchmark, out: Path, before: Evaluation, look: Mapping[str, Any]) -> Evaluation:
     """The evaluation in `out` with this benchmark's arithmetic, on what was seen with `look`. Raises as `rescore`."""
+    if is_numbering(benchmark):
+        benchmark.recall(look)
     benchmark.self_test()
     store = ObservationsByPart(out / "observations", looks_by_part(benchmark, look))
     prompts = stored.load_prompts(out)
@@ -215,7 +312,7 @@ def judge_again(benchmark: KeepingBenchmark, out: Path, before: Evaluation, look
             raise CorruptDataError(f"{out}: prompt {sample.prompt_id!r} is not stored", hint="leave --rescore out")
         seen: Seen | None = Seen(problem=sample.unscored)
         if sample.image_digest:
-            seen = store.get(sample.image_digest, benchmark.question(prompt))
+            seen = store.get(sample.image_digest, question(benchmark, prompt, sample.image_index))
         if seen is None:
             raise RunError(f"{out}: what was seen in {sample.image} is not stored", hint="leave --rescore out")
         unanswered += seen.is_passing
@@ -239,6 +336,10 @@ def _stored_look(out: Path, before: Evaluation, fidelity: str | None, backend: s
             return look
     asked = " and ".join(f"{what} {name!r}" for what, name in (("fidelity", fidelity), ("backend", backend)) if name)
     raise RunError(f"{out}: nothing is stored with {asked}", hint="evaluate once without --rescore")
+
+
+def _own_images_per_prompt(benchmark: Benchmark) -> int:
+    return int(getattr(benchmark, "images_per_prompt", IMAGES_PER_PROMPT))
 
 
 def _check_numbers(**numbers: int | None) -> None:
@@ -287,9 +388,11 @@ def _score(
 ) -> Evaluation:
     notes: tuple[str, ...] = ()
     unanswered = 0
+    if is_numbering(benchmark):
+        notes = benchmark.notes([(each.prompt, each.index) for each in image_set.pictures])
     if is_keeping(benchmark):
         seen = observe(benchmark, place, image_set.pictures, on_image, batch_rows=batch_rows or LOOK_ROWS)
-        samples, notes, unanswered = seen.samples, seen.notes, seen.unanswered
+        samples, notes, unanswered = seen.samples, (*notes, *seen.notes), seen.unanswered
         prompts = {each.prompt.id: each.prompt for each in image_set.pictures}
         stored.save_prompts(place.out, list(prompts.values()))
         if is_exporting(benchmark):

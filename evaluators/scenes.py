@@ -163,6 +163,10 @@ class ScenesBenchmark:
 
     def __init__(self, world: str = "scenes-12") -> None:
         """`world` is that of the pictures expected; others of a registered size are judged as well."""
+        if not world:
+            raise ConfigError(
+                "benchmark 'scenes' judges only what runs of the embedded world draw", hint="choose another --bench"
+            )
         self.world = get_world(world)
 
     def prompts(self) -> Sequence[Prompt]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -57,6 +58,9 @@ class Metric:
     """Images that could not be scored."""
     higher_is_better: bool = True
     unit: str = "share"
+    """`share`, `per image`, `raw`, or a scale as `x100` and `/26`; reports show numbers by it."""
+    by_prompt: bool = False
+    """Whether each prompt weighs alike in the mean; else each task does."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,6 +75,10 @@ class Evaluation:
     """What was wrong or remarkable about the images, a line each."""
     unanswered: int = 0
     """Images of which something could not be told that may be told another time; it is then asked for again."""
+    headline: str = "correct"
+    """The value of an image that "overall" is the mean of."""
+    panel: tuple[str, ...] = ()
+    """Values that stand beside the headline with equal right, the headline among them; empty: it stands alone."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,6 +110,43 @@ class Sampler(Protocol):
     def __call__(self, texts_B: Sequence[str], uniforms_BT: npt.NDArray[np.float32]) -> npt.NDArray[np.uint8]:
         """uint8 images (B, Y, X, 3), from one uniform number in [0, 1) a token."""
         ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Drawn:
+    """One image as it was drawn."""
+
+    image_YXC: npt.NDArray[np.uint8]
+    """uint8 RGB."""
+    problem: str = ""
+    """Why it must not be scored, whatever it shows: blanked by a safety checker, say. Empty where it may."""
+
+
+class Generator(Protocol):
+    """Draws images and is no policy of a run.
+
+    Made as `factory(target, options=..., device=...)`: what stands behind the colon of `--generator`, the texts of
+    `--generator-option`, and `--device` or None. Nothing large is loaded before the first image is drawn.
+    """
+
+    def settings(self) -> dict[str, Any]:
+        """What an image depends on beside its prompt and seed, as JSON: weights, program, sampling."""
+        ...
+
+    def __call__(self, texts_B: Sequence[str], seeds_B: Sequence[int]) -> Sequence[Drawn]:
+        """Image b depends on `texts_B[b]` and `seeds_B[b]` (63 bits) only, whatever else is in the batch."""
+        ...
+
+
+class Home(Protocol):
+    """Where images and their scores lie: a run's folder, or that of images which no run drew."""
+
+    @property
+    def path(self) -> Path: ...
+
+    def images_dir(self, prompt_set: str) -> Path: ...
+
+    def evaluation_dir(self, benchmark: str) -> Path: ...
 
 
 class Benchmark(Protocol):
@@ -178,6 +223,26 @@ class PartedBenchmark(KeepingBenchmark, Protocol):
 
     def observe_part(self, part: str, images: Sequence[Image], questions: Sequence[Any]) -> Iterable[Any]:
         """As `ObservingBenchmark.observe`."""
+        ...
+
+
+class NumberingBenchmark(KeepingBenchmark, Protocol):
+    """A benchmark that may know something of an image by its number, such as what another program saw in it."""
+
+    def question_of(self, prompt: Prompt, index: int) -> Any:
+        """`question` of the `index`-th image of a prompt."""
+        ...
+
+    def unfit_of(self, prompt: Prompt, index: int) -> str:
+        """Why the `index`-th image of a prompt cannot be judged; empty where it can."""
+        ...
+
+    def recall(self, look: Mapping[str, Any]) -> None:
+        """Judge what was seen with this look. Raises RunError where another one was asked for."""
+        ...
+
+    def notes(self, wanted: Sequence[tuple[Prompt, int]]) -> tuple[str, ...]:
+        """What is remarkable about what it knows of these images, a line each."""
         ...
 
 

@@ -148,8 +148,17 @@ class EvaluationConfig(Config):
     """Only so many prompts of each task; None takes all."""
     guidance_scale: float = Field(1.0, ge=1)
     temperature: float = Field(1.0, gt=0)
+    top_k: int = Field(0, ge=0)
+    """0 keeps the whole codebook."""
+    top_p: Share = 1.0
     seed: int = Field(0, ge=0)
     """Seed of the evaluation images: the same noise for every run that is to be compared."""
+
+    def distribution(self) -> dict[str, float]:
+        """What images are drawn from; top-k and top-p where they cut something off."""
+        cuts: dict[str, float] = {"top_k": self.top_k} if self.top_k else {}
+        cuts |= {"top_p": self.top_p} if self.top_p < 1 else {}
+        return {"guidance_scale": self.guidance_scale, "temperature": self.temperature, **cuts}
 
 
 class LoggingConfig(Config):

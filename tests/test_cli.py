@@ -404,6 +404,20 @@ def test_samples_are_the_same_for_the_same_seed_only(cli: Cli, tmp_path: Path) -
     first = draw()
     assert (draw() == first).all()
     assert (draw("--seed", "1") != first).any()
+    likeliest = draw("--top-k", "1")
+    assert (draw("--top-k", "1", "--seed", "1") == likeliest).all()  # nothing is left to chance
+    assert (draw("--top-p", "0.000001", "--seed", "2") == likeliest).all()
+
+
+def test_evaluation_images_are_drawn_from_the_tokens_that_are_asked_for(cli: Cli, tmp_path: Path) -> None:
+    """With one token to choose from, the images of a prompt are the same picture."""
+    assert cli("train", *SMALL, "--num-steps", "1", "--name", "cut", "-o", "evaluation.top_k=1").code == 0
+    assert cli("evaluate", "cut", "--limit", "1", "--images-per-prompt", "2", "--no-start").code == 0
+    run = runs.open_run("cut", tmp_path / "runs")
+    pictures = [path.read_bytes() for path in sorted(run.images_dir("scenes-heldout").glob("*.png"))]
+    assert len(pictures) == 12
+    assert pictures[0::2] == pictures[1::2]
+    assert runs.read_json(run.evaluation_dir("scenes") / "scores.json")["identity"]["top_k"] == 1
 
 
 @pytest.mark.parametrize("prompt", ["", "<script>alert('\"&')</script>", "word " * 400, "\u202e中文 \x00"])

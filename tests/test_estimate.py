@@ -48,6 +48,13 @@ def test_adapters_bfloat16_and_recomputed_activations_save_what_they_should() ->
     assert estimate(config("janus-pro-1b", "policy.dtype=float32")).parts["weights"] == 2 * kept.parts["weights"]
 
 
+def test_the_text_encoder_beside_the_policy_is_counted() -> None:
+    options = ["policy.device=cuda", "policy.dtype=bfloat16"]
+    found = estimate(resolve(None, options, {"model": "llamagen-xl-256"}).config)
+    assert found.parts["text encoder"] == 2 * 1_223_527_424  # the encoder half of flan-t5-xl, in bfloat16
+    assert estimate(config("llamagen-xl-256")).parts["text encoder"] == 0  # with random weights it is a small one
+
+
 def test_a_gpu_that_is_too_small_is_told_before_anything_is_allocated() -> None:
     require_memory(config("janus-pro-1b", "policy.lora={}", "sampling.batch_rows=8"), 80_000_000_000)
     with pytest.raises(PrerequisiteError, match=r"needs about \d+ GB of GPU memory, 24 GB are free") as caught:

@@ -15,10 +15,10 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from gcpo_bench import prompt_sets
+from gcpo_bench import catalogue, prompt_sets
 from gcpo_bench.datasets import Prompt
 from gcpo_bench.errors import ConfigError, CorruptDataError, PrerequisiteError, RunError
-from gcpo_bench.evaluators import geneval_benchmark, stored, weights
+from gcpo_bench.evaluators import geneval_benchmark, stored
 from gcpo_bench.evaluators.detectors import geneval as vision
 from gcpo_bench.evaluators.detectors import mask2former
 from gcpo_bench.evaluators.fidelity import FIDELITIES
@@ -27,6 +27,7 @@ from gcpo_bench.evaluators.runner import ShardDone, evaluate_folder, rescore
 from gcpo_bench.evaluators.types import Detection, Evaluation
 from gcpo_bench.geneval_prompts import COLORS
 from gcpo_bench.registry import REWARDS
+from gcpo_bench.sources import Source, read_source
 
 from . import miniatures
 from .conftest import Cli
@@ -161,6 +162,7 @@ def test_genevals_own_layout_is_scored_as_it_is(folder: Path, tmp_path: Path, ne
     assert evaluation.identity["look"]["detector"] == "other"  # no published weights, and the scores say so
     assert evaluation.identity["look"]["fidelity"]["name"] == "official"
     assert evaluation.identity["missing"] == 0
+    assert read_source(out) == Source(kind="folder", name="theirs", images=folder)
     assert [name for name in evaluation.metrics if name.startswith("task/")] == [
         f"task/{tag}" for tag in dict.fromkeys(demand["tag"] for demand in DEMANDS)
     ]
@@ -534,7 +536,7 @@ def test_an_evaluator_that_cannot_be_made_is_told_before_anything_else(
 def test_the_published_weights_are_known_by_their_digest(
     folder: Path, tmp_path: Path, networks: dict[str, Any]
 ) -> None:
-    published = weights.GENEVAL_DETECTOR.path
+    published = catalogue.GENEVAL_DETECTOR.path
     published.parent.mkdir(parents=True)
     shutil.copy(networks["detector"], published)
     with pytest.raises(CorruptDataError, match=r"SHA-256 is [0-9a-f]{64}, should begin with 743b7d99"):
@@ -670,13 +672,13 @@ def test_the_benchmark_serves_as_reward_with_what_reward_server_sees(
     folder: Path, tmp_path: Path, networks: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for each, path in (
-        (weights.GENEVAL_DETECTOR, networks["detector"]),
-        (weights.GENEVAL_CLASSIFIER, networks["classifier"]),
+        (catalogue.GENEVAL_DETECTOR, networks["detector"]),
+        (catalogue.GENEVAL_CLASSIFIER, networks["classifier"]),
     ):
         each.path.parent.mkdir(parents=True, exist_ok=True)
         each.path.symlink_to(path)
-    monkeypatch.setattr(weights, "GENEVAL_DETECTOR", replace(weights.GENEVAL_DETECTOR, sha256=""))
-    monkeypatch.setattr(weights, "GENEVAL_CLASSIFIER", replace(weights.GENEVAL_CLASSIFIER, files=("config.json",)))
+    monkeypatch.setattr(vision, "GENEVAL_DETECTOR", replace(catalogue.GENEVAL_DETECTOR, sha256=""))
+    monkeypatch.setattr(vision, "GENEVAL_CLASSIFIER", replace(catalogue.GENEVAL_CLASSIFIER, files=("config.json",)))
     geneval_benchmark._server.cache_clear()
     prompts = prompt_sets.load("geneval")
     images_BYXC = np.stack([np.asarray(Image.open(folder / f"{p.id}/samples/00000.png")) for p in prompts])

@@ -19,7 +19,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import JanusVQVAE, JanusVQVAEConfig, T5ForConditionalGeneration
 
-from gcpo_bench import models, runs
+from gcpo_bench import runs
+from gcpo_bench.catalogue import CATALOGUE
 from gcpo_bench.errors import ConfigError, CorruptDataError, PrerequisiteError
 from gcpo_bench.resolve import resolve
 from gcpo_bench.training import checkpoints, estimate, graphs, starts
@@ -29,6 +30,7 @@ from gcpo_bench.training.policies import llamagen_text
 from gcpo_bench.training.policies.llamagen import SIZES, LlamaGen, build, places
 from gcpo_bench.training.policies.llamagen_checkpoint import convert
 from gcpo_bench.training.policies.llamagen_text import clean
+from gcpo_bench.weights import local
 
 from .conftest import Cli
 from .reference import llamagen as reference
@@ -408,7 +410,7 @@ def test_the_longest_prompt_fits_and_a_longer_one_is_refused(policy: LlamaGen) -
 @pytest.fixture
 def models_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("GCPO_BENCH_HOME", str(tmp_path))
-    return tmp_path / "models"
+    return tmp_path / "weights"
 
 
 def test_a_text_encoder_that_is_not_there_is_named(models_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -584,8 +586,8 @@ def test_fetched_files_are_converted_and_trained_from(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     files = tuple(path.name for path in published)
-    entry = replace(models.PUBLISHED["llamagen-xl-256"], files=files)
-    monkeypatch.setitem(models.PUBLISHED, "llamagen-tiny", entry)
+    entry = replace(CATALOGUE["llamagen-xl-256"], name="llamagen-tiny", files=files)
+    monkeypatch.setitem(CATALOGUE, "llamagen-tiny", entry)
     source = published[0].parent
     fetched = cli("models", "fetch", "llamagen-tiny", "--from", str(source))
     assert fetched.code == 0, fetched.err
@@ -601,13 +603,14 @@ def test_fetched_files_are_converted_and_trained_from(
 def test_a_damaged_file_is_not_taken_for_fetched(
     published: tuple[Path, Path], models_folder: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    entry = replace(models.PUBLISHED["llamagen-xl-256"], files=tuple(path.name for path in published))
-    monkeypatch.setitem(models.PUBLISHED, "llamagen-tiny", entry)
+    files = tuple(path.name for path in published)
+    entry = replace(CATALOGUE["llamagen-xl-256"], name="llamagen-tiny", files=files)
+    monkeypatch.setitem(CATALOGUE, "llamagen-tiny", entry)
     published[1].write_bytes(published[1].read_bytes()[:-100])
     refused = cli("models", "fetch", "llamagen-tiny", "--from", str(published[0].parent))
     assert refused.code == 5
     assert "is cut off" in refused.err
-    assert models.local("llamagen-tiny") is None
+    assert local(entry) is None
 
 
 def test_a_folder_under_other_names_must_be_converted(tmp_path: Path) -> None:

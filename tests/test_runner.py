@@ -63,8 +63,7 @@ def go(run: Run, sampler: Sampler | None, **changes: Any) -> Evaluation:
         "world": "scenes-8",
         "images_per_prompt": 2,
         "seed": 3,
-        "guidance_scale": 1.0,
-        "temperature": 1.0,
+        "distribution": {"guidance_scale": 1.0, "temperature": 1.0},
         "weights_digest": "w1",
         "limit": 2,
         "batch_rows": 5,
@@ -160,8 +159,8 @@ def test_a_finished_evaluation_is_returned_without_work(run: Run) -> None:
     [
         ({"weights_digest": "w2"}, 24),
         ({"seed": 4}, 24),
-        ({"guidance_scale": 2.0}, 24),
-        ({"temperature": 0.7}, 24),
+        ({"distribution": {"guidance_scale": 2.0, "temperature": 1.0}}, 24),
+        ({"distribution": {"guidance_scale": 1.0, "temperature": 1.0, "top_k": 5}}, 24),
         ({"images_per_prompt": 3}, 12),
         ({"limit": 3}, 12),
         ({"limit": 1}, 0),
@@ -326,7 +325,7 @@ def test_an_unknown_benchmark_is_refused_with_the_known_ones(run: Run) -> None:
     with pytest.raises(ConfigError, match="unknown benchmark 'scnes'") as error:
         evaluate(
             run, Painter(), TOKENS, "scnes", world="scenes-8", images_per_prompt=1, seed=0,
-            guidance_scale=1.0, temperature=1.0, weights_digest="w",
+            distribution={}, weights_digest="w",
         )  # fmt: skip
     assert "did you mean 'scenes'" in error.value.hint
 

@@ -21,11 +21,11 @@ from safetensors.torch import save_file
 from transformers import CLIPModel
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
+from gcpo_bench.catalogue import require
 from gcpo_bench.config import RewardConfig
 from gcpo_bench.datasets import Prompt
 from gcpo_bench.errors import ConfigError, CorruptDataError, PrerequisiteError, TrainingError
 from gcpo_bench.evaluators.scorers import images as pixels
-from gcpo_bench.evaluators.scorers import published
 from gcpo_bench.evaluators.scorers.aesthetic import Aesthetic, load_aesthetic
 from gcpo_bench.evaluators.scorers.blip_weights import BLIP_VQA, BlipSize
 from gcpo_bench.evaluators.scorers.checkpoints import read_folder, read_state
@@ -616,12 +616,8 @@ def test_missing_weights_say_where_to_get_them_and_where_to_put_them(
         if name != "clip-score-b32":
             with pytest.raises(PrerequisiteError, match="is missing"):
                 REWARDS.load(name)()
-    with pytest.raises(PrerequisiteError, match=r"pickscore: .*PickScore_v1.*; image-reward: .*ImageReward\.pt"):
-        published.require(["pickscore", "image-reward"])
-    published.AESTHETIC_HEAD.path.parent.mkdir()
-    published.AESTHETIC_HEAD.path.write_bytes(b"short")
-    with pytest.raises(CorruptDataError, match="has 5 bytes, published are 3,714,759"):
-        published.find(published.AESTHETIC_HEAD)
+    with pytest.raises(PrerequisiteError, match=r"pickscore lacks PickScore_v1.*; image-reward lacks ImageReward\.pt"):
+        require(["pickscore", "image-reward"])
 
 
 def test_a_scorer_is_loaded_from_the_weights_folder(
@@ -634,7 +630,7 @@ def test_a_scorer_is_loaded_from_the_weights_folder(
     folder = tmp_path / "weights"
     clip_tokenizer_folder(folder / "clip-vit-large-patch14")
     save(state, folder / "HPS_v2.1_compressed.pt", epoch=1)
-    published.require(["hps-v2.1"])
+    require(["hps-v2.1"])
     scorer = SCORERS.load("hps-v2.1")()
     image = picture(50, 40)
     expected = expected_cosine(

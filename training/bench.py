@@ -29,14 +29,14 @@ from gcpo_bench.config import RunConfig
 from gcpo_bench.errors import ConfigError
 from gcpo_bench.resolve import resolve
 
-from . import logprobs
+from . import logprobs, starts
 from .decoding import Distribution, sample
 from .floors import rollout_bytes, rollout_flops, update_flops
 from .learner import Learner, as_module, build_learner
 from .loop import train_step
 from .observation import draw_prompts, token_signals
 from .selectors import select
-from .types import Batch, Rollout
+from .types import Batch, Policy, Rollout
 from .update import micro_batch
 
 PARTS = ("rollout", "update", "select", "step")
@@ -93,9 +93,15 @@ def measure(part: str, spec: Spec) -> tuple[Rates, list[Measured]]:
     if part not in PARTS:
         raise ConfigError(f"unknown part {part!r}", hint=f"known: {', '.join(PARTS)}")
     rate = rates(spec)
-    has_language_model = spec.config.policy.name.startswith("janus")
-    variants = [variant for variant in VARIANTS[part] if has_language_model or variant not in LANGUAGE_MODEL]
-    return rate, [_apart(part, variant, spec, rate) for variant in variants]
+    with torch.device("meta"):
+        policy = starts.build(spec.config.policy)
+    return rate, [_apart(part, variant, spec, rate) for variant in VARIANTS[part] if _can(policy, variant)]
+
+
+def _can(policy: Policy, variant: str) -> bool:
+    if variant == TRANSFORMERS:
+        return hasattr(policy, "language_model")
+    return variant != GRAPHS or getattr(policy, "fixed_shapes", False)
 
 
 def _apart(part: str, variant: str, spec: Spec, rate: Rates) -> Measured:
@@ -194,8 +200,6 @@ def floor_s(part: str, learner: Learner, spec: Spec, rate: Rates) -> float:
 # ---------------------------------------------------------------- variants
 
 TRANSFORMERS, GRAPHS = "transformers, growing cache", "fixed shapes, CUDA graphs on a GPU"
-LANGUAGE_MODEL = (TRANSFORMERS, GRAPHS)
-"""Variants for policies around a language model of transformers."""
 Prepared = tuple[Action, Learner]
 
 

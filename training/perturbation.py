@@ -76,11 +76,12 @@ def perturb(
     ranges: int,
     noise: Noise,
     seed: int = 0,
-    guidance_scale: float = 1.0,
-    temperature: float = 1.0,
     on_range: Callable[[int, int], None] = lambda done, total: None,
+    **distribution: float,
 ) -> Study:
     """One image a prompt, drawn once as it is and once with noise in each of `ranges` ranges of equal length.
+
+    `distribution` is what tokens are drawn from: fields of `decoding.Distribution`.
 
     Raises:
         ConfigError: fewer than 2 ranges, or more than there are tokens.
@@ -96,7 +97,7 @@ def perturb(
 
     def draw(uniforms_BT: Tensor, forced_BT: Tensor | None) -> _Drawn:
         texts = [prompt.text for prompt in prompts]
-        options = {"guidance_scale": guidance_scale, "temperature": temperature, "forced_BT": forced_BT}
+        options = {**distribution, "forced_BT": forced_BT}
         tokens_BT = sample(policy, texts, uniforms_BT, **options).tokens_BT  # type: ignore[arg-type]
         images_BYXC = policy.decode(tokens_BT)
         return tokens_BT, images_BYXC, reward(images_BYXC, prompts).values_B

@@ -15,9 +15,9 @@ import xxhash
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
-from gcpo_bench import models
 from gcpo_bench.errors import ConfigError, CorruptDataError
 from gcpo_bench.files import checksum, read_json
+from gcpo_bench.weights import recorded_checksums
 
 INDEX = "model.safetensors.index.json"
 
@@ -44,11 +44,9 @@ def is_published(folder: Path) -> bool:
 
 def digest(folder: Path) -> str:
     """One checksum over all weight files: as recorded when they were fetched, else read now."""
-    if (folder / models.RECORD).is_file():
-        files = read_json(folder / models.RECORD)["files"]
-        found = {name: entry["checksum"] for name, entry in files.items() if name.endswith(".safetensors")}
-    else:
-        found = {path.name: checksum(path) for path in _files(folder)}
+    recorded = recorded_checksums(folder)
+    found = {name: value for name, value in recorded.items() if name.endswith(".safetensors")}
+    found = found or {path.name: checksum(path) for path in _files(folder)}
     text = "\n".join(f"{name} {found[name]}" for name in sorted(found))
     return f"xxh3:{xxhash.xxh3_128_hexdigest(text.encode())}"
 

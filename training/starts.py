@@ -12,23 +12,28 @@ from typing import Any
 import torch
 from torch import nn
 
-from gcpo_bench import models, runs
+from gcpo_bench import catalogue, runs
 from gcpo_bench.ablations import start_config, start_name
 from gcpo_bench.config import PolicyConfig, RunConfig
 from gcpo_bench.errors import ConfigError, CorruptDataError, PrerequisiteError, RunError
 from gcpo_bench.registry import POLICIES
+from gcpo_bench.weights import local
 
 from . import checkpoints, lora, published
 from .types import Policy
 
 
 def packaged_weights(model: str) -> tuple[Path, str]:
-    """File and checksum of the starting weights that ship with the package. Raises ConfigError where none do."""
+    """File and checksum of the starting weights that ship with the package.
+
+    Raises PrerequisiteError where there are others to fetch, ConfigError where there are none.
+    """
     folder = Path(str(resources.files("gcpo_bench.training.weights")))
     if not (folder / f"{model}.json").exists():
         POLICIES.load(model)  # a name that means nothing is told as that
-        mend = f"gcpo-bench models fetch {model}; or" if model in models.PUBLISHED else "name a folder:"
-        raise ConfigError(
+        is_published = model in catalogue.CATALOGUE
+        mend = f"gcpo-bench models fetch {model}; or" if is_published else "name a folder:"
+        raise (PrerequisiteError if is_published else ConfigError)(
             f"there are no weights of {model} here",
             hint=f"{mend} -o policy.weights=FOLDER; or random ones: -o policy.random_init=true",
         )
@@ -54,7 +59,7 @@ def start_weights(config: RunConfig, runs_root: Path | None = None) -> tuple[Pat
     if config.policy.random_init:
         return None, f"random:{name}"
     if source == "packaged":
-        fetched = models.local(name)
+        fetched = local(catalogue.CATALOGUE[name]) if name in catalogue.CATALOGUE else None
         if fetched is None:
             return packaged_weights(name)
         folder = fetched

@@ -18,11 +18,13 @@ from PIL import Image
 from transformers import Mask2FormerForUniversalSegmentation
 from transformers.utils import logging as transformers_logging
 
+from gcpo_bench.catalogue import GENEVAL_CLASSIFIER, GENEVAL_DETECTOR
 from gcpo_bench.errors import ConfigError, CorruptDataError
 from gcpo_bench.files import checksum
+from gcpo_bench.weights import locate
 
-from .. import weights
 from ..fidelity import BACKENDS, MIN_CONFIDENCE, Fidelity
+from ..scorers.compute import usable_device
 from ..types import Detection
 from . import colors, mask2former_weights, mmdet
 from .mask2former import Detector, Instance, Mask2Former, instances, preprocess
@@ -94,10 +96,10 @@ def build(
         PrerequisiteError: weights are missing. CorruptDataError: they are not what they should be, or the self-test
         fails. ConfigError: there is no such device, or the backend cannot read these weights.
     """
-    device = _checked(device)
+    device = usable_device(device)
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     eyes, origin = (_mmdet if backend == MMDET else _transformers)(detector, device, fidelity.antialias)
-    folder = classifier or weights.locate(weights.GENEVAL_CLASSIFIER)
+    folder = classifier or locate(GENEVAL_CLASSIFIER)
     model, tokenizer = colors.load(folder, "quick_gelu" if fidelity.quick_gelu else "gelu")
     vision = GenEvalVision(
         eyes,
@@ -119,7 +121,7 @@ def _mmdet(path: Path | None, device: str, antialias: bool) -> tuple[Detector, d
             f"{path} is a folder in transformers' layout, which mmdet does not read",
             hint="name an mmdet checkpoint, or leave --option backend=mmdet out",
         )
-    file = path or weights.locate(weights.GENEVAL_DETECTOR)
+    file = path or locate(GENEVAL_DETECTOR)
     network, digest = mmdet.load(file, sha256_prefix=_prefix(path), device=device)
     origin = {"backend": MMDET, **mmdet.versions(), **_origin(digest)}
     return mmdet.MmdetMask2Former(network, device=device, antialias=antialias), origin
@@ -149,30 +151,19 @@ def _network(path: Path | None) -> tuple[Mask2FormerForUniversalSegmentation, di
                 hint="fetch the folder again",
             )
         return model, {"detector": "other", "detector_digest": checksum(path / "model.safetensors")}
-    file = path or weights.locate(weights.GENEVAL_DETECTOR)
+    file = path or locate(GENEVAL_DETECTOR)
     model, digest = mask2former_weights.load(file, sha256_prefix=_prefix(path))
     return model, _origin(digest)
 
 
 def _prefix(path: Path | None) -> str:
     """How the digest of the checkpoint must begin."""
-    return weights.GENEVAL_DETECTOR.sha256 if path is None else ""
+    return GENEVAL_DETECTOR.sha256 if path is None else ""
 
 
 def _origin(digest: str) -> dict[str, str]:
-    is_published = digest.startswith(weights.GENEVAL_DETECTOR.sha256)
+    is_published = digest.startswith(GENEVAL_DETECTOR.sha256)
     return {"detector": "published" if is_published else "other", "detector_digest": f"sha256:{digest}"}
-
-
-def _checked(device: str) -> str:
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise ConfigError(
-            f"--device {device!r} cannot be used: {str(error).splitlines()[0]}", hint="use --device cpu"
-        ) from error
-    return device
 
 
 # ---------------------------------------------------------------- self-test

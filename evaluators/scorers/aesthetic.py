@@ -14,7 +14,9 @@ from typing import Any
 
 import torch
 
+from gcpo_bench.catalogue import AESTHETIC_HEAD, CLIP_SCORER
 from gcpo_bench.files import checksum
+from gcpo_bench.weights import locate
 
 from .checkpoints import fill, read_state
 from .clip import Clip, load
@@ -22,7 +24,6 @@ from .clip_weights import Architecture
 from .compute import CPU, Compute, Precision, on
 from .heads import Head
 from .images import CLIP_TRANSFORMERS, Preprocessing
-from .published import AESTHETIC_HEAD, CLIP_L14, find
 from .types import Images, Score, check_images, finite
 
 
@@ -70,4 +71,4 @@ def load_aesthetic(
 
 def aesthetic(*, device: str | None = None, precision: Precision = "float32") -> Aesthetic:
     """From the weights folder, on the GPU where there is one."""
-    return load_aesthetic(find(CLIP_L14), find(AESTHETIC_HEAD), compute=on(device, precision))
+    return load_aesthetic(locate(CLIP_SCORER), locate(AESTHETIC_HEAD), compute=on(device, precision))

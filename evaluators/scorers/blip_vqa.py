@@ -24,15 +24,16 @@ from torch import Tensor, nn
 from transformers import BlipTextModel, BlipVisionModel, PreTrainedTokenizerBase
 from transformers.models.blip.modeling_blip_text import BlipTextLMHeadModel
 
+from gcpo_bench.catalogue import BERT_WORDS, BLIP_VQA
 from gcpo_bench.errors import CorruptDataError
 from gcpo_bench.files import checksum
+from gcpo_bench.weights import locate
 
 from . import blip_weights
 from .blip_weights import BlipSize, convert_vision, split
 from .checkpoints import State, fill, read_state
 from .compute import CPU, Compute, Precision, on
 from .images import Preprocessing
-from .published import BERT_TOKENIZER, BLIP_VQA, find
 from .tokens import bert_tokenizer
 from .types import Image
 
@@ -187,4 +188,4 @@ def load_blip_vqa(
 
 def blip_vqa(*, device: str | None = None, precision: Precision = "float32") -> BlipVqa:
     """From the weights folder; on the GPU where there is one, or on `device`."""
-    return load_blip_vqa(find(BLIP_VQA), find(BERT_TOKENIZER), compute=on(device, precision))
+    return load_blip_vqa(locate(BLIP_VQA), locate(BERT_WORDS), compute=on(device, precision))

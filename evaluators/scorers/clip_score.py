@@ -12,11 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from gcpo_bench.catalogue import CLIP_B32, CLIP_SCORER, CLIP_WORDS
+from gcpo_bench.weights import locate
+
 from .clip import Clip, load
 from .clip_weights import Architecture
 from .compute import CPU, Compute, Precision, on
 from .images import CLIP, Preprocessing
-from .published import CLIP_B32, CLIP_L14, CLIP_TOKENIZER, find
 from .types import Images, Score, check_images, finite
 
 
@@ -49,14 +51,14 @@ def load_clip_score(
 
 def clip_score(*, device: str | None = None, precision: Precision = "float32") -> ClipScore:
     """ViT-L/14 from the weights folder, on the GPU where there is one."""
-    return load_clip_score(find(CLIP_L14), find(CLIP_TOKENIZER), compute=on(device, precision))
+    return load_clip_score(locate(CLIP_SCORER), locate(CLIP_WORDS), compute=on(device, precision))
 
 
 def clip_score_b32(*, device: str | None = None, precision: Precision = "float32") -> ClipScore:
     """ViT-B/32 from the weights folder, on the GPU where there is one."""
     return load_clip_score(
-        find(CLIP_B32),
-        find(CLIP_TOKENIZER),
+        locate(CLIP_B32),
+        locate(CLIP_WORDS),
         name="clip-score-b32",
         architecture="ViT-B-32",
         compute=on(device, precision),

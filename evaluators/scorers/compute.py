@@ -9,6 +9,8 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from gcpo_bench.errors import ConfigError
+
 ROWS_ON_GPU = 32
 Precision = Literal["float32", "autocast"]
 
@@ -54,3 +56,15 @@ CPU = Compute()
 def on(device: str | None, precision: Precision = "float32") -> Compute:
     """On this device; None is the GPU where there is one."""
     return Compute(device=device or ("cuda" if torch.cuda.is_available() else "cpu"), precision=precision)
+
+
+def usable_device(device: str | None) -> str:
+    """This device, after trying it; None or "" is the GPU where there is one. Raises ConfigError where it is none."""
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise ConfigError(
+            f"--device {device!r} cannot be used: {str(error).splitlines()[0]}", hint="use --device cpu"
+        ) from error
+    return device

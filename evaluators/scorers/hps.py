@@ -11,13 +11,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from ..weights import Weights
+from gcpo_bench.catalogue import CLIP_WORDS, HPS_V20, HPS_V21
+from gcpo_bench.weights import Weights, locate
+
 from .clip import Clip, load
 from .clip_weights import Architecture
 from .compute import CPU, Compute, Precision, on
 from .images import HPS as PREPROCESSING
 from .images import Preprocessing
-from .published import CLIP_TOKENIZER, HPS_V20, HPS_V21, find
 from .types import Images, Score, check_images, finite
 
 Version = Literal["v2.0", "v2.1"]
@@ -78,4 +79,4 @@ def hps_v20(
 
 
 def _published(version: Version, row: Weights, preprocessing: Preprocessing, compute: Compute) -> HPS:
-    return load_hps(find(row), find(CLIP_TOKENIZER), version=version, preprocessing=preprocessing, compute=compute)
+    return load_hps(locate(row), locate(CLIP_WORDS), version=version, preprocessing=preprocessing, compute=compute)

@@ -24,13 +24,14 @@ import torch
 from PIL import Image as Pictures
 from torch import Tensor, nn
 
+from gcpo_bench.catalogue import HPS_V20, HPS_V21
 from gcpo_bench.errors import PrerequisiteError
 from gcpo_bench.files import checksum
+from gcpo_bench.weights import locate
 
 from .checkpoints import check, read_state
 from .compute import Compute, Precision, on
 from .hps import Version
-from .published import HPS_V20, HPS_V21, find
 from .types import Images, Score, Unscored, check_images, finite
 
 _SHOWN = 120
@@ -113,9 +114,9 @@ def load_hps_package(weights: Path, *, version: Version, compute: Compute) -> Hp
 
 def hps_package_v21(*, device: str | None = None, precision: Precision = "float32") -> HpsPackage:
     """From the weights folder, on the GPU where there is one."""
-    return load_hps_package(find(HPS_V21), version="v2.1", compute=on(device, precision))
+    return load_hps_package(locate(HPS_V21), version="v2.1", compute=on(device, precision))
 
 
 def hps_package_v20(*, device: str | None = None, precision: Precision = "float32") -> HpsPackage:
     """From the weights folder, on the GPU where there is one."""
-    return load_hps_package(find(HPS_V20), version="v2.0", compute=on(device, precision))
+    return load_hps_package(locate(HPS_V20), version="v2.0", compute=on(device, precision))

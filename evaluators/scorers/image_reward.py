@@ -17,14 +17,15 @@ import torch
 from torch import Tensor, nn
 from transformers import BlipTextModel, BlipVisionModel, PreTrainedTokenizerBase
 
+from gcpo_bench.catalogue import BERT_WORDS, IMAGE_REWARD
 from gcpo_bench.files import checksum
+from gcpo_bench.weights import locate
 
 from .blip_weights import BlipSize, convert_vision, split
 from .checkpoints import State, fill, read_state
 from .compute import CPU, Compute, Precision, on
 from .heads import Head
 from .images import CLIP, Preprocessing
-from .published import BERT_TOKENIZER, IMAGE_REWARD, find
 from .tokens import bert_ids, bert_tokenizer
 from .types import Images, Score, check_images, finite
 
@@ -114,4 +115,4 @@ def load_image_reward(
 
 def image_reward(*, device: str | None = None, precision: Precision = "float32") -> ImageReward:
     """From the weights folder, on the GPU where there is one."""
-    return load_image_reward(find(IMAGE_REWARD), find(BERT_TOKENIZER), compute=on(device, precision))
+    return load_image_reward(locate(IMAGE_REWARD), locate(BERT_WORDS), compute=on(device, precision))

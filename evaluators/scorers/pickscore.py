@@ -13,11 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from gcpo_bench.catalogue import CLIP_WORDS, PICKSCORE
+from gcpo_bench.weights import locate
+
 from .clip import Clip, load
 from .clip_weights import Architecture
 from .compute import CPU, Compute, Precision, on
 from .images import CLIP_TRANSFORMERS, Preprocessing
-from .published import CLIP_TOKENIZER, PICKSCORE, find
 from .types import Images, Score, check_images, finite
 
 
@@ -55,4 +57,4 @@ def load_pickscore(
 
 def pickscore(*, device: str | None = None, precision: Precision = "float32") -> PickScore:
     """From the weights folder, on the GPU where there is one."""
-    return load_pickscore(find(PICKSCORE), find(CLIP_TOKENIZER), compute=on(device, precision))
+    return load_pickscore(locate(PICKSCORE), locate(CLIP_WORDS), compute=on(device, precision))

@@ -54,8 +54,7 @@ def perturb_command(
         ranges=ranges,
         noise=noise,  # type: ignore[arg-type]
         seed=config.evaluation.seed,
-        guidance_scale=config.evaluation.guidance_scale,
-        temperature=config.evaluation.temperature,
+        **config.evaluation.distribution(),
         on_range=lambda done, total: note(f"images of {done}/{total} ranges") if done in (0, total) else None,
     )
     record = {

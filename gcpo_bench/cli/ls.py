@@ -20,6 +20,7 @@ class Kind(StrEnum):
     selectors = "selectors"
     weightings = "weightings"
     benchmarks = "benchmarks"
+    generators = "generators"
     scorers = "scorers"
     plans = "plans"
     runs = "runs"
@@ -69,6 +70,7 @@ def _registered(kind: Kind) -> list[dict[str, Any]]:
         Kind.selectors: registry.SELECTORS,
         Kind.weightings: registry.WEIGHTINGS,
         Kind.benchmarks: registry.BENCHMARKS,
+        Kind.generators: registry.GENERATORS,
         Kind.scorers: registry.SCORERS,
     }
     return [{"name": name, "summary": entry.summary} for name, entry in registries[kind].entries.items()]

@@ -3,104 +3,62 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
 
 from .options import JsonOption
 from .output import note, print_json, print_table, size
 
-if TYPE_CHECKING:
-    from gcpo_bench.evaluators.weights import Weights
-
 app = typer.Typer(help="Published weights: list, fetch, verify.", no_args_is_help=True, rich_markup_mode=None)
 
 
 def complete_weights(incomplete: str) -> list[str]:
-    from gcpo_bench.models import PUBLISHED
+    from gcpo_bench.catalogue import CATALOGUE, NEEDS
 
-    return [name for name in PUBLISHED if name.startswith(incomplete)]
+    return [name for name in (*CATALOGUE, *NEEDS) if name.startswith(incomplete)]
 
 
 @app.command("ls", epilog="Example: gcpo-bench models ls --json")
 def ls_command(as_json: JsonOption = False) -> None:
     """List weights: what for, licence, size, source, and whether they are on this machine."""
-    rows = [*_policies(), *_evaluators()]
+    from gcpo_bench.catalogue import CATALOGUE
+    from gcpo_bench.weights import state
+
     if as_json:
-        print_json(rows)
+        columns = ("name", "purpose", "licence", "source", "sha256", "bytes_about")
+        records = [{column: getattr(each, column) for column in columns} for each in CATALOGUE.values()]
+        places = [{"state": state(each), "path": str(each.path)} for each in CATALOGUE.values()]
+        print_json([record | place for record, place in zip(records, places, strict=True)])
         return
-    columns = ("name", "purpose", "state", "size", "licence")
-    print_table(columns, [[row[column] for column in columns] for row in rows])
+    rows = [(each.name, each.purpose, state(each), size(each.bytes_about), each.licence) for each in CATALOGUE.values()]
+    print_table(("name", "purpose", "state", "size", "licence"), rows)
 
 
-def _policies() -> list[dict[str, Any]]:
-    from gcpo_bench.models import PUBLISHED, local, models_dir
-
-    return [
-        {
-            "name": name,
-            "purpose": each.purpose,
-            "state": "there" if local(name) else "missing",
-            "size": size(each.bytes_about),
-            "licence": each.licence,
-            "source": each.hub_id,
-            "path": str(models_dir() / name),
-        }
-        for name, each in PUBLISHED.items()
-    ]
-
-
-def _evaluators() -> list[dict[str, Any]]:
-    from gcpo_bench.evaluators.weights import missing_files
-
-    return [
-        {
-            "name": each.name,
-            "purpose": each.purpose,
-            "state": "missing" if missing_files(each, each.path) else "there",
-            "size": each.size,
-            "licence": each.licence,
-            "source": each.source,
-            "sha256": each.sha256,
-            "path": str(each.path),
-        }
-        for each in _of_evaluators().values()
-    ]
-
-
-def _of_evaluators() -> dict[str, Weights]:
-    from gcpo_bench.evaluators.scorers.published import single_files
-    from gcpo_bench.evaluators.weights import WEIGHTS
-
-    return {**single_files(), **WEIGHTS}
-
-
-@app.command("fetch", epilog="Example: gcpo-bench models fetch janus-pro-1b --from /media/stick/Janus-Pro-1B")
+@app.command("fetch", epilog="Example: gcpo-bench models fetch janus-pro-1b geneval; ... --from /media/stick")
 def fetch_command(
     names: Annotated[
         list[str],
-        typer.Argument(metavar="NAME...", help="See `gcpo-bench models ls`.", autocompletion=complete_weights),
+        typer.Argument(
+            metavar="NAME...",
+            help="See `gcpo-bench models ls`; or a benchmark or scorer, for all it needs.",
+            autocompletion=complete_weights,
+        ),
     ],
     source: Annotated[
         Path | None, typer.Option("--from", help="A folder with copies, for machines without network.")
     ] = None,
 ) -> None:
     """Put weights into the cache, from their source or from --from, and check them; an interrupted download goes on."""
-    from gcpo_bench import models
-    from gcpo_bench.errors import ConfigError, did_you_mean
-    from gcpo_bench.evaluators import weights
+    from gcpo_bench import catalogue
     from gcpo_bench.registry import POLICIES
+    from gcpo_bench.weights import fetch
 
-    of_evaluators = _of_evaluators()
-    known = {*models.PUBLISHED, *of_evaluators}
-    if unknown := [name for name in names if name not in known]:
-        raise ConfigError(f"unknown weights {unknown[0]!r}", hint=did_you_mean(unknown[0], known))
-    if source is not None and not source.is_dir():
-        raise ConfigError(f"there is no folder {source}", hint="name the folder that holds the files")
-    for name in names:
-        print(models.fetch(name, source) if name in models.PUBLISHED else weights.fetch(of_evaluators[name], source))
-        if name in POLICIES:
-            note(f"next: gcpo-bench train --model {name} --dry-run")
+    wanted = [each for name in names for each in catalogue.get(name)]  # a wrong name is told before the first download
+    for each in {each.name: each for each in wanted}.values():
+        print(fetch(each, source))
+        if each.name in POLICIES:
+            note(f"next: gcpo-bench train --model {each.name} --dry-run")
 
 
 @app.command("verify", epilog="Example: gcpo-bench models verify janus-pro-1b")
@@ -111,28 +69,21 @@ def verify_command(
     ] = None,
 ) -> None:
     """Check weights against what was fetched or what their publishers state; without names, those that are there."""
+    from gcpo_bench import catalogue
     from gcpo_bench.errors import GcpoBenchError
+    from gcpo_bench.weights import state, verify
 
-    wanted = names or [row["name"] for row in (*_policies(), *_evaluators()) if row["state"] == "there"]
+    wanted = [each for name in names or () for each in catalogue.get(name)]
+    wanted = wanted or [each for each in catalogue.CATALOGUE.values() if state(each) != "missing"]
     if not wanted:
         note("no weights are on this machine; gcpo-bench models ls")
     failures: list[GcpoBenchError] = []
-    for name in wanted:
+    for each in wanted:
         try:
-            print(f"{name}: {_verified(name)}")
+            print(f"{each.name}: {verify(each)}")
         except GcpoBenchError as error:
             failures.append(error)
     for failure in failures[1:]:
         note(str(failure))
     if failures:
         raise failures[0]
-
-
-def _verified(name: str) -> str:
-    from gcpo_bench import models
-    from gcpo_bench.evaluators import weights
-
-    of_evaluators = _of_evaluators()
-    if name not in models.PUBLISHED and name in of_evaluators:
-        return weights.verify(of_evaluators[name])
-    return f"{len(models.verify(models.require(name)))} files, as they were fetched"

@@ -30,6 +30,8 @@ def sample_command(
     seed: Annotated[int, typer.Option(min=0, help="Seed of the noise.")] = 0,
     guidance: Annotated[float, typer.Option(min=1.0, help="Classifier-free guidance; 1 is none.")] = 1.0,
     temperature: Annotated[float, typer.Option(min=1e-6, help="Sampling temperature.")] = 1.0,
+    top_k: Annotated[int, typer.Option(min=0, help="Tokens that are drawn from; 0 is all. LlamaGen uses 1000.")] = 0,
+    top_p: Annotated[float, typer.Option(min=1e-6, max=1, help="Probability mass that is drawn from.")] = 1.0,
     out: Annotated[Path, typer.Option(help="The PNG to write.")] = Path("sample.png"),
     runs_dir: RunsDirOption = Path("runs"),
 ) -> None:
@@ -43,12 +45,13 @@ def sample_command(
     from gcpo_bench.files import write_bytes
     from gcpo_bench.scenes import WORLDS
 
-    for option, value in (("--guidance", guidance), ("--temperature", temperature)):
+    for option, value in (("--guidance", guidance), ("--temperature", temperature), ("--top-p", top_p)):
         if not math.isfinite(value):
             raise ConfigError(f"{option} is {value}: must be a finite number", hint="gcpo-bench sample --help")
     policy, model = _policy(run, runs_dir)
     known = _find(prompt) if model in WORLDS else None
-    images_BYXC = _draw(policy, prompt, known.id if known else prompt, count, seed, guidance, temperature)
+    distribution = {"guidance_scale": guidance, "temperature": temperature, "top_k": top_k, "top_p": top_p}
+    images_BYXC = _draw(policy, prompt, known.id if known else prompt, count, seed, distribution)
     buffer = io.BytesIO()
     Image.fromarray(_grid(images_BYXC)).save(buffer, "PNG")
     write_bytes(out, buffer.getvalue())
@@ -81,7 +84,7 @@ def _policy(run: str, runs_dir: Path) -> tuple[Policy, str]:
 
 
 def _draw(
-    policy: Policy, prompt: str, item: str, count: int, seed: int, guidance: float, temperature: float
+    policy: Policy, prompt: str, item: str, count: int, seed: int, distribution: dict[str, Any]
 ) -> np.ndarray[Any, Any]:
     """uint8 (B, Y, X, 3)."""
     import numpy as np
@@ -94,8 +97,7 @@ def _draw(
     tokens = policy.grid[0] * policy.grid[1]
     uniforms_BT = torch.from_numpy(np.stack([uniforms(seed, "sample", item, index, tokens) for index in range(count)]))
     device = next(as_module(policy).parameters()).device
-    options: dict[str, Any] = {"guidance_scale": guidance, "temperature": temperature}
-    samples = sample(policy, [prompt] * count, uniforms_BT.to(device), **options)
+    samples = sample(policy, [prompt] * count, uniforms_BT.to(device), **distribution)
     images_BYXC: np.ndarray[Any, Any] = policy.decode(samples.tokens_BT)
     return images_BYXC
 

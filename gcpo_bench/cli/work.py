@@ -75,7 +75,7 @@ def _attempt(claim: Claim, runs_dir: Path) -> None:
 
 def run_cell(cell: Cell, runs_dir: Path) -> None:
     """Train from where the run stands, if at all, and evaluate; nothing that is there is made again."""
-    from .evaluate import evaluate_run
+    from .evaluate_runs import evaluate_run
 
     evaluate_run(_start(cell, runs_dir) if cell.config.num_steps == 0 else _trained(cell, runs_dir))
 

@@ -62,7 +62,7 @@ class Size:
     layers: int = 36
     heads: int = 20
     side: int
-    caption: int = 2048
+    caption: int = llamagen_text.WIDTH
     """Width of the text encoder's states."""
     codes: int = 16_384
     channels: int = 128
@@ -73,6 +73,9 @@ class Size:
 SIZES = {
     "llamagen-xl-256": Size(side=16),
     "llamagen-xl-512": Size(side=32),
+    "llamagen-small": Size(
+        width=256, mlp=704, layers=8, heads=4, side=16, caption=64, channels=32, multipliers=(1, 2), latent=32
+    ),
     "llamagen-tiny": Size(
         width=64, mlp=128, layers=2, heads=4, side=4, caption=32, codes=64, channels=32, multipliers=(1, 2), latent=32
     ),
@@ -227,6 +230,11 @@ class LlamaGen(nn.Module):
             codes=size.codes, channels=size.channels, multipliers=size.multipliers, latent=size.latent
         )
         self.recompute: Literal["auto", "always", "never"] = "auto"
+
+    @property
+    def text_encoder_bytes(self) -> int:
+        """Memory of the published text encoder on the policy's device."""
+        return llamagen_text.NUM_BYTES if self.size.caption == llamagen_text.WIDTH else 0
 
     def initialize(self, generator: torch.Generator) -> None:
         """Random weights, and a small random text encoder: matrices normal 0.02, norms 1, biases 0.
@@ -397,5 +405,5 @@ def build(name: str, *, template: str = "", folder: Path | None = None) -> Llama
             hint="gcpo-bench models fetch converts the published files; for others see docs/models.md",
         )
     size = SIZES[name]
-    text = llamagen_text.random(size.caption) if name == "llamagen-tiny" else llamagen_text.flan_t5()
+    text = llamagen_text.flan_t5() if size.caption == llamagen_text.WIDTH else llamagen_text.random(size.caption)
     return LlamaGen(size, text, template or "llamagen")

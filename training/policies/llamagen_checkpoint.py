@@ -27,8 +27,9 @@ from safetensors.torch import load_file
 from safetensors.torch import save as dump_tensors
 from torch import Tensor, nn
 
-from gcpo_bench import models, runs
+from gcpo_bench import runs
 from gcpo_bench.errors import CorruptDataError, PrerequisiteError
+from gcpo_bench.weights import Weights
 
 from .llamagen import build
 
@@ -91,10 +92,10 @@ def convert(model: str, transformer: Path, image_tokenizer: Path, out: Path) -> 
     return path
 
 
-def convert_folder(model: str, folder: Path) -> None:
+def convert_folder(weights: Weights, folder: Path) -> None:
     """Convert, inside `folder`, what `gcpo-bench models fetch` brought there."""
-    transformer, image_tokenizer = models.published(model).files
-    convert(model, folder / transformer, folder / image_tokenizer, folder)
+    transformer, image_tokenizer = weights.files
+    convert(weights.name, folder / transformer, folder / image_tokenizer, folder)
 
 
 def _file(source: Path) -> Path:

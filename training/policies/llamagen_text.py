@@ -27,14 +27,19 @@ from safetensors import SafetensorError
 from torch import Tensor
 from transformers import AutoTokenizer, ByT5Tokenizer, PreTrainedTokenizerBase, T5Config, T5EncoderModel
 
-from gcpo_bench import models
+from gcpo_bench.catalogue import CATALOGUE
 from gcpo_bench.errors import ConfigError, PrerequisiteError
+from gcpo_bench.weights import local
 
 MAX_TOKENS = 120
 """The end-of-text token is one of them."""
 CACHED_TEXTS = 1024
 """Texts whose states are kept; about 80 kB each for 20 tokens."""
-FLAN_T5 = "flan-t5-xl"
+FLAN_T5 = CATALOGUE["flan-t5-xl"]
+WIDTH = 2048
+"""Of its states."""
+NUM_BYTES = 2 * 1_223_527_424
+"""Of its encoder, in bfloat16."""
 
 Encoder = tuple[PreTrainedTokenizerBase, T5EncoderModel]
 
@@ -79,7 +84,7 @@ class TextEncoder:
 
 def flan_t5() -> TextEncoder:
     """What `gcpo-bench models fetch flan-t5-xl` brought, else what lies in Hugging Face's cache or on the hub."""
-    return TextEncoder(lambda: load_encoder(str(models.local(FLAN_T5) or models.published(FLAN_T5).hub_id)))
+    return TextEncoder(lambda: load_encoder(str(local(FLAN_T5) or FLAN_T5.source)))
 
 
 def load_encoder(source: str) -> Encoder:
@@ -94,7 +99,7 @@ def load_encoder(source: str) -> Encoder:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise PrerequisiteError(
             f"LlamaGen's text encoder {source} cannot be loaded: {reason}",
-            hint=f"gcpo-bench models fetch {FLAN_T5}; or random weights: -o policy.random_init=true",
+            hint=f"gcpo-bench models fetch {FLAN_T5.name}; or random weights: -o policy.random_init=true",
         ) from error
     return tokenizer, model.train(mode=False)
 

@@ -1,0 +1,250 @@
+"""The published weights that policies and evaluators read: what for, from where, under which licence.
+
+To add one, add it here; `gcpo-bench models` lists, fetches and verifies it. Licences with `?` were not checked at their
+source.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+
+from gcpo_bench.errors import ConfigError, PrerequisiteError, did_you_mean
+from gcpo_bench.files import storage
+from gcpo_bench.weights import Weights, local
+
+_HUB = "https://huggingface.co"
+_SAFETENSORS = ("config.json", "*.safetensors")
+_LLAMAGEN = "gcpo_bench.training.policies.llamagen_checkpoint:convert_folder"
+_MASK2FORMER = "mask2former_swin-s-p4-w7-224_lsj_8x2_50e_coco"
+_MODEL = ("config.json", "model.safetensors")
+_CLIP_WORDS = ("vocab.json", "merges.txt")
+_CLIP_TOKENIZER = ("tokenizer.json", "tokenizer_config.json")
+
+# ---------------------------------------------------------------- policies
+
+_POLICIES = (
+    Weights(
+        name="janus-pro-1b",
+        purpose="the policy janus-pro-1b, as converted for transformers",
+        source="deepseek-community/Janus-Pro-1B",
+        licence="DeepSeek model licence",
+        bytes_about=4_200_000_000,
+        files=_SAFETENSORS,
+        more_files=("*.json",),
+    ),
+    Weights(
+        name="janus-pro-7b",
+        purpose="the policy janus-pro-7b, as converted for transformers",
+        source="deepseek-community/Janus-Pro-7B",
+        licence="DeepSeek model licence",
+        bytes_about=14_900_000_000,
+        files=_SAFETENSORS,
+        more_files=("*.json",),
+    ),
+    Weights(
+        name="llamagen-xl-256",
+        purpose="the policy llamagen-xl-256, converted when fetched",
+        source="peizesun/llamagen_t2i",
+        licence="MIT",
+        bytes_about=6_700_000_000,  # half of it made by conversion
+        files=("t2i_XL_stage1_256.pt", "vq_ds16_t2i.pt"),
+        convert=_LLAMAGEN,
+    ),
+    Weights(
+        name="llamagen-xl-512",
+        purpose="the policy llamagen-xl-512, converted when fetched",
+        source="peizesun/llamagen_t2i",
+        licence="MIT",
+        bytes_about=6_700_000_000,
+        files=("t2i_XL_stage2_512.pt", "vq_ds16_t2i.pt"),
+        convert=_LLAMAGEN,
+    ),
+    Weights(
+        name="flan-t5-xl",
+        purpose="the text encoder of LlamaGen",
+        source="google/flan-t5-xl",
+        licence="Apache-2.0",
+        bytes_about=11_400_000_000,
+        files=_SAFETENSORS,
+        more_files=("*.json",),
+    ),
+)
+
+# ---------------------------------------------------------------- evaluators
+
+GENEVAL_DETECTOR = Weights(
+    name=f"{_MASK2FORMER}_20220504_001756-743b7d99.pth",
+    purpose="GenEval's detector: Mask2Former, Swin-S, COCO instances, as trained by mmdet 2.x",
+    source=f"https://download.openmmlab.com/mmdetection/v2.0/mask2former/{_MASK2FORMER}/"
+    f"{_MASK2FORMER}_20220504_001756-743b7d99.pth",
+    licence="Apache-2.0",
+    bytes_about=275_000_000,
+    sha256="743b7d99",  # OpenMMLab's file names end in the first eight digits
+)
+META_DETECTOR = Weights(
+    name="mask2former-swin-small-coco-instance",
+    purpose="a stand-in for GenEval's detector: the same network as trained by its authors; other scores",
+    source="facebook/mask2former-swin-small-coco-instance",
+    licence="see the model card",
+    bytes_about=275_000_000,
+    files=_MODEL,
+)
+CLIP_L14 = Weights(
+    name="clip-vit-large-patch14",
+    purpose="CLIP ViT-L/14: GenEval's colours, CLIPScore, the aesthetic predictor",
+    source="openai/clip-vit-large-patch14",
+    licence="MIT",
+    bytes_about=1_700_000_000,
+    files=(*_MODEL, *_CLIP_WORDS, *_CLIP_TOKENIZER),
+)
+GENEVAL_CLASSIFIER = replace(CLIP_L14, purpose="GenEval's colour classifier", files=(*_MODEL, *_CLIP_TOKENIZER))
+CLIP_SCORER = replace(CLIP_L14, purpose="CLIPScore, aesthetic predictor", files=(*_MODEL, *_CLIP_WORDS))
+CLIP_WORDS = replace(CLIP_L14, purpose="CLIP's tokenizer", files=_CLIP_WORDS)
+CLIP_B32 = Weights(
+    name="clip-vit-base-patch32",
+    purpose="CLIP ViT-B/32: T2I-CompBench's CLIPScore",
+    source="openai/clip-vit-base-patch32",
+    licence="MIT",
+    bytes_about=610_000_000,
+    files=("config.json", "model.safetensors|pytorch_model.bin"),
+)
+BERT_WORDS = Weights(
+    name="bert-base-uncased",
+    purpose="BERT's tokenizer",
+    source="google-bert/bert-base-uncased",
+    licence="Apache-2.0",
+    bytes_about=232_000,
+    files=("vocab.txt",),
+)
+HPS_V20 = Weights(
+    name="HPS_v2_compressed.pt",
+    purpose="HPS v2.0",
+    source=f"{_HUB}/xswu/HPSv2/resolve/main/HPS_v2_compressed.pt",
+    licence="Apache-2.0",
+    bytes_about=2_000_000_000,
+)
+HPS_V21 = Weights(
+    name="HPS_v2.1_compressed.pt",
+    purpose="HPS v2.1",
+    source=f"{_HUB}/xswu/HPSv2/resolve/main/HPS_v2.1_compressed.pt",
+    licence="Apache-2.0",
+    bytes_about=2_000_000_000,
+)
+PICKSCORE = Weights(
+    name="PickScore_v1",
+    purpose="PickScore v1",
+    source="yuvalkirstain/PickScore_v1",
+    licence="MIT?",
+    bytes_about=3_900_000_000,
+    files=("config.json", "model.safetensors|pytorch_model.bin"),
+)
+AESTHETIC_HEAD = Weights(
+    name="sac+logos+ava1-l14-linearMSE.pth",
+    purpose="the head of LAION's aesthetic predictor v2",
+    source="https://github.com/christophschuhmann/improved-aesthetic-predictor/raw/main/"
+    "sac%2Blogos%2Bava1-l14-linearMSE.pth",
+    licence="Apache-2.0?",
+    bytes_about=3_714_759,
+    num_bytes=3_714_759,
+)
+IMAGE_REWARD = Weights(
+    name="ImageReward.pt",
+    purpose="ImageReward v1.0",
+    source=f"{_HUB}/THUDM/ImageReward/resolve/main/ImageReward.pt",
+    licence="Apache-2.0",
+    bytes_about=1_800_000_000,
+)
+BLIP_VQA = Weights(
+    name="model_base_vqa_capfilt_large.pth",
+    purpose="BLIP-VQA, for T2I-CompBench's attributes",
+    source="https://storage.googleapis.com/sfr-vision-language-research/BLIP/models/model_base_vqa_capfilt_large.pth",
+    licence="BSD-3-Clause",
+    bytes_about=1_500_000_000,
+)
+GROUNDING_DINO = {
+    size: Weights(
+        name=f"grounding-dino-{size}",
+        purpose=f"T2I-CompBench's objects, with another detector than the published: Grounding DINO, {backbone}",
+        source=f"IDEA-Research/grounding-dino-{size}",
+        licence="Apache-2.0",
+        bytes_about=bytes_about,
+        files=("config.json", "model.safetensors|pytorch_model.bin", "vocab.txt"),
+    )
+    for size, backbone, bytes_about in (("base", "Swin-B", 933_000_000), ("tiny", "Swin-T", 690_000_000))
+}
+COMPBENCH_DEPTH = Weights(
+    name="dpt-hybrid-midas",
+    purpose="depth for T2I-CompBench's 3D positions: DPT hybrid, MiDaS",
+    source="Intel/dpt-hybrid-midas",
+    licence="Apache-2.0",
+    bytes_about=490_000_000,
+    files=("config.json", "model.safetensors|pytorch_model.bin"),
+)
+
+_EVALUATORS = (
+    GENEVAL_DETECTOR,
+    META_DETECTOR,
+    CLIP_L14,
+    CLIP_B32,
+    BERT_WORDS,
+    HPS_V21,
+    HPS_V20,
+    PICKSCORE,
+    AESTHETIC_HEAD,
+    IMAGE_REWARD,
+    BLIP_VQA,
+    *GROUNDING_DINO.values(),
+    COMPBENCH_DEPTH,
+)
+CATALOGUE: dict[str, Weights] = {each.name: each for each in (*_POLICIES, *_EVALUATORS)}
+POLICIES = tuple(each.name for each in _POLICIES)
+
+NEEDS: dict[str, tuple[Weights, ...]] = {
+    "hps-v2.1": (HPS_V21, CLIP_WORDS),
+    "hps-v2.0": (HPS_V20, CLIP_WORDS),
+    "hpsv2-package-v2.1": (HPS_V21,),
+    "hpsv2-package-v2.0": (HPS_V20,),
+    "clip-score": (CLIP_SCORER,),
+    "clip-score-b32": (CLIP_B32, CLIP_WORDS),
+    "pickscore": (PICKSCORE, CLIP_WORDS),
+    "aesthetic": (CLIP_SCORER, AESTHETIC_HEAD),
+    "image-reward": (IMAGE_REWARD, BERT_WORDS),
+    "blip-vqa": (BLIP_VQA, BERT_WORDS),
+}
+"""Scorer or benchmark -> what must be on this machine."""
+_BLIP = ("t2i-compbench-color", "t2i-compbench-shape", "t2i-compbench-texture")
+NEEDS |= {
+    "geneval": (GENEVAL_DETECTOR, GENEVAL_CLASSIFIER),
+    "hps-benchmark": NEEDS["hps-v2.1"],
+    "hps-gcpo400": NEEDS["hps-v2.1"],
+    "drawbench": (HPS_V21, CLIP_SCORER, IMAGE_REWARD, BERT_WORDS, PICKSCORE, AESTHETIC_HEAD),
+    **dict.fromkeys(_BLIP, NEEDS["blip-vqa"]),
+    "t2i-compbench-non-spatial": NEEDS["clip-score-b32"],
+    "t2i-compbench-spatial": (GROUNDING_DINO["base"],),
+    "t2i-compbench-3d-spatial": (GROUNDING_DINO["base"], COMPBENCH_DEPTH),
+    "t2i-compbench-numeracy": (GROUNDING_DINO["base"],),
+    "t2i-compbench-complex": (*NEEDS["blip-vqa"], GROUNDING_DINO["base"], *NEEDS["clip-score-b32"]),
+}
+NEEDS["t2i-compbench"] = (*NEEDS["t2i-compbench-complex"], COMPBENCH_DEPTH)
+
+
+def get(name: str) -> tuple[Weights, ...]:
+    """Weights by their own name, or by that of a scorer or benchmark. Raises ConfigError for a name that is none."""
+    if name in CATALOGUE:
+        return (CATALOGUE[name],)
+    if name not in NEEDS:
+        raise ConfigError(f"there are no published weights {name!r}", hint=did_you_mean(name, {**CATALOGUE, **NEEDS}))
+    return tuple({each.name: CATALOGUE[each.name] for each in NEEDS[name]}.values())
+
+
+def require(names: Iterable[str]) -> None:
+    """Raises PrerequisiteError that names everything these scorers lack, before anything is loaded."""
+    lacking = {name: [each for each in NEEDS.get(name, ()) if local(each) is None] for name in names}
+    lacking = {name: missing for name, missing in lacking.items() if missing}
+    if lacking:
+        each = "; ".join(f"{name} lacks {' and '.join(row.name for row in rows)}" for name, rows in lacking.items())
+        raise PrerequisiteError(
+            f"weights are missing in {storage('weights')}: {each}",
+            hint=f"gcpo-bench models fetch {' '.join(lacking)}, or with --from FOLDER where there is no network",
+        )

@@ -1,0 +1,120 @@
+"""`gcpo-bench evaluate`: images that no run drew, made by somebody else or by a generator."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .evaluate_results import Notes, outcome
+from .output import note
+from .progress import progress
+
+if TYPE_CHECKING:
+    from gcpo_bench.evaluators.types import Evaluation
+
+    from .evaluate_usage import Asked
+
+ROOT = Path("evaluations")
+Outcomes = list[tuple["Evaluation | None", dict[str, Any]]]
+"""Each benchmark's evaluation, None where only a share of it is done, and what is printed."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Place:
+    """Where results go, and what tables call them."""
+
+    path: Path
+    name: str
+
+    def result(self, benchmark: str) -> dict[str, Any]:
+        return {"run": self.name, "path": str(self.path / benchmark), "benchmark": benchmark}
+
+
+def place_of(default: str, name: str | None, out: Path | None) -> Place:
+    """`--out`, or the folder of this name. Raises ConfigError for a name that is no plain folder name."""
+    from gcpo_bench.errors import ConfigError
+
+    if name is not None and (not re.fullmatch(r"[A-Za-z0-9._-]{1,64}", name) or name in {".", ".."}):
+        raise ConfigError(f"--name {name!r} cannot be used", hint="use 1 to 64 letters, digits, '.', '_' or '-'")
+    return Place(path=out or ROOT / (name or default), name=name or default)
+
+
+def evaluated_folder(
+    images: Path, place: Place, benchmarks: Sequence[str], asked: Asked, *, allow_partial: bool
+) -> Outcomes:
+    from gcpo_bench.evaluators.runner import evaluate_folder
+
+    def evaluate(benchmark: str, told: Notes) -> Evaluation:
+        with progress("looked at") as show:
+            return evaluate_folder(
+                images,
+                place.path / benchmark,
+                benchmark,
+                images_per_prompt=asked.images_per_prompt,
+                limit=asked.limit,
+                batch_rows=asked.batch_rows,
+                options=asked.options,
+                shard=asked.shard,
+                allow_partial=allow_partial,
+                name=place.name,
+                on_image=show,
+                on_note=told,
+            )
+
+    return [_evaluated(evaluate, str(images), place, benchmark, asked) for benchmark in benchmarks]
+
+
+def evaluated_generator(
+    generator: str, place: Place, benchmarks: Sequence[str], asked: Asked, *, options: Mapping[str, str], seed: int
+) -> Outcomes:
+    from gcpo_bench.evaluators.generators.make import make_generator
+    from gcpo_bench.evaluators.runner import evaluate_generator, make_benchmark
+    from gcpo_bench.sources import Collection
+
+    made = None if asked.rescore else make_generator(generator, options=options, device=asked.options.get("device"))
+    for each in [] if asked.rescore else benchmarks:  # what is missing for one of them is told before hours of drawing
+        make_benchmark(each, "", **asked.options).prompts()
+
+    def evaluate(benchmark: str, _: Notes) -> Evaluation:
+        assert made is not None
+        with progress("images") as show:
+            return evaluate_generator(
+                Collection(place.path),
+                made,
+                generator,
+                benchmark,
+                name=place.name,
+                seed=seed,
+                images_per_prompt=asked.images_per_prompt,
+                limit=asked.limit,
+                batch_rows=asked.batch_rows,
+                options=asked.options,
+                shard=asked.shard,
+                on_batch=show,
+                on_image=lambda done, total: show(done, total, "looked at"),
+            )
+
+    return [_evaluated(evaluate, generator, place, benchmark, asked) for benchmark in benchmarks]
+
+
+def _evaluated(
+    evaluate: Callable[[str, Notes], Evaluation], shown: str, place: Place, benchmark: str, asked: Asked
+) -> tuple[Evaluation | None, dict[str, Any]]:
+    from gcpo_bench.evaluators.runner import ShardDone, rescore
+
+    result = place.result(benchmark)
+    if asked.rescore:
+        evaluation = rescore(place.path / benchmark, benchmark, options=asked.options)
+        return evaluation, {**result, **outcome(evaluation)}
+    note(f"evaluating {shown} on {benchmark}")
+    told = Notes()
+    try:
+        evaluation = evaluate(benchmark, told)
+    except ShardDone as done:
+        note(f"{done}; {done.hint}")
+        return None, {**result, "shard": asked.shard}
+    told.rest(evaluation)
+    return evaluation, {**result, **outcome(evaluation)}

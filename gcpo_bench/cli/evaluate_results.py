@@ -1,0 +1,119 @@
+"""`gcpo-bench evaluate`: scores as a table for people and as JSON for programs."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from .output import note, print_table
+
+if TYPE_CHECKING:
+    from gcpo_bench.evaluators.types import Evaluation, Metric
+
+SHOWN = ("overall", "task/", "part/", "strict", "extra_objects", "images_correct", "prompts_correct")
+Z_95 = 1.96
+MAX_NOTES = 50
+"""Lines about single images that are printed; scores.json has them all."""
+
+
+def outcome(evaluation: Evaluation) -> dict[str, Any]:
+    return {
+        "metrics": {name: _record(metric) for name, metric in evaluation.metrics.items()},
+        "notes": list(evaluation.notes),
+        "label": _label(evaluation),
+    }
+
+
+def _label(evaluation: Evaluation) -> str:
+    """What a number from this evaluation must be quoted with; empty where there is nothing to say."""
+    look = evaluation.identity.get("look", {})
+    parts = [f"fidelity {look['fidelity']['name']}"] if "fidelity" in look else []
+    parts += [f"{name} is not the published one" for name in ("detector", "classifier") if look.get(name) == "other"]
+    parts += [look["label"]] if "label" in look else []
+    if look.get("backend") == "mmdet":
+        parts.append(f"detector run by mmdet {look['mmdet']}")
+    if missing := evaluation.identity.get("missing"):
+        parts.append(f"PARTIAL: {missing} images are missing")
+    return "; ".join(parts)
+
+
+def refuse_unscored(evaluations: list[Evaluation]) -> None:
+    """Images that are there but could not be scored make the evaluation incomplete: exit code 5, scores kept."""
+    from gcpo_bench.errors import CorruptDataError
+
+    for evaluation in evaluations:
+        unscored = max((metric.unscored for metric in evaluation.metrics.values()), default=0)
+        unscored = max(unscored - evaluation.identity.get("missing", 0), evaluation.unanswered)
+        if unscored > 0:
+            raise CorruptDataError(
+                f"{evaluation.benchmark}: {unscored} images could not be scored; the scores of the others are kept",
+                hint="samples.jsonl has the reason of each in 'unscored'; mend them and run the same command again",
+            )
+
+
+def _record(metric: Metric) -> dict[str, Any]:
+    """A metric and its 95 % interval."""
+    reach = Z_95 * metric.stderr
+    low, high = metric.value - reach, metric.value + reach
+    if metric.unit == "share":  # a normal interval near 0 or 1 would reach beyond what a share can be
+        low, high = max(low, 0.0), min(high, 1.0)
+    return finite({**asdict(metric), "low": low, "high": high})
+
+
+def finite(fields: dict[str, Any]) -> dict[str, Any]:
+    """JSON has neither NaN nor infinity: what cannot be told is null."""
+    strange = {key for key, value in fields.items() if isinstance(value, float) and not math.isfinite(value)}
+    return {key: None if key in strange else value for key, value in fields.items()}
+
+
+def print_result(result: dict[str, Any]) -> None:
+    metrics, start = result["metrics"], result.get("start")
+    columns = ["", f"{result['run']}>", "95 % interval>", "n>"]
+    shown = {name: metric for name, metric in metrics.items() if name.startswith(SHOWN)}
+    rows = [[name.removeprefix("task/"), *_cells(metric), metric["n"]] for name, metric in shown.items()]
+    if start:
+        columns += ["start>", "95 % interval>"]
+        others = [_cells(start["metrics"][name]) if name in start["metrics"] else ("-", "-") for name in shown]
+        rows = [[*row, *other] for row, other in zip(rows, others, strict=True)]
+    print_table(columns, rows, title=result["benchmark"])
+    if start:
+        print(f"{result['run']} - its start: {_in_words(result['difference'])}")
+    if result["label"]:
+        print(result["label"])
+
+
+def _in_words(difference: dict[str, Any]) -> str:
+    value, low, high = (difference[key] for key in ("value", "low", "high"))
+    if low is None or high is None:
+        return f"{value:+.3f} (too few prompts for an interval)"
+    sure = "better" if low > 0 else "worse" if high < 0 else "cannot be told apart"
+    return f"{value:+.3f} (95 % interval {low:+.3f} to {high:+.3f}, {difference['n']} prompts, paired): {sure}"
+
+
+def _cells(metric: dict[str, Any]) -> tuple[str, str]:
+    interval = "-" if metric["low"] is None else f"{metric['low']:.3f} to {metric['high']:.3f}"
+    return f"{metric['value']:.3f}", interval
+
+
+class Notes:
+    """Prints lines about single images, but not thousands of them."""
+
+    def __init__(self) -> None:
+        self.told: set[str] = set()
+
+    def __call__(self, line: str) -> None:
+        if line not in self.told and len(self.told) < MAX_NOTES:
+            note(_plain(line))
+        if len(self.told) == MAX_NOTES:
+            note("... and more; scores.json has every line")
+        self.told.add(line)
+
+    def rest(self, evaluation: Evaluation) -> None:
+        for line in evaluation.notes:
+            self(line)
+
+
+def _plain(line: str) -> str:
+    """One line, whatever a file's name holds."""
+    return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in line)

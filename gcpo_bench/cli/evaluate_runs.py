@@ -1,0 +1,127 @@
+"""`gcpo-bench evaluate`: runs beside the weights they began from, compared in pairs."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, replace
+from typing import TYPE_CHECKING, Any
+
+from .evaluate_results import Notes, finite, outcome
+from .evaluate_usage import Asked
+from .output import note
+from .progress import progress
+
+if TYPE_CHECKING:
+    from gcpo_bench.evaluators.types import Evaluation
+    from gcpo_bench.reports.statistics import Interval
+    from gcpo_bench.runs import Run
+
+
+class Settings:
+    """How a run and its start are looked at: alike, or they could not be compared."""
+
+    def __init__(self, run: Run, benchmark: str | None = None, asked: Asked | None = None) -> None:
+        config = run.config
+        asked = asked or Asked()
+        self.asked = asked
+        self.benchmark = benchmark or config.evaluation.benchmark
+        self.world = config.policy.name
+        self.num_threads = config.num_threads
+        self.batch_rows = asked.batch_rows
+        self.distribution = config.evaluation.distribution()
+        self.seed = config.evaluation.seed
+        self.images_per_prompt = asked.images_per_prompt or config.evaluation.images_per_prompt
+        self.limit = asked.limit or config.evaluation.prompts_per_task
+
+
+def evaluated_run(settings: Settings, run: Run, *, with_start: bool) -> tuple[list[Evaluation | None], dict[str, Any]]:
+    """Scores of the run and its start, and the paired difference."""
+    from gcpo_bench.training.starts import start_run
+
+    result: dict[str, Any] = {"run": run.name, "path": str(run.path), "benchmark": settings.benchmark}
+    evaluation = _evaluate(settings, run)
+    started = None
+    if with_start:
+        start = start_run(run.config, run.path.parent)
+        started = _evaluate(settings, start)
+    if evaluation is None or (with_start and started is None):
+        return [evaluation, started], {**result, "shard": settings.asked.shard}
+    result |= outcome(evaluation)
+    if started is not None:
+        result["start"] = {"run": start.name, **outcome(started)}
+        result["difference"] = finite(asdict(_difference(run, start, settings.benchmark)))
+    return [evaluation, started], result
+
+
+def evaluate_run(run: Run) -> None:
+    """The run's own benchmark with the run's own settings; what is there already is not made again."""
+    _evaluate(Settings(run), run)
+
+
+def _evaluate(settings: Settings, run: Run) -> Evaluation | None:
+    """None where this process's share is done and others are not."""
+    import torch
+
+    from gcpo_bench.evaluators.runner import ShardDone, evaluate, rescore
+    from gcpo_bench.training.checkpoints import weights_digest
+    from gcpo_bench.training.decoding import sample_in_batches
+    from gcpo_bench.training.parallel import Workers
+    from gcpo_bench.training.starts import load_policy
+
+    if settings.asked.rescore:
+        place = run.evaluation_dir(settings.benchmark)
+        return rescore(place, settings.benchmark, world=settings.world, options=settings.asked.options)
+    workers = Workers(settings.num_threads, run.config.policy.device)
+    policy = load_policy(run)
+
+    def draw(texts_B: Any, uniforms_BT: Any) -> Any:
+        samples = sample_in_batches(
+            policy,
+            texts_B,
+            torch.from_numpy(uniforms_BT).to(run.config.policy.device),
+            batch_rows=max(1, -(-len(texts_B) // settings.num_threads)),
+            workers=workers,
+            **settings.distribution,
+        )
+        return policy.decode(samples.tokens_BT)
+
+    note(f"evaluating {run.name} on {settings.benchmark}")
+    try:
+        with progress("images") as show:
+            evaluation = evaluate(
+                run,
+                draw,
+                policy.grid[0] * policy.grid[1],
+                settings.benchmark,
+                world=settings.world,
+                images_per_prompt=settings.images_per_prompt,
+                seed=settings.seed,
+                distribution=settings.distribution,
+                weights_digest=weights_digest(run),
+                limit=settings.limit,
+                batch_rows=settings.batch_rows,
+                options=settings.asked.options,
+                shard=settings.asked.shard,
+                on_batch=show,
+                on_image=lambda done, total: show(done, total, "looked at"),
+            )
+    except ShardDone as done:
+        note(f"{run.name}: {done}; {done.hint}")
+        return None
+    Notes().rest(evaluation)
+    return evaluation
+
+
+def _difference(run: Run, start: Run, benchmark: str) -> Interval:
+    """Of the overall score, on the scale of its metric."""
+    from gcpo_bench.reports.evaluations import load_evaluation
+    from gcpo_bench.reports.measures import Measure
+    from gcpo_bench.reports.statistics import paired_difference
+
+    of_run, of_start = (load_evaluation(each, benchmark) for each in (run, start))
+    measure = of_run.measures.get(of_run.headline, Measure(name=of_run.headline))
+    a, b = (each.prompt_scores(measure.name) for each in (of_run, of_start))
+    both = a.keys() & b.keys()  # a prompt that one side could not score has no partner
+    found = paired_difference({key: a[key] for key in both}, {key: b[key] for key in both}, by_prompt=measure.by_prompt)
+    factor = 1.0 if measure.is_share else measure.factor
+    scaled = {name: factor * getattr(found, name) for name in ("value", "low", "high", "stderr")}
+    return replace(found, **scaled)
