@@ -100,7 +100,7 @@ def scorers_of(benchmark: str) -> Sequence[str]:
     """Raises ConfigError for a benchmark that is not measured here."""
     if benchmark not in OF_BENCHMARK:
         raise ConfigError(
-            f"benchmark {benchmark!r} has no scorers to measure", hint=did_you_mean(benchmark, OF_BENCHMARK)
+            f"what benchmark {benchmark!r} looks with is not measured here", hint=did_you_mean(benchmark, OF_BENCHMARK)
         )
     return OF_BENCHMARK[benchmark]
 

@@ -200,7 +200,6 @@ def _evaluate(
         title=f"evaluate, {images} images of {side}x{side}",
     )
     note(
-        f"CPU: processor time an image; reading and decoding a PNG takes {1000 * decode_s:.1f} ms, the column says what "
-        "share of scoring that is; "
-        f"a rescore judges all {images} images again from what is kept; scores of random weights mean nothing"
+        f"CPU: processor time an image; decoding: {1000 * decode_s:.1f} ms to read and decode a PNG, as a share of "
+        f"scoring; rescore: to judge all {images} images again from what is kept; scores of random weights mean nothing"
     )
