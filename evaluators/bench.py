@@ -12,6 +12,7 @@ from __future__ import annotations
 import multiprocessing
 import statistics
 import tempfile
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -80,6 +81,8 @@ class Measured:
     """Once."""
     one_by_one_s: float
     together_s: float
+    together_cpu_s: float
+    """Processor time of the same, over all threads; it depends least on what else the machine does."""
     rescore_s: float
     """To judge again from what is kept."""
     peak_bytes: int
@@ -97,7 +100,7 @@ def scorers_of(benchmark: str) -> Sequence[str]:
     """Raises ConfigError for a benchmark that is not measured here."""
     if benchmark not in OF_BENCHMARK:
         raise ConfigError(
-            f"benchmark {benchmark!r} has no scorers to measure", hint=did_you_mean(benchmark, OF_BENCHMARK)
+            f"what benchmark {benchmark!r} looks with is not measured here", hint=did_you_mean(benchmark, OF_BENCHMARK)
         )
     return OF_BENCHMARK[benchmark]
 
@@ -143,12 +146,14 @@ def _measure(name: str, spec: Spec) -> Measured:
     def together(run: int) -> None:
         benchmark.score(pages_BYXC, _prompts(spec, run))
 
-    times: dict[str, list[float]] = {"one_by_one_s": [], "together_s": [], "rescore_s": []}
+    times: dict[str, list[float]] = {"one_by_one_s": [], "together_s": [], "together_cpu_s": [], "rescore_s": []}
     with tempfile.TemporaryDirectory() as folder:
         rescore = _rescoring(benchmark, spec, Path(folder))  # which warms up
         for repeat in range(spec.repeats):  # in turns, so that what else the machine does falls on all alike
             times["one_by_one_s"].append(usage.seconds(partial(one_by_one, 2 * repeat), spec.device))
+            busy = time.process_time()
             times["together_s"].append(usage.seconds(partial(together, 2 * repeat + 1), spec.device))
+            times["together_cpu_s"].append(time.process_time() - busy)
             times["rescore_s"].append(usage.seconds(rescore, spec.device))
     return Measured(
         scorer=name,

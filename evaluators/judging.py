@@ -182,22 +182,12 @@ def observe(
     parts = looks_by_part(benchmark, benchmark.look())
     store = ObservationsByPart(place.out / "observations", parts, place.shard)
     own = place.share(pictures)
-    show = on_image or (lambda done, total: None)
-    show(0, len(own))
-    digests: dict[Path, tuple[str, str]] = {}
-    wanting: set[int] = set()
-    for batch in _batches(_unseen(benchmark, store, own, digests), lambda each: each.image, batch_rows):
-        for part, each, value in _look(benchmark, batch):
-            store.add(part, each.image_digest, each.question, value)
-            wanting |= {each.row} if value.is_passing else set()
-            if part == each.parts[-1]:
-                show(each.row + 1, len(own))
-    show(len(own), len(own))
+    digests, wanting = _look_at(benchmark, store, own, batch_rows, on_image or (lambda done, total: None))
     if place.shard:
         store.refresh()  # so of shards that run at the same time, the last one finds all the others' observations
     waiting = ShardDone(
         f"shard {'/'.join(map(str, place.shard or ()))}: its {len(own)} images are looked at, others are not"
-        + (f"; {len(wanting)} have no answer of every scorer: run it again" if wanting else ""),
+        + (f"; {wanting} have no answer of every scorer: run it again" if wanting else ""),
         hint="run the other shards; the last one writes the scores, or a call without --shard",
     )
     samples: list[SampleScore] = []
@@ -216,6 +206,30 @@ def observe(
         unanswered += seen.is_passing
         samples.append(judged(benchmark, seen, picture.prompt, picture.index, place.shown(picture), image_digest))
     return Observed(samples=samples, notes=(*notes, *_twins(samples)), unanswered=unanswered)
+
+
+def _look_at(
+    benchmark: KeepingBenchmark,
+    store: ObservationsByPart,
+    own: Sequence[Picture],
+    batch_rows: int,
+    show: Callable[[int, int], None],
+) -> tuple[dict[Path, tuple[str, str]], int]:
+    """Keep what is seen in these images. Each file's digest, or why there is none; how many are worth another look."""
+    digests: dict[Path, tuple[str, str]] = {}
+    wanting: set[int] = set()
+    looked = 0
+    show(0, len(own))
+    for batch in _batches(_unseen(benchmark, store, own, digests), lambda each: each.image, batch_rows):
+        for part, each, seen in _look(benchmark, batch):
+            store.add(part, each.image_digest, each.question, seen)
+            wanting |= {each.row} if seen.is_passing else set()
+            if part == each.parts[-1]:
+                looked = each.row + 1
+                show(looked, len(own))
+    if looked < len(own):  # the last ones were looked at before
+        show(len(own), len(own))
+    return digests, len(wanting)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

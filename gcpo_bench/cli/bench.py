@@ -170,7 +170,18 @@ def _evaluate(
         print_json(record)
         return
     print_table(
-        ("scorer", "weights", "load>", "one by one>", "together>", "speed-up>", "decoding>", "rescore>", "memory>"),
+        (
+            "scorer",
+            "weights",
+            "load>",
+            "one by one>",
+            "together>",
+            "speed-up>",
+            "CPU>",
+            "decoding>",
+            "rescore>",
+            "memory>",
+        ),
         [
             (
                 row["scorer"],
@@ -179,6 +190,7 @@ def _evaluate(
                 f"{row['images_per_s_one_by_one']:.3g}/s",
                 f"{row['images_per_s_together']:.3g}/s",
                 f"{row['one_by_one_s'] / row['together_s']:.2f}x",
+                f"{row['together_cpu_s'] / images:.3g} s",
                 f"{decode_s * images / row['together_s']:.1%}",
                 f"{row['rescore_s']:.3g} s",
                 size(row["peak_bytes"]),
@@ -188,6 +200,6 @@ def _evaluate(
         title=f"evaluate, {images} images of {side}x{side}",
     )
     note(
-        f"reading and decoding a PNG takes {1000 * decode_s:.1f} ms, the column says what share of scoring that is; "
-        f"a rescore judges all {images} images again from what is kept; scores of random weights mean nothing"
+        f"CPU: processor time an image; decoding: {1000 * decode_s:.1f} ms to read and decode a PNG, as a share of "
+        f"scoring; rescore: to judge all {images} images again from what is kept; scores of random weights mean nothing"
     )
