@@ -36,7 +36,7 @@ def stratified(
         for w, values in zip(weights, prompts.values(), strict=True)
     )
     total = sum(map(len, prompts.values()))
-    return Metric(value=value, stderr=math.sqrt(variance), n=total, **more)
+    return Metric(value=value, stderr=math.sqrt(variance), n=total, by_prompt=by_prompt, **more)
 
 
 def _mean(values: Sequence[float]) -> float:

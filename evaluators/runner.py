@@ -43,7 +43,7 @@ from .judging import (
 )
 from .observations import ObservationsByPart, Seen, looks
 from .stored import load_evaluation, load_samples
-from .types import Benchmark, Evaluation, Generator, Home, Sampler
+from .types import Benchmark, Evaluation, Generator, Home, KeepingBenchmark, Sampler
 
 __all__ = [
     "ShardDone",
@@ -285,7 +285,7 @@ def rescore(out: Path, benchmark_name: str, *, world: str = "", options: Mapping
     """
     before = stored.load(out)
     given = dict(options or {})
-    look = _stored_look(out, before, given.get("fidelity"))
+    look = _stored_look(out, before, given.get("fidelity"), (given.get("options") or {}).get("backend"))
     if isinstance(look.get("fidelity"), dict):
         given["fidelity"] = look["fidelity"]["name"]
     benchmark = make_benchmark(benchmark_name, world, **given)
@@ -294,6 +294,11 @@ def rescore(out: Path, benchmark_name: str, *, world: str = "", options: Mapping
             f"benchmark {benchmark_name!r} does not keep what it sees apart from its verdicts",
             hint="leave --rescore out: its images are judged again",
         )
+    return judge_again(benchmark, out, before, look)
+
+
+def judge_again(benchmark: KeepingBenchmark, out: Path, before: Evaluation, look: Mapping[str, Any]) -> Evaluation:
+    """The evaluation in `out` with this benchmark's arithmetic, on what was seen with `look`. Raises as `rescore`."""
     if is_numbering(benchmark):
         benchmark.recall(look)
     benchmark.self_test()
@@ -318,18 +323,19 @@ def rescore(out: Path, benchmark_name: str, *, world: str = "", options: Mapping
     return stored.save(out, benchmark, samples, identity, before.notes, unanswered=unanswered)
 
 
-def _stored_look(out: Path, before: Evaluation, fidelity: str | None) -> dict[str, Any]:
-    """What the stored observations were made with: that of the last scores, or the one of this fidelity."""
+def _stored_look(out: Path, before: Evaluation, fidelity: str | None, backend: str | None) -> dict[str, Any]:
+    """What the stored observations were made with: that of the last scores, or the one of this fidelity and backend."""
     last = before.identity.get("look")
     if not isinstance(last, dict):
         raise RunError(f"{out} holds no stored observations", hint="evaluate once without --rescore")
-    if fidelity is None or last.get("fidelity", {}).get("name") == fidelity:
-        return last
+    wanted = (fidelity or last.get("fidelity", {}).get("name"), backend or last.get("backend"))
     same = ("detector_digest", "classifier_digest", "observer", "device")
-    for look in looks(out / "observations"):
-        if look.get("fidelity", {}).get("name") == fidelity and all(look.get(key) == last.get(key) for key in same):
+    for look in (last, *looks(out / "observations")):
+        made_with = (look.get("fidelity", {}).get("name"), look.get("backend"))
+        if made_with == wanted and all(look.get(key) == last.get(key) for key in same):
             return look
-    raise RunError(f"{out}: nothing is stored with fidelity {fidelity!r}", hint="evaluate once without --rescore")
+    asked = " and ".join(f"{what} {name!r}" for what, name in (("fidelity", fidelity), ("backend", backend)) if name)
+    raise RunError(f"{out}: nothing is stored with {asked}", hint="evaluate once without --rescore")
 
 
 def _own_images_per_prompt(benchmark: Benchmark) -> int:

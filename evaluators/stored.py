@@ -41,6 +41,8 @@ def save(
         identity=identity,
         notes=notes,
         unanswered=unanswered,
+        headline=headline(benchmark),
+        panel=tuple(getattr(getattr(benchmark, "panel", None), "names", ())),
     )
     if not evaluation.metrics:
         why = samples[0].unscored or samples[0].reason
@@ -50,6 +52,11 @@ def save(
         )
     write_json(out / "scores.json", _to_json(evaluation))
     return evaluation
+
+
+def headline(benchmark: Benchmark) -> str:
+    """The value of an image that the overall score is the mean of; "correct" where a benchmark names none."""
+    return str(getattr(benchmark, "headline", "correct"))
 
 
 def _jsonl(rows: Iterable[Mapping[str, Any]]) -> str:
@@ -85,7 +92,8 @@ def load(out: Path) -> Evaluation:
     record = read_json(path)
     try:
         metrics = {name: _metric(fields) for name, fields in record.pop("metrics").items()}
-        return Evaluation(metrics=metrics, notes=tuple(record.pop("notes", ())), **record)
+        notes, panel = (tuple(record.pop(name, ())) for name in ("notes", "panel"))
+        return Evaluation(metrics=metrics, notes=notes, panel=panel, **record)
     except (TypeError, KeyError, AttributeError) as error:
         raise _damaged(path, error) from error
 

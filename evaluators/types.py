@@ -58,6 +58,9 @@ class Metric:
     """Images that could not be scored."""
     higher_is_better: bool = True
     unit: str = "share"
+    """`share`, `per image`, `raw`, or a scale as `x100` and `/26`; reports show numbers by it."""
+    by_prompt: bool = False
+    """Whether each prompt weighs alike in the mean; else each task does."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,6 +75,10 @@ class Evaluation:
     """What was wrong or remarkable about the images, a line each."""
     unanswered: int = 0
     """Images of which something could not be told that may be told another time; it is then asked for again."""
+    headline: str = "correct"
+    """The value of an image that "overall" is the mean of."""
+    panel: tuple[str, ...] = ()
+    """Values that stand beside the headline with equal right, the headline among them; empty: it stands alone."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,9 +9,10 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote, unquote
 
 import numpy as np
 import xxhash
@@ -19,10 +20,12 @@ import xxhash
 from gcpo_bench.errors import ConfigError, CorruptDataError
 from gcpo_bench.runs import read_json, write_text
 
-from .load import HEADLINE, LoadedRun, ReportData, Variant
+from .load import LoadedRun, ReportData, Variant
+from .measures import RIGHT, Measure
 from .statistics import PromptScores
 
-FORMAT = 1
+FORMAT = 2
+"""Written where a score is no share of right images; else 1, which knows no other."""
 BLOCKS = 10
 """Parts of a run whose medians are the samples of a speed ratio: single steps of one run follow each other's noise."""
 SPEED_RATIOS = {
@@ -32,9 +35,13 @@ SPEED_RATIOS = {
 """Times that were measured in one run, divided: another machine changes both alike."""
 
 
+PLAIN = Measure(name=RIGHT)
+"""A share of right images, mean of the tasks."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Entry:
-    """A variant on a benchmark."""
+    """A variant on a benchmark, by the benchmark's headline: of a panel its first scorer."""
 
     label: str
     """The variant's name among those it was written with."""
@@ -48,6 +55,8 @@ class Entry:
     """Training seed -> prompt scores."""
     speed: Mapping[str, tuple[float, ...]]
     """Ratio -> its logarithm in each block of each run."""
+    measure: Measure = PLAIN
+    """What the scores are."""
 
     @property
     def name(self) -> str:
@@ -57,14 +66,14 @@ class Entry:
 def entries(data: ReportData) -> list[Entry]:
     """Every trained and evaluated variant."""
     return [
-        _entry(variant, benchmark)
+        _entry(variant, benchmark, data.headline(benchmark))
         for variant in data.trained
         for benchmark in data.benchmarks
-        if variant.scores(benchmark, HEADLINE)
+        if variant.scores(benchmark, data.headline(benchmark).name)
     ]
 
 
-def _entry(variant: Variant, benchmark: str) -> Entry:
+def _entry(variant: Variant, benchmark: str, measure: Measure) -> Entry:
     return Entry(
         label=variant.label.removeprefix(f"{variant.policy} "),
         policy=variant.policy,
@@ -72,8 +81,9 @@ def _entry(variant: Variant, benchmark: str) -> Entry:
         benchmark=benchmark,
         settings=dict(variant.settings),
         identity=variant.evaluations(benchmark)[0].comparable_identity(),
-        scores=variant.scores(benchmark, HEADLINE),
+        scores=variant.scores(benchmark, measure.name),
         speed={name: tuple(_log_ratios(variant.runs, *columns)) for name, columns in SPEED_RATIOS.items()},
+        measure=measure,
     )
 
 
@@ -95,7 +105,8 @@ def _log_ratios(runs: tuple[LoadedRun, ...], above: str, below: str) -> list[flo
 
 def write(path: Path, found: list[Entry], version: str) -> None:
     """Sorted keys, one prompt a line: a change of the file shows what changed."""
-    content = {"format": FORMAT, "version": version, "entries": [_to_json(entry) for entry in found]}
+    number = 1 if all(entry.measure == PLAIN for entry in found) else FORMAT
+    content = {"format": number, "version": version, "entries": [_to_json(entry) for entry in found]}
     record = {**content, "checksum": _checksum(content)}
     write_text(path, json.dumps(record, indent=1, sort_keys=True, allow_nan=False) + "\n")
 
@@ -132,7 +143,9 @@ def _to_json(entry: Entry) -> dict[str, Any]:
     seeds = sorted(entry.scores)
     prompts = sorted(set.union(*(set(scores) for scores in entry.scores.values())))
     tags = {prompt: scores[prompt][0] for scores in entry.scores.values() for prompt in scores}
+    measure = {} if entry.measure == PLAIN else {"measure": asdict(entry.measure)}
     return {
+        **measure,
         "label": entry.label,
         "policy": entry.policy,
         "method": entry.method,
@@ -142,7 +155,7 @@ def _to_json(entry: Entry) -> dict[str, Any]:
         "seeds": seeds,
         # compact: a prompt's task and its score under each seed
         "prompts": {
-            prompt: " ".join([tags[prompt], *(_score_text(entry.scores[seed].get(prompt)) for seed in seeds)])
+            prompt: " ".join([quote(tags[prompt]), *(_score_text(entry.scores[seed].get(prompt)) for seed in seeds)])
             for prompt in prompts
         },
         "speed": {name: list(values) for name, values in entry.speed.items()},
@@ -157,6 +170,7 @@ def _from_json(item: Mapping[str, Any]) -> Entry:
     scores: dict[int, dict[str, tuple[str, float]]] = {int(seed): {} for seed in item["seeds"]}
     for prompt, text in item["prompts"].items():
         tag, *values = text.split(" ")
+        tag = unquote(tag)
         for seed, value in zip(scores, values, strict=True):
             if value != "-":
                 if not math.isfinite(float(value)):
@@ -171,4 +185,5 @@ def _from_json(item: Mapping[str, Any]) -> Entry:
         identity=dict(item["identity"]),
         scores=scores,
         speed={str(name): tuple(map(float, values)) for name, values in item["speed"].items()},
+        measure=Measure(**item["measure"]) if "measure" in item else PLAIN,
     )

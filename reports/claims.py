@@ -18,10 +18,11 @@ from typing import Any, Literal
 import numpy as np
 from scipy import stats
 
-from .comparisons import LEVEL, MARGIN, NotCompared, compare
-from .load import HEADLINE, ReportData, Variant, other_settings
+from .comparisons import LEVEL, NotCompared, compare
+from .load import ReportData, Variant, other_settings
+from .measures import MARGIN, Measure
 from .statistics import Interval, at_least, holm, mirrored
-from .tables import MINUS, interval_text, number
+from .tables import MINUS, number
 
 Status = Literal["supported", "contradicted", "not decided", "not tested"]
 OVERHEAD = 0.02
@@ -91,19 +92,20 @@ class Finding:
 def judge_all(data: ReportData, benchmark: str) -> list[Finding]:
     """Every claim, for each group of variants that differ in nothing but the method; Holm over all claims tested."""
     findings = []
+    measure = data.headline(benchmark)
     groups = _groups(data)
     for setting, variants in groups:
         for claim in CLAIMS:
             if claim.judge is None:
-                findings.append(_test(claim, data, variants, benchmark, setting if len(groups) > 1 else ""))
+                findings.append(_test(claim, variants, benchmark, measure, setting if len(groups) > 1 else ""))
     for claim in CLAIMS:
         if claim.judge is not None:
             findings.append(replace(claim.judge(data), claim=claim.name, text=claim.text, note=claim.note))
     return _decided(findings)
 
 
-def _test(claim: Claim, data: ReportData, variants: Sequence[Variant], benchmark: str, setting: str) -> Finding:
-    outcomes = tuple(_outcome(statement, variants, benchmark) for statement in claim.statements)
+def _test(claim: Claim, variants: Sequence[Variant], benchmark: str, measure: Measure, setting: str) -> Finding:
+    outcomes = tuple(_outcome(statement, variants, benchmark, measure) for statement in claim.statements)
     finding = Finding(
         claim=claim.name, text=claim.text, note=claim.note, status="not tested", outcomes=outcomes, setting=setting
     )
@@ -121,12 +123,12 @@ def _test(claim: Claim, data: ReportData, variants: Sequence[Variant], benchmark
     )
 
 
-def _outcome(statement: Statement, variants: Sequence[Variant], benchmark: str) -> Outcome:
+def _outcome(statement: Statement, variants: Sequence[Variant], benchmark: str, measure: Measure) -> Outcome:
     a, b = (find(variants, role) for role in (statement.a, statement.b))
     if a is None or b is None:
         missing = statement.a if a is None else statement.b
         return Outcome(text="", interval=None, status="not tested", problem=f"there is no run of {missing}")
-    found = compare(a, b, benchmark, HEADLINE, "baseline")
+    found = compare(a, b, benchmark, measure, "baseline")
     if isinstance(found, NotCompared):
         return Outcome(text="", interval=None, status="not tested", problem=found.reason)
     interval = found.interval
@@ -137,12 +139,15 @@ def _outcome(statement: Statement, variants: Sequence[Variant], benchmark: str) 
             status="not tested",
             problem=f"one training seed of {a.label} and {b.label} is about two checkpoints, not about a method",
         )
-    text = f"{a.label} {MINUS} {b.label}: {interval_text(interval, signed=True)} points"
+    text = f"{a.label} {MINUS} {b.label}: {measure.interval(interval, signed=True)}{measure.points}"
     flipped = mirrored(interval)
     if statement.kind == "more":
         p_for, p_against = at_least(interval, 0.0), at_least(flipped, 0.0)
+    elif measure.margin is None:
+        problem = f'"almost nothing" has no meaning on the scale of {measure.label}'
+        return Outcome(text="", interval=interval, status="not tested", problem=problem)
     else:
-        p_for, p_against = at_least(flipped, -MARGIN), at_least(interval, MARGIN)
+        p_for, p_against = at_least(flipped, -measure.margin), at_least(interval, measure.margin)
     return Outcome(text=text, interval=interval, status="not decided", p_for=p_for, p_against=p_against)
 
 

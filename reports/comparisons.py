@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
 
-from .load import HEADLINE, LOWER_IS_BETTER, ReportData, Variant, other_settings
+from .evaluations import Evaluation, flatten
+from .load import ReportData, Variant, other_settings
+from .measures import Measure
+from .references import Reference
 from .statistics import (
     Interval,
     PromptScores,
@@ -24,30 +27,30 @@ from .statistics import (
     two_way_difference,
     wilson,
 )
+from .tables import plain
 
+Against = Literal["baseline", "start", "reference"]
 Verdict = Literal["better", "worse", "equivalent", "cannot tell"]
 LEVEL = 0.05
-MARGIN = 0.02
-"""Differences below two points count as none, where it can be shown that they are."""
-WORTH_KNOWING = 0.01
-"""A difference of one point: below it, "what would it take" is answered for one point."""
 SIGN_FLIP_SEED = 0
+MOST_KEYS = 4
+"""Of an identity that are named where they differ."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Comparison:
-    """a - b on one metric of one benchmark."""
+    """a - b on one value of one benchmark."""
 
     a: str
     b: str
-    against: Literal["baseline", "start"]
+    against: Against
     benchmark: str
-    metric: str
+    measure: Measure
     interval: Interval
     p_value: float
     """Sign-flip test for one seed, two-way t test for several."""
     p_holm: float
-    """Adjusted over all comparisons of the report on this metric."""
+    """Adjusted over all comparisons of the report on this benchmark."""
     settings_that_differ: tuple[str, ...]
     """Configuration keys that differ though the methods do not ask for it."""
     dropped_prompts: int
@@ -62,8 +65,10 @@ class Comparison:
         """Decided by the interval; the adjusted p can only take a claim back."""
         clear = self.interval.low > 0 or self.interval.high < 0
         if not clear or not self.p_holm < LEVEL:
-            return "equivalent" if equivalence_p(self.interval, MARGIN) < LEVEL else "cannot tell"
-        return "better" if (self.interval.value > 0) != (self.metric in LOWER_IS_BETTER) else "worse"
+            margin = self.measure.margin
+            same = margin is not None and equivalence_p(self.interval, margin) < LEVEL
+            return "equivalent" if same else "cannot tell"
+        return "better" if (self.interval.value > 0) == self.measure.higher_is_better else "worse"
 
     @property
     def identical(self) -> bool:
@@ -72,7 +77,8 @@ class Comparison:
     @property
     def effort(self) -> float:
         """How many times the data it would take to detect the difference seen, or one point if it is smaller."""
-        return data_factor(self.interval, max(abs(self.interval.value), WORTH_KNOWING))
+        wanted = max(abs(self.interval.value), self.measure.worth_knowing)
+        return data_factor(self.interval, wanted) if wanted else math.inf
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,61 +89,90 @@ class NotCompared:
     reason: str
 
 
-def variant_score(variant: Variant, benchmark: str, metric: str, task: str | None = None) -> Interval | None:
-    """Mean of the task means (or of one task) with its interval; None where nothing was scored."""
-    by_seed = {seed: _only(scores, task) for seed, scores in variant.scores(benchmark, metric).items()}
+def variant_score(
+    variant: Variant | Reference, benchmark: str, measure: Measure, task: str | None = None
+) -> Interval | None:
+    """Mean of the task means or of the prompts (of one task, if it is named); None where nothing was scored."""
+    by_seed = {seed: _only(scores, task) for seed, scores in variant.scores(benchmark, measure.name).items()}
     by_seed = {seed: scores for seed, scores in by_seed.items() if scores}
     if not by_seed:
         return None
     if len(by_seed) == 1:
-        interval = score_interval(next(iter(by_seed.values())))
+        interval = score_interval(next(iter(by_seed.values())), by_prompt=measure.by_prompt)
     else:
         prompts, tags = _common(list(by_seed.values()))
         if not prompts:
             return None
         scores_SP = np.array([[scores[prompt][1] for prompt in prompts] for scores in by_seed.values()])
-        interval = two_way_difference(scores_SP, np.zeros_like(scores_SP), tags)
-    # no count is below 0 and no share above 1, however few the seeds
-    share = metric not in LOWER_IS_BETTER
-    if share and interval.stderr == 0 and interval.value in (0.0, 1.0):
+        interval = two_way_difference(scores_SP, np.zeros_like(scores_SP), tags, by_prompt=measure.by_prompt)
+    if measure.is_share and interval.stderr == 0 and interval.value in (0.0, 1.0):
         # all wrong or all right shows no spread, but a few prompts more might have
         return replace(wilson(round(interval.value * interval.n), interval.n), seeds=interval.seeds)
-    ceiling = max(1.0, interval.value) if share else math.inf
-    return replace(interval, low=max(interval.low, 0.0), high=min(interval.high, ceiling))
+    # no count is below 0 and no share above 1, however few the seeds
+    floor, ceiling = measure.bounds
+    low, high = max(interval.low, min(floor, interval.value)), min(interval.high, max(ceiling, interval.value))
+    return replace(interval, low=low, high=high)
 
 
-def compare_all(data: ReportData, benchmark: str, metric: str = HEADLINE) -> tuple[list[Comparison], list[NotCompared]]:
-    """Each trained variant against GRPO and against its start, Holm-adjusted as one family."""
+def compare_all(data: ReportData, benchmark: str) -> tuple[list[Comparison], list[NotCompared]]:
+    """Each trained variant against GRPO and against its start, on each value of the panel; Holm over all of them."""
     found: list[Comparison] = []
     refused: list[NotCompared] = []
+    panel = data.panel(benchmark)
     for variant in data.trained:
         for against, other in (("baseline", data.baseline_of(variant)), ("start", data.start_of(variant))):
             if other is None:
                 continue
-            outcome = compare(variant, other, benchmark, metric, "baseline" if against == "baseline" else "start")
-            (found if isinstance(outcome, Comparison) else refused).append(outcome)  # type: ignore[arg-type]
-    adjusted = holm([comparison.p_value for comparison in found])
-    return [replace(c, p_holm=p) for c, p in zip(found, adjusted, strict=True)], refused
+            kind: Against = "baseline" if against == "baseline" else "start"
+            outcomes = [compare(variant, other, benchmark, measure, kind) for measure in panel]
+            found += [outcome for outcome in outcomes if isinstance(outcome, Comparison)]
+            refused += _once([outcome for outcome in outcomes if isinstance(outcome, NotCompared)])
+    return adjusted(found), refused
+
+
+def compare_references(data: ReportData, benchmark: str) -> tuple[list[Comparison], list[NotCompared]]:
+    """Each trained variant against each image set that is no run; Holm over all of them."""
+    found: list[Comparison] = []
+    refused: list[NotCompared] = []
+    for measure in data.panel(benchmark):
+        for reference in data.references:
+            for variant in data.trained:
+                if variant.evaluations(benchmark) and reference.evaluations(benchmark):
+                    outcome = compare(variant, reference, benchmark, measure, "reference")
+                    (found if isinstance(outcome, Comparison) else refused).append(outcome)  # type: ignore[arg-type]
+    return adjusted(found), list({(each.a, each.b, each.reason): each for each in refused}.values())
+
+
+def adjusted(found: list[Comparison]) -> list[Comparison]:
+    """Holm over one family."""
+    p_values = holm([comparison.p_value for comparison in found])
+    return [replace(comparison, p_holm=p) for comparison, p in zip(found, p_values, strict=True)]
+
+
+def _once(refused: list[NotCompared]) -> list[NotCompared]:
+    """One reason is said once, not for every scorer."""
+    return list({each.reason: each for each in refused}.values())
 
 
 def compare(
-    a: Variant, b: Variant, benchmark: str, metric: str, against: Literal["baseline", "start"]
+    a: Variant, b: Variant | Reference, benchmark: str, measure: Measure, against: Against
 ) -> Comparison | NotCompared:
-    """Paired by prompt, and by seed where both have it; the start has no seeds and stands against each of them."""
+    """Paired by prompt, and by seed where both have it; what has no seeds (the start, other image sets) stands against
+    each of them."""
 
     def refuse(reason: str) -> NotCompared:
         return NotCompared(a=a.label, b=b.label, benchmark=benchmark, reason=reason)
 
-    a_scores, b_scores = a.scores(benchmark, metric), b.scores(benchmark, metric)
+    a_scores, b_scores = a.scores(benchmark, measure.name), b.scores(benchmark, measure.name)
     for variant, scores in ((a, a_scores), (b, b_scores)):
         if not scores:
-            return refuse(f"{variant.label} has no {metric!r} on {benchmark}")
+            return refuse(f"{variant.label} has no {measure.name!r} on {benchmark}")
     weights = [variant.settings.get("policy.start_weights") for variant in (a, b)]
     if against == "baseline" and all(weights) and weights[0] != weights[1]:
         return refuse("they were trained from different weights")
-    if difference := _identity_difference(a, b, benchmark):
+    if difference := _identity_difference(a, b, benchmark, against):
         return refuse(f"they were not evaluated alike: {difference}")
-    if against == "start":
+    if against != "baseline":
         pairs = [(scores, next(iter(b_scores.values()))) for _, scores in sorted(a_scores.items())]
     else:
         seeds = sorted(a_scores.keys() & b_scores.keys())
@@ -147,34 +182,52 @@ def compare(
     prompts, tags = _common([scores for pair in pairs for scores in pair])
     if not prompts:
         return refuse("they share no scored prompt")
-    interval, p_value = _difference(pairs, prompts, tags)
+    interval = interval_of(pairs, prompts, tags, measure)
+    p_value = _p_value(interval, pairs, prompts, measure)
     everything = {prompt for pair in pairs for scores in pair for prompt in scores}
     return Comparison(
         a=a.label,
         b=b.label,
         against=against,
         benchmark=benchmark,
-        metric=metric,
+        measure=measure,
         interval=interval,
         p_value=p_value,
         p_holm=p_value,
-        settings_that_differ=() if against == "start" else tuple(other_settings(a, b)),
+        settings_that_differ=tuple(other_settings(a, b)) if isinstance(b, Variant) and against == "baseline" else (),
         dropped_prompts=len(everything) - len(prompts),
     )
 
 
-def _difference(
-    pairs: list[tuple[PromptScores, PromptScores]], prompts: list[str], tags: list[str]
-) -> tuple[Interval, float]:
+def interval_of(
+    pairs: Sequence[tuple[PromptScores, PromptScores]], prompts: Sequence[str], tags: Sequence[str], measure: Measure
+) -> Interval:
+    """Of the first minus the second of each pair (one pair a seed) on these prompts; never certain.
+
+    On an open scale a prompt can change by the range of the values seen; see `never_certain`.
+    """
     if len(pairs) == 1:
         first, second = ({prompt: scores[prompt] for prompt in prompts} for scores in pairs[0])
-        return never_certain(paired_difference(first, second)), sign_flip_test(first, second, seed=SIGN_FLIP_SEED)
-    a_SP, b_SP = (np.array([[pair[side][prompt][1] for prompt in prompts] for pair in pairs]) for side in (0, 1))
-    interval = two_way_difference(a_SP, b_SP, tags)
-    return never_certain(interval), 1.0 if math.isnan(interval.p_value) else interval.p_value
+        interval = paired_difference(first, second, by_prompt=measure.by_prompt)
+    else:
+        a_SP, b_SP = (np.array([[pair[side][prompt][1] for prompt in prompts] for pair in pairs]) for side in (0, 1))
+        interval = two_way_difference(a_SP, b_SP, tags, by_prompt=measure.by_prompt)
+    if measure.is_share:
+        return never_certain(interval)
+    seen = [scores[prompt][1] for pair in pairs for scores in pair for prompt in prompts]
+    return never_certain(interval, reach=max(seen) - min(seen), limit=math.inf)
 
 
-def _common(tables: list[PromptScores]) -> tuple[list[str], list[str]]:
+def _p_value(
+    interval: Interval, pairs: Sequence[tuple[PromptScores, PromptScores]], prompts: Sequence[str], measure: Measure
+) -> float:
+    if len(pairs) > 1:
+        return 1.0 if math.isnan(interval.p_value) else interval.p_value
+    first, second = ({prompt: scores[prompt] for prompt in prompts} for scores in pairs[0])
+    return sign_flip_test(first, second, seed=SIGN_FLIP_SEED, by_prompt=measure.by_prompt)
+
+
+def _common(tables: Sequence[PromptScores]) -> tuple[list[str], list[str]]:
     """Prompts that all tables hold, in order, and their tasks."""
     prompts = sorted(set.intersection(*(set(table) for table in tables)))
     return prompts, [tables[0][prompt][0] for prompt in prompts]
@@ -184,12 +237,21 @@ def _only(scores: PromptScores, task: str | None) -> PromptScores:
     return scores if task is None else {prompt: entry for prompt, entry in scores.items() if entry[0] == task}
 
 
-def _identity_difference(a: Variant, b: Variant, benchmark: str) -> str:
-    identities = [e.comparable_identity() for variant in (a, b) for e in variant.evaluations(benchmark)]
-    return "; ".join(_differing(identities[0], other) for other in identities[1:] if other != identities[0])
+def _identity_difference(a: Variant, b: Variant | Reference, benchmark: str, against: Against) -> str:
+    def identity(evaluation: Evaluation) -> dict[str, object]:
+        found = evaluation.judged_identity() if against == "reference" else evaluation.comparable_identity()
+        return flatten(found)
+
+    identities = [identity(each) for side in (a, b) for each in side.evaluations(benchmark)]
+    differences = [_differing(identities[0], other) for other in identities[1:] if other != identities[0]]
+    return "; ".join(dict.fromkeys(differences))
 
 
 def _differing(a: Mapping[str, object], b: Mapping[str, object]) -> str:
-    return ", ".join(
-        f"{key} {a.get(key)} / {b.get(key)}" for key in sorted(a.keys() | b.keys()) if a.get(key) != b.get(key)
-    )
+    keys = [key for key in sorted(a.keys() | b.keys()) if a.get(key) != b.get(key)]
+    shown = [f"{key} {_short(a.get(key))} / {_short(b.get(key))}" for key in keys[:MOST_KEYS]]
+    return ", ".join([*shown, *([f"and {len(keys) - MOST_KEYS} more"] if len(keys) > MOST_KEYS else [])])
+
+
+def _short(value: object) -> str:
+    return plain(str(value), 32)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import optimize, stats
 
-from .load import HEADLINE, ReportData
+from .load import ReportData
 from .statistics import POWER_FACTOR, Floats
 
 MAX_SEEDS = 50
@@ -168,14 +168,20 @@ def seeds_to_detect(effect: float, prompts: int, images: int, spread: Spread) ->
 
 
 def measured_spread(data: ReportData) -> Spread | None:
-    """Of all pairs of a variant with its baseline that share 2 seeds and more; None where there is no such pair."""
+    """Of all pairs of a variant with its baseline that share 2 seeds and more; None where there is no such pair.
+
+    Shares of right images only: spreads on other scales are no shares of 1.
+    """
     found = []
     for benchmark in data.benchmarks:
+        headline = data.headline(benchmark)
+        if not headline.is_verdict:
+            continue
         for variant in data.trained:
             baseline = data.baseline_of(variant)
             if baseline is None:
                 continue
-            a, b = (side.scores(benchmark, HEADLINE) for side in (variant, baseline))
+            a, b = (side.scores(benchmark, headline.name) for side in (variant, baseline))
             seeds = sorted(a.keys() & b.keys())
             if len(seeds) < 2:
                 continue

@@ -17,22 +17,14 @@ from scipy import stats
 
 from gcpo_bench.config import RunConfig
 
-from .baseline import Entry
-from .load import flatten
-from .statistics import (
-    Interval,
-    at_least,
-    holm,
-    mirrored,
-    never_certain,
-    non_inferiority,
-    paired_difference,
-    two_way_difference,
-)
+from .baseline import PLAIN, Entry
+from .comparisons import interval_of
+from .evaluations import flatten
+from .measures import Measure
+from .statistics import Interval, at_least, holm, mirrored, non_inferiority
 
 State = Literal["pass", "regression", "inconclusive", "not comparable"]
 LEVEL = 0.05
-DEFAULT_MARGIN = 0.02
 IGNORED_SETTINGS = ("policy.device", "sampling.batch_rows", "optimizer.micro_batch_rows")
 """Settings that change speed and memory, not what is trained."""
 WORST_FIRST: dict[State, int] = {"regression": 0, "not comparable": 1, "inconclusive": 2, "pass": 3}
@@ -43,11 +35,14 @@ class Check:
     name: str
     """What was compared: model, method and benchmark, or a speed ratio of them."""
     state: State
-    unit: Literal["points", "%"]
-    margin: float
-    """As a share of 1."""
+    unit: Literal["score", "%"]
+    margin: float | None
+    """Of speed as a share of 1, of a score in its raw unit; None where none is known for the scale."""
+    measure: Measure = PLAIN
+    """Of a score."""
     interval: Interval | None = None
-    """New minus old for scores; relative slowdown, negated, for speed: below 0 is worse in both."""
+    """New minus old for scores (old minus new where less is better); relative slowdown, negated, for speed: below 0 is
+    worse in all."""
     reason: str = ""
     worst: tuple[tuple[str, float], ...] = ()
     """Prompts that lost most, with the loss."""
@@ -63,15 +58,23 @@ def gate(
     """Every entry of the baseline against the run of the same model, method and settings; the worst first.
 
     Args:
-        margins: benchmark -> tolerated loss as a share; DEFAULT_MARGIN where it is not named.
+        margins: benchmark -> tolerated loss in the raw unit of its score, 0.015 for 1.5 points. Where it is not named,
+            that of its scale (2 points of a share); a scale that has none is not judged.
         performance: tolerated slowdown of the speed ratios as a share; None leaves speed out.
     """
     checks = []
     for old in baseline:
         new, reason = _counterpart(old, current)
-        margin = margins.get(old.benchmark, DEFAULT_MARGIN)
-        if new is None:
-            checks.append(Check(name=old.name, state="not comparable", unit="points", margin=margin, reason=reason))
+        margin = margins.get(old.benchmark, old.measure.margin)
+        if new is not None and margin is None:
+            reason = f"{old.measure.label} has no margin of its own; name one: --margin {old.benchmark}=NUMBER"
+        if new is None or margin is None:
+            measure = old.measure
+            checks.append(
+                Check(
+                    name=old.name, state="not comparable", unit="score", margin=margin, measure=measure, reason=reason
+                )
+            )
             continue
         checks.append(_scores(old, new, margin))
         if performance is not None:
@@ -99,6 +102,8 @@ def _counterpart(old: Entry, current: Sequence[Entry]) -> tuple[Entry | None, st
     for new in same:
         before = {**_added_since(old.settings, new.settings), **old.settings}
         differing = [*_differing(before, new.settings), *_differing(old.identity, new.identity)]
+        if old.measure.name != new.measure.name:
+            differing.append(f"scored by {old.measure.name} / {new.measure.name}")
         if not differing and not old.scores.keys() & new.scores.keys():
             differing = [f"training seeds {sorted(old.scores)} / {sorted(new.scores)}"]
         if not differing:
@@ -120,33 +125,27 @@ def _differing(old: Mapping[str, object], new: Mapping[str, object]) -> list[str
 
 def _scores(old: Entry, new: Entry, margin: float) -> Check:
     seeds = sorted(old.scores.keys() & new.scores.keys())
-    tables = [table for seed in seeds for table in (new.scores[seed], old.scores[seed])]
+    pairs = [(new.scores[seed], old.scores[seed]) for seed in seeds]
+    tables = [table for pair in pairs for table in pair]
     prompts = sorted(set.intersection(*(set(table) for table in tables)))
     if not prompts:
+        reason = "no prompt was scored in both"
         return Check(
-            name=old.name, state="not comparable", unit="points", margin=margin, reason="no prompt was scored in both"
+            name=old.name, state="not comparable", unit="score", margin=margin, measure=old.measure, reason=reason
         )
-    everything = set.union(*(set(table) for table in tables))
-    if len(seeds) == 1:
-        a, b = ({prompt: side.scores[seeds[0]][prompt] for prompt in prompts} for side in (new, old))
-        interval = paired_difference(a, b)
-    else:
-        a_SP, b_SP = (
-            np.array([[side.scores[seed][prompt][1] for prompt in prompts] for seed in seeds]) for side in (new, old)
-        )
-        interval = two_way_difference(a_SP, b_SP, [old.scores[seeds[0]][prompt][0] for prompt in prompts])
-    interval = never_certain(interval)
-    losses = {
-        prompt: float(np.mean([new.scores[seed][prompt][1] - old.scores[seed][prompt][1] for seed in seeds]))
-        for prompt in prompts
-    }
+    tags = [old.scores[seeds[0]][prompt][0] for prompt in prompts]
+    sign = 1 if old.measure.higher_is_better else -1
+    interval = interval_of(pairs, prompts, tags, old.measure)
+    interval = interval if sign > 0 else mirrored(interval)
+    losses = {p: sign * float(np.mean([after[p][1] - before[p][1] for after, before in pairs])) for p in prompts}
     worst = tuple(sorted(((p, d) for p, d in losses.items() if d < 0), key=lambda item: (item[1], item[0]))[:10])
-    left_out = len(everything) - len(prompts)
+    left_out = len(set.union(*(set(table) for table in tables))) - len(prompts)
     return Check(
         name=old.name,
         state=non_inferiority(interval, margin),
-        unit="points",
+        unit="score",
         margin=margin,
+        measure=old.measure,
         interval=interval,
         worst=worst,
         reason=f"{left_out} prompts were not scored in all runs and are left out" if left_out else "",
@@ -199,6 +198,7 @@ def _over_all(checks: Sequence[Check]) -> list[Check]:
 def _p_no_regression(check: Check) -> float:
     """One-sided p of "the loss is within the margin"."""
     assert check.interval is not None
+    assert check.margin is not None
     bound = -(math.log1p(check.margin) if check.unit == "%" else check.margin)
     p = at_least(mirrored(check.interval), -bound)
     return 0.0 if math.isnan(p) and check.interval.high < bound else 1.0 if math.isnan(p) else p

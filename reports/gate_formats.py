@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from xml.etree import ElementTree
 
 from .gate import Check, State
-from .tables import interval_text, markdown_table, markdown_text, number, plain
+from .tables import markdown_table, markdown_text, number, plain
 
 SUMMARY_BYTES = 900_000
 """GitHub drops a step summary above 1 MiB as a whole."""
@@ -29,9 +29,9 @@ def words(check: Check) -> str:
         )
         found = f"speed {value} % [{low}, {high}]"
     else:
-        found = f"{interval_text(interval, signed=True)} points"
+        found = f"{check.measure.interval(interval, signed=True)}{_unit(check)}"
     basis = "" if percent else f", {interval.n} prompts, {interval.seeds} seed{'s' if interval.seeds > 1 else ''}"
-    margin = f"{100 * check.margin:g} {'%' if percent else 'points'}"
+    margin = f"{100 * (check.margin or 0):g} %" if percent else f"{_amount(check)}{_unit(check)}"
     verdict = {
         "pass": f"a loss of {margin} is ruled out",
         "regression": f"a loss of more than {margin} is proven",
@@ -42,14 +42,28 @@ def words(check: Check) -> str:
     return f"{found}{basis}: {verdict}{more}"
 
 
+def _amount(check: Check) -> str:
+    return f"{check.measure.factor * (check.margin or 0):.6g}"
+
+
+def _unit(check: Check) -> str:
+    """ " points", or the name of the scale."""
+    return check.measure.points or f" {check.measure.label}"
+
+
 def markdown(checks: Sequence[Check], texts: dict[str, str] | None = None) -> str:
     """A table, the worst first, then the prompts that lost most; at most SUMMARY_BYTES of UTF-8."""
     rows = [[MARKS[c.state], markdown_text(c.name), f"**{c.state}**", markdown_text(words(c), 1000)] for c in checks]
     parts = ["## gcpo-bench gate", markdown_table(["", "check", "verdict", "found"], rows, numeric_from=9)]
     for check in checks:
         if check.state in ("regression", "inconclusive") and check.worst:
-            lost = [[markdown_text((texts or {}).get(p, p)), f"{100 * d:+.1f}"] for p, d in check.worst]
-            parts += [f"Largest losses, {markdown_text(check.name)}:", markdown_table(["prompt", "points"], lost)]
+            measure = check.measure
+            lost = [
+                [markdown_text((texts or {}).get(p, p)), f"{measure.factor * d:+.{measure.digits}f}"]
+                for p, d in check.worst
+            ]
+            unit = "points" if measure.is_share else markdown_text(measure.label)
+            parts += [f"Largest losses, {markdown_text(check.name)}:", markdown_table(["prompt", unit], lost)]
     return cut("\n\n".join(parts) + "\n", SUMMARY_BYTES)
 
 

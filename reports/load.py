@@ -6,9 +6,8 @@ A run that is damaged is left out with a note when others are fine; a report of 
 from __future__ import annotations
 
 import json
-import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,62 +17,18 @@ import pandas as pd
 
 from gcpo_bench.config import RunConfig
 from gcpo_bench.errors import CorruptDataError, GcpoBenchError, RunError
-from gcpo_bench.runs import Run, open_run, read_json, read_jsonl
+from gcpo_bench.runs import Run, open_run
 
+from .evaluations import Evaluation, flatten, read_evaluation, remarks
+from .measures import Measure
+from .references import Reference, load_references
 from .statistics import PromptScores
 
-HEADLINE = "correct"
-"""The value of a sample that a benchmark's overall score is the mean of."""
-LOWER_IS_BETTER = frozenset({"extra_objects", "unknown_blobs"})
 NOT_SETTINGS = ("seed", "logging", "num_threads", "evaluation")
 """Parts of a configuration that do not make another variant: replicate, bookkeeping, how it was looked at."""
 METHOD_SETTINGS = ("method", "selection", "weighting")
 """Parts in which methods differ on purpose."""
-NOT_COMPARED = ("weights", "checkpoint", "policy", "run", "step")
-"""Parts of an evaluation's identity that say what was evaluated rather than how."""
 MAPS = ("entropy", "entropy_gradient", "similarity", "weight", "divergence")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Sample:
-    """One judged image; fields as in `evaluators.types.SampleScore`."""
-
-    prompt_id: str
-    prompt: str
-    tag: str
-    image_index: int
-    image: str
-    values: Mapping[str, float]
-    reason: str
-    detections: tuple[Mapping[str, Any], ...]
-    unscored: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Evaluation:
-    benchmark: str
-    version: str
-    identity: Mapping[str, Any]
-    samples: tuple[Sample, ...]
-    frame: pd.DataFrame
-    """One row a scored image: prompt_id, tag and a column for each value."""
-    by_prompt: pd.DataFrame
-    """One row a prompt, by its id: tag and the mean of each value over the images that have it."""
-    unscored: int
-
-    def prompt_scores(self, metric: str) -> dict[str, tuple[str, float]]:
-        """prompt id -> (task, mean over its scored images)."""
-        if metric not in self.by_prompt:
-            return {}
-        means = self.by_prompt[["tag", metric]].dropna(subset=[metric])
-        return dict(zip(means.index, zip(means["tag"], means[metric].tolist(), strict=True), strict=True))
-
-    def prompt_texts(self) -> dict[str, str]:
-        return {sample.prompt_id: sample.prompt for sample in self.samples}
-
-    def comparable_identity(self) -> dict[str, Any]:
-        kept = {k: v for k, v in self.identity.items() if not any(part in k.lower() for part in NOT_COMPARED)}
-        return {"version": self.version, **kept}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -162,6 +117,8 @@ class ReportData:
     """Starts first, then GRPO, then the others by label."""
     notes: tuple[str, ...]
     """What was left out or is missing, one sentence each."""
+    references: tuple[Reference, ...] = ()
+    """Image sets that are no runs, by label."""
 
     @property
     def runs(self) -> tuple[LoadedRun, ...]:
@@ -173,7 +130,47 @@ class ReportData:
 
     @property
     def benchmarks(self) -> tuple[str, ...]:
-        return tuple(sorted({name for run in self.runs for name in run.evaluations}))
+        """Those that runs have first, of these those of right and wrong: the paper's claims are about them."""
+        of_runs = {name for run in self.runs for name in run.evaluations}
+        names = self._evaluations()
+        return tuple(sorted(names, key=lambda n: (n not in of_runs, not self.headline(n).is_verdict, n)))
+
+    @property
+    def run_benchmarks(self) -> tuple[str, ...]:
+        """Those that some run was evaluated on."""
+        of_runs = {name for run in self.runs for name in run.evaluations}
+        return tuple(name for name in self.benchmarks if name in of_runs)
+
+    @property
+    def scored(self) -> tuple[Variant | Reference, ...]:
+        """Everything that has scores."""
+        return (*self.variants, *self.references)
+
+    def headline(self, benchmark: str) -> Measure:
+        """What the benchmark's overall score is the mean of."""
+        return self.panel(benchmark)[0]
+
+    def panel(self, benchmark: str) -> tuple[Measure, ...]:
+        """What is compared on a benchmark, the headline first."""
+        of = self.measures(benchmark)
+        names = dict.fromkeys(name for evaluation in self._evaluations()[benchmark] for name in evaluation.panel)
+        known = tuple(of[name] for name in names if name in of)
+        return known or (Measure(name=next(iter(names))),)
+
+    def measures(self, benchmark: str) -> dict[str, Measure]:
+        """Every value of the benchmark's images; where evaluations say different things, the first one's word."""
+        found: dict[str, Measure] = {}
+        for evaluation in self._evaluations()[benchmark]:
+            found = {**evaluation.measures, **found}
+        return found
+
+    def _evaluations(self) -> dict[str, list[Evaluation]]:
+        """Benchmark -> its evaluations, those of runs first."""
+        found: dict[str, list[Evaluation]] = {}
+        for evaluations in (*(run.evaluations for run in self.runs), *(r.by_benchmark for r in self.references)):
+            for name, evaluation in evaluations.items():
+                found.setdefault(name, []).append(evaluation)
+        return found
 
     def start_of(self, variant: Variant) -> Variant | None:
         """The weights the variant's training began from; the evaluated one where there are several."""
@@ -197,14 +194,16 @@ def other_settings(a: Variant, b: Variant) -> list[str]:
     ]
 
 
-def load(paths: Sequence[Path]) -> ReportData:
+def load(paths: Sequence[Path], references: Sequence[Path] = ()) -> ReportData:
     """Read runs and group them into variants; the order of `paths` does not matter.
 
+    Args:
+        references: folders of image sets that are no runs, `evaluations/<name>`.
     Raises:
-        RunError: no path was given.
+        RunError: no path was given, or there is no run and no image set could be read.
         CorruptDataError, RunError: no run could be read; the first one's error.
     """
-    if not paths:
+    if not paths and not references:
         raise RunError("there is no run to report on", hint="train one first: gcpo-bench train")
     runs: list[LoadedRun] = []
     notes: list[str] = []
@@ -218,10 +217,16 @@ def load(paths: Sequence[Path]) -> ReportData:
             continue
         runs.append(run)
         notes.extend(f"{run.name}: {remark}" for remark in remarks)
-    if not runs:
+    if failures and not runs:
         raise failures[0]
-    variants, remarks = group(runs)
-    return ReportData(variants=variants, notes=(*notes, *remarks))
+    variants, lines = group(runs)
+    others, more = load_references(references, [variant.label for variant in variants])
+    if not runs and not others:
+        raise RunError(
+            f"no image set could be read: {more[0] if more else 'there is none'}",
+            hint="evaluate the images again: gcpo-bench evaluate --images DIR",
+        )
+    return ReportData(variants=variants, notes=(*notes, *lines, *more), references=others)
 
 
 def load_run(path: Path) -> tuple[LoadedRun, list[str]]:
@@ -234,14 +239,11 @@ def load_run(path: Path) -> tuple[LoadedRun, list[str]]:
         notes.append(f"is {status.state} at step {status.step} of {run.config.num_steps}{reason}")
     evaluations = {}
     for folder in sorted((run.path / "evaluations").glob("*/samples.jsonl")):
-        evaluations[folder.parent.name] = load_evaluation(run, folder.parent.name)
+        evaluations[folder.parent.name] = read_evaluation(folder.parent)
     if not evaluations:
         notes.append("has not been evaluated (gcpo-bench evaluate)")
-    notes.extend(
-        f"{evaluation.unscored} images of {name} could not be scored and are left out of the means"
-        for name, evaluation in evaluations.items()
-        if evaluation.unscored
-    )
+    for evaluation in evaluations.values():
+        notes += remarks(evaluation, f"gcpo-bench evaluate {run.name} --bench {evaluation.benchmark} --rescore")
     loaded = LoadedRun(
         name=run.name,
         path=run.path,
@@ -256,65 +258,6 @@ def load_run(path: Path) -> tuple[LoadedRun, list[str]]:
         analyses={name: Analysis(record=record, arrays=arrays) for name, (record, arrays) in run.analyses().items()},
     )
     return loaded, notes
-
-
-def load_evaluation(run: Run, benchmark: str) -> Evaluation:
-    folder = run.evaluation_dir(benchmark)
-    samples = tuple(
-        _sample(row, folder / "samples.jsonl", number)
-        for number, row in enumerate(read_jsonl(folder / "samples.jsonl"), start=1)
-    )
-    scores_path = folder / "scores.json"
-    scores = read_json(scores_path) if scores_path.exists() else {}
-    if not isinstance(scores, dict) or not isinstance(scores.get("identity", {}), dict):
-        raise CorruptDataError(f"{scores_path} is damaged: not an evaluation", hint="evaluate the run again")
-    scored = [sample for sample in samples if not sample.unscored]
-    frame = pd.DataFrame(
-        [{"prompt_id": s.prompt_id, "tag": s.tag, **s.values} for s in scored],
-        columns=None if scored else ["prompt_id", "tag"],
-    )
-    return Evaluation(
-        benchmark=benchmark,
-        version=str(scores.get("version", "")),
-        identity=scores.get("identity", {}),
-        samples=samples,
-        frame=frame,
-        by_prompt=_prompt_means(frame),
-        unscored=len(samples) - len(scored),
-    )
-
-
-def _prompt_means(frame: pd.DataFrame) -> pd.DataFrame:
-    groups = frame.groupby("prompt_id", sort=True)
-    return groups[["tag"]].first().join(groups.mean(numeric_only=True))
-
-
-def _sample(row: Mapping[str, Any], path: Path, number: int) -> Sample:
-    try:
-        values = {str(key): float(value) for key, value in row["values"].items()}
-        if not all(math.isfinite(value) for value in values.values()):
-            raise ValueError("a value is not finite")
-        detections = tuple(row.get("detections") or ())
-        if not all(
-            len(item["box"]) == 4 and all(math.isfinite(float(edge)) for edge in item["box"]) for item in detections
-        ):
-            raise ValueError("a box does not have 4 finite edges")
-        return Sample(
-            prompt_id=str(row["prompt_id"]),
-            prompt=str(row["prompt"]),
-            tag=str(row["tag"]),
-            image_index=int(row["image_index"]),
-            image=str(row["image"]),
-            values=values,
-            reason=str(row.get("reason") or ""),
-            detections=detections,
-            unscored=str(row.get("unscored") or ""),
-        )
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        problem = f"no {error}" if isinstance(error, KeyError) else str(error)
-        raise CorruptDataError(
-            f"{path} is damaged: line {number}: {problem}", hint="evaluate the run again; its images are kept"
-        ) from error
 
 
 def _metrics_frame(run: Run) -> pd.DataFrame:
@@ -365,20 +308,6 @@ def _token_maps(run: Run, step: int, arrays: Mapping[str, np.ndarray]) -> TokenM
 
 
 # --- variants -------------------------------------------------------------------------------------------------------
-
-
-def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
-    """Nested configuration -> dotted keys; list items by index."""
-    if isinstance(value, Mapping):
-        items: Iterable[tuple[Any, Any]] = value.items()
-    elif isinstance(value, list | tuple):
-        items = enumerate(value)
-    else:
-        return {prefix: value}
-    flat: dict[str, Any] = {}
-    for key, item in items:
-        flat.update(flatten(item, f"{prefix}.{key}" if prefix else str(key)))
-    return flat
 
 
 def group(runs: Sequence[LoadedRun]) -> tuple[tuple[Variant, ...], list[str]]:

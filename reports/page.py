@@ -28,11 +28,17 @@ LATEX_HEAD = "% tables of gcpo-bench; the document needs \\usepackage{booktabs,a
 
 
 def write_report(
-    run_paths: Sequence[Path], out: Path, formats: Sequence[str] = FORMATS, *, refresh_s: int = 0
+    run_paths: Sequence[Path],
+    out: Path,
+    formats: Sequence[str] = FORMATS,
+    *,
+    references: Sequence[Path] = (),
+    refresh_s: int = 0,
 ) -> list[Path]:
     """Write `report.html`, `report.md`, `report.csv` (and its siblings), `report.json` and `figures/` into `out`.
 
     Args:
+        references: folders of image sets that are no runs, `evaluations/<name>`.
         refresh_s: seconds after which an open page loads itself again; 0: never.
 
     Raises:
@@ -47,7 +53,7 @@ def write_report(
         )
     if out.exists() and not out.is_dir():
         raise ConfigError(f"{out} is a file; a report is a folder of files", hint="give --out a folder")
-    data = load(run_paths)
+    data = load(run_paths, references)
     fragments = sections(data)
     files = {name: text.encode() for name, text in texts(data, fragments, formats, refresh_s).items()}
     if "figures" in formats:
@@ -98,13 +104,18 @@ def summary(data: ReportData) -> str:
     """What was looked at, in one line."""
     runs = [run for run in data.runs if not run.is_start]
     seeds = {run.config.seed for run in runs}
-    prompts = {(name, s.prompt_id) for run in data.runs for name, e in run.evaluations.items() for s in e.samples}
-    images = sum(len(e.samples) for run in data.runs for e in run.evaluations.values())
+    evaluations = [e for run in data.runs for e in run.evaluations.values()]
+    evaluations += [e for reference in data.references for e in reference.by_benchmark.values()]
+    prompts = {(e.benchmark, s.prompt_id) for e in evaluations for s in e.samples}
+    images = sum(len(e.samples) for e in evaluations)
     models = ", ".join(sorted({run.config.policy.name for run in data.runs}))
-    return (
+    trained = (
         f"{_count(len(runs), 'run')} of {_count(len(data.trained), 'variant')}, {_count(len(seeds), 'seed')}, "
-        f"model {models}; {_count(len(prompts), 'held-out prompt')}, {_count(images, 'judged image')}"
+        f"model {models}"
     )
+    others = f"{_count(len(data.references), 'image set')} not trained here"
+    parts = [*([trained] if data.runs else []), *([others] if data.references else [])]
+    return f"{'; '.join(parts)}; {_count(len(prompts), 'held-out prompt')}, {_count(images, 'judged image')}"
 
 
 def _count(number: int, noun: str) -> str:

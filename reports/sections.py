@@ -10,12 +10,15 @@ from typing import Any
 import pandas as pd
 
 from . import plots
-from .comparisons import MARGIN, Comparison, NotCompared, compare_all, variant_score
+from .comparisons import Comparison, NotCompared, compare_all, compare_references, variant_score
+from .evaluations import Evaluation, flatten
 from .fragments import Fragment, render
 from .gallery import gallery as gallery
-from .load import HEADLINE, LOWER_IS_BETTER, ReportData, Variant, flatten
-from .statistics import Interval
-from .tables import csv_table, interval_text, markdown_table, markdown_text, number, points, seconds
+from .load import ReportData, Variant
+from .measures import Measure
+from .references import Reference, shown_settings
+from .statistics import Interval, mirrored
+from .tables import csv_table, markdown_table, markdown_text, number, plain, seconds, without_place
 from .token_maps import token_maps as token_maps
 
 CURVES = (
@@ -30,6 +33,8 @@ CURVES = (
     ("groups/zero_variance_share", "Groups without variance", "share"),
 )
 PHASES = ("rollout", "reward", "reference", "selection", "update")
+MOST_EFFORT = 1000
+"""Times the data; beyond it the number says nothing more."""
 SMOOTHING = 12
 """Curves are running means over a twelfth of the run."""
 
@@ -39,65 +44,131 @@ SMOOTHING = 12
 
 def verdict(data: ReportData) -> Fragment:
     """Each variant against GRPO and against its start, in plain words."""
-    found: list[Comparison] = []
+    groups: list[dict[str, Any]] = []
     refused: list[NotCompared] = []
+    found: list[Comparison] = []
+    words: list[str] = []
+    named = len(data.benchmarks) > 1
     for benchmark in data.benchmarks:
+        panel = data.panel(benchmark)
         compared, not_compared = compare_all(data, benchmark)
-        found += compared
+        compared.sort(key=lambda c: (panel.index(c.measure), c.against != "baseline"))  # stable: variants keep order
         refused += not_compared
-    found.sort(key=lambda c: (c.benchmark, c.against != "baseline"))  # stable: the variants keep their order
-    edges = [abs(edge) for c in found for edge in (c.interval.low, c.interval.high) if math.isfinite(edge)]
-    reach = max([0.01, *edges])
-    rows = [
-        {"comparison": c, "sentence": sentence(c, len(found)), "bar": whisker(c.interval, -reach, reach)} for c in found
-    ]
+        found += compared
+        if compared:
+            group = _group(compared, panel, benchmark if named else "", _difference_note(panel, named))
+            words += [row["sentence"] for row in group["rows"]]
+            groups.append(group)
     advice = _advice(data, found)
-    lines = [f"- {markdown_text(sentence(c, len(found)), 2000)}" for c in found] or [
+    lines = [f"- {markdown_text(text, 2000)}" for text in words] or [
         "Nothing can be compared yet: evaluate the runs, and a start or a GRPO run beside them.\n"
     ]
-    lines += [f"- Not compared: {markdown_text(f'{r.a} with {r.b}: {r.reason}', 2000)}" for r in refused]
+    lines += [f"- Not compared: {markdown_text(f'{r.a} with {r.b}: {_why(r, named)}', 2000)}" for r in refused]
     lines += [f"- {markdown_text(line, 2000)}" for line in advice]
-    header = (
-        "benchmark,metric,a,b,against,verdict,difference,low,high,stderr,p,p_holm,detectable,prompts,seeds,interval,"
-        "settings_that_differ"
-    )
     return Fragment(
         title="Verdict",
-        html=render("verdict", rows=rows, refused=refused, advice=advice),
+        html=render(
+            "verdict",
+            groups=groups,
+            refused=[{"a": r.a, "b": r.b, "reason": _why(r, named)} for r in refused],
+            advice=advice,
+        ),
         markdown="\n".join(lines) + "\n",
         data={"comparisons": [_comparison_record(c) for c in found], "not_compared": [_refusal(r) for r in refused]},
-        csv={"comparisons": csv_table(header.split(","), [list(_comparison_record(c).values()) for c in found])},
+        csv={"comparisons": _comparison_table(found)},
     )
 
 
-def sentence(c: Comparison, family: int) -> str:
-    """What may be said, and no more: about the method where there are several seeds, else about the checkpoint."""
+def _comparison_table(found: Sequence[Comparison]) -> str:
+    header = (
+        "benchmark,metric,a,b,against,verdict,difference,low,high,stderr,p,p_holm,detectable,prompts,seeds,interval,"
+        "settings_that_differ,unit,higher_is_better"
+    )
+    return csv_table(header.split(","), [list(_comparison_record(c).values()) for c in found])
+
+
+def _group(compared: Sequence[Comparison], panel: Sequence[Measure], title: str, note: str) -> dict[str, Any]:
+    """A table of comparisons on one benchmark: `title` names it where there are several."""
+    sentences = [sentence(c, len(compared), named=bool(title) or not c.measure.is_share) for c in compared]
+    return {
+        "title": title,
+        "scale": "" if panel[0].is_verdict or len(panel) > 1 else panel[0].label,
+        "scorers": len(panel) > 1,
+        "note": note,
+        "rows": [
+            {"comparison": c, "sentence": text, "bar": bar}
+            for c, text, bar in zip(compared, sentences, _bars(compared), strict=True)
+        ],
+    }
+
+
+def _bars(compared: Sequence[Comparison]) -> list[dict[str, float | bool]]:
+    """Each difference on an axis around 0; one axis a scale, on which better is to the right."""
+    reach: dict[str, float] = {}
+    for c in compared:
+        edges = [abs(edge) for edge in (c.interval.low, c.interval.high, c.interval.value) if math.isfinite(edge)]
+        reach[c.measure.name] = max([reach.get(c.measure.name, c.measure.worth_knowing), *edges])
+    return [
+        whisker(c.interval if c.measure.higher_is_better else mirrored(c.interval), -far, far)
+        for c in compared
+        for far in (reach[c.measure.name],)
+    ]
+
+
+def _why(refused: NotCompared, named: bool) -> str:
+    return f"{refused.benchmark}: {refused.reason}" if named else refused.reason
+
+
+def _difference_note(panel: Sequence[Measure], named: bool) -> str:
+    family = "this benchmark’s comparisons" if named or len(panel) > 1 else "all comparisons below"
+    rest = (
+        f"paired by prompt, with its 95 % interval. The adjusted p (Holm) counts {family}; the last column is the "
+        "smallest true difference that would be found four times in five."
+    )
+    if panel[0].is_share and len(panel) == 1:
+        return f"Difference in points of the overall score, {rest}"
+    what = "each scorer on its own scale" if len(panel) > 1 else panel[0].label
+    return f"Difference of the mean over prompts, {what}, {rest} “Equivalent” is not defined on such a scale."
+
+
+def sentence(c: Comparison, family: int, *, named: bool = False) -> str:
+    """What may be said, and no more: about the method where there are several seeds, else about the checkpoint.
+
+    `named`: begin with what it is measured by.
+    """
+    measure = c.measure
     several = c.interval.seeds > 1
     who = f"{c.a}" if several else f"this {c.a} checkpoint"
-    subject = who[0].upper() + who[1:] if who.startswith("this ") else who
+    where = f"{c.benchmark}, {measure.label}: " if not measure.is_verdict else f"{c.benchmark}: "
+    where = where if named else ""
+    subject = who[0].upper() + who[1:] if who.startswith("this ") and not where else who
     whom = "the start" if c.against == "start" else c.b
-    difference = f"{interval_text(c.interval, signed=True)} points"
-    closest, furthest = map(points, sorted((abs(c.interval.low), abs(c.interval.high))))
+    difference = f"{measure.interval(c.interval, signed=True)}{measure.points}"
+    closest, furthest = map(measure.text, sorted((abs(c.interval.low), abs(c.interval.high))))
     basis = f"{c.interval.n} prompts, {c.interval.seeds} seed{'s' if several else ''}"
+    cannot = f"{where}{'cannot' if where else 'Cannot'} tell {who} from {whom}"
     if math.isnan(c.interval.stderr):
-        return f"Cannot tell {who} from {whom}: {c.interval.n} prompts show no spread to judge {difference} by."
+        return f"{cannot}: {c.interval.n} prompts show no spread to judge {difference} by."
     if c.identical:
-        return f"{subject} and {whom} score the same on every prompt ({basis})."
+        return f"{where}{subject} and {whom} score the same on every prompt ({basis})."
     if c.verdict == "equivalent":
-        both = f"{subject} and {whom} are equivalent within {points(MARGIN)} points"
+        both = f"{where}{subject} and {whom} are equivalent within {measure.text(measure.margin or 0)}{measure.points}"
         return f"{both}: {difference} ({basis})."
     if c.verdict != "cannot tell":
-        size = points(abs(c.interval.value))
+        size = measure.text(abs(c.interval.value))
         return (
-            f"{subject} is {c.verdict} than {whom} by {size} points (95 % interval {closest} to {furthest}; {basis})."
+            f"{where}{subject} is {c.verdict} than {whom} by {size}{measure.points} "
+            f"(95 % interval {closest} to {furthest}; {basis})."
         )
-    text = f"Cannot tell {who} from {whom}: {difference} ({basis})."
+    text = f"{cannot}: {difference} ({basis})."
     if c.interval.low > 0 or c.interval.high < 0:
         text += f" Alone it would count, but not as one of {family} comparisons (adjusted p {number(c.p_holm, 3)})."
-    text += f" A true difference of {points(c.detectable)} points would be found four times in five;"
-    target = "the difference seen" if abs(c.interval.value) >= 0.01 else "one point"
+    found = f"{measure.text(c.detectable)}{measure.points}"
+    text += f" A true difference of {found} would be found four times in five;"
+    target = "the difference seen" if abs(c.interval.value) >= measure.worth_knowing else "one point"
     more = "prompts and seeds" if several else "prompts"
-    return text + f" to find {target} takes about {c.effort:.1f} times as many {more}."
+    times = f"about {c.effort:.1f}" if c.effort < MOST_EFFORT else f"more than {MOST_EFFORT}"
+    return text + f" to find {target} takes {times} times as many {more}."
 
 
 def _advice(data: ReportData, found: Sequence[Comparison]) -> list[str]:
@@ -108,7 +179,7 @@ def _advice(data: ReportData, found: Sequence[Comparison]) -> list[str]:
         )
     if not any(variant.method == "grpo" for variant in data.trained) and data.trained:
         advice.append("There is no GRPO run among these, so no method is compared with the baseline.")
-    if not any(variant.is_start for variant in data.variants):
+    if data.variants and not any(variant.is_start for variant in data.variants):
         advice.append("The start was not among the runs, so it is unknown how much was learned.")
     differing = sorted({key for c in found for key in c.settings_that_differ})
     if differing:
@@ -135,7 +206,7 @@ def whisker(interval: Interval, low: float, high: float) -> dict[str, float | bo
 def _comparison_record(c: Comparison) -> dict[str, Any]:
     return {
         "benchmark": c.benchmark,
-        "metric": c.metric,
+        "metric": c.measure.name,
         "a": c.a,
         "b": c.b,
         "against": c.against,
@@ -151,6 +222,8 @@ def _comparison_record(c: Comparison) -> dict[str, Any]:
         "seeds": c.interval.seeds,
         "interval": c.interval.method,
         "settings_that_differ": " ".join(c.settings_that_differ),
+        "unit": c.measure.unit,
+        "higher_is_better": c.measure.higher_is_better,
     }
 
 
@@ -162,56 +235,20 @@ def _refusal(refused: NotCompared) -> dict[str, str]:
 
 
 def scores(data: ReportData) -> Fragment:
-    """Overall, per task and the other metrics of each variant, with intervals."""
+    """Every benchmark: a row a variant with overall, tasks and other metrics; of a panel a row a scorer and variant."""
     parts, markdown, records = [], [], []
+    beside: list[Comparison] = []
     for benchmark in data.benchmarks:
-        columns = _score_columns(data, benchmark)
-        rows = []
-        for variant in data.variants:
-            cells = [variant_score(variant, benchmark, metric, task) for metric, task, _ in columns]
-            if any(cell is not None for cell in cells):
-                rows.append((variant, cells))
-            records += [
-                _score_record(variant, benchmark, metric, task, cell)
-                for (metric, task, _), cell in zip(columns, cells, strict=True)
-                if cell is not None
-            ]
-        header = [label for *_, label in columns]
-        texts = [
-            [_score_text(cell, metric) for cell, (metric, *_) in zip(cells, columns, strict=True)] for _, cells in rows
-        ]
-        parts.append(
-            render(
-                "scores",
-                benchmark=benchmark,
-                header=header,
-                rows=[
-                    {
-                        "label": variant.label,
-                        "cells": [_split(cell, metric) for cell, (metric, *_) in zip(cells, columns, strict=True)],
-                        "bar": whisker(cells[0], 0, 1) if cells[0] else None,
-                        "n": max(cell.n for cell in cells if cell),
-                        "seeds": max(cell.seeds for cell in cells if cell),
-                    }
-                    for variant, cells in rows
-                ],
-            )
-        )
-        markdown.append(
-            f"{markdown_text(benchmark)}, 95 % intervals in brackets\n\n"
-            + markdown_table(
-                ["variant", *header, "prompts", "seeds"],
-                [
-                    [
-                        markdown_text(v.label),
-                        *text,
-                        str(max(c.n for c in cells if c)),
-                        str(max(c.seeds for c in cells if c)),
-                    ]
-                    for (v, cells), text in zip(rows, texts, strict=True)
-                ],
-            )
-        )
+        table = _panel_table if len(data.panel(benchmark)) > 1 else _score_table
+        html, text, found = table(data, benchmark)
+        parts.append(html)
+        markdown.append(text)
+        records += found
+        if data.references:
+            html, text, compared = _beside_references(data, benchmark)
+            parts.append(html)
+            markdown.append(text)
+            beside += compared
     fields = [
         "benchmark",
         "variant",
@@ -225,56 +262,245 @@ def scores(data: ReportData) -> Fragment:
         "prompts",
         "seeds",
         "interval",
+        "unit",
+        "higher_is_better",
     ]
     return Fragment(
         title="Scores",
         html=render("joined", parts=parts) if parts else render("nothing", text="No run has been evaluated yet."),
         markdown="\n".join(markdown) or "No run has been evaluated yet.\n",
-        data={"scores": records},
-        csv={"": csv_table(fields, [[record[name] for name in fields] for record in records])},
+        data={"scores": records, **({"references": [_comparison_record(c) for c in beside]} if beside else {})},
+        csv={
+            "": csv_table(fields, [[record[name] for name in fields] for record in records]),
+            **({"references": _comparison_table(beside)} if beside else {}),
+        },
     )
 
 
-def _score_columns(data: ReportData, benchmark: str) -> list[tuple[str, str | None, str]]:
-    """(metric, task or None, heading): the headline overall, its tasks, the other metrics."""
-    frames = [e.frame for variant in data.variants for e in variant.evaluations(benchmark)]
-    tags: list[str] = []
-    metrics: list[str] = []
-    for frame in frames:
-        tags += [tag for tag in frame["tag"].unique() if tag not in tags]
-        metrics += [
-            name for name in frame.columns if name not in ("prompt_id", "tag", HEADLINE) and name not in metrics
+def _beside_references(data: ReportData, benchmark: str) -> tuple[str, str, list[Comparison]]:
+    """HTML, Markdown and the comparisons of trained variants with image sets that are no runs."""
+    panel = data.panel(benchmark)
+    compared, refused = compare_references(data, benchmark)
+    note = (
+        "Image sets that were not trained here: the same prompts, judged alike, paired by prompt; their noise is their "
+        "own. The adjusted p counts the comparisons of this table."
+    )
+    named = benchmark if len(data.benchmarks) > 1 else ""
+    group = _group(compared, panel, named, note) if compared else None
+    reasons = [{"a": r.a, "b": r.b, "reason": r.reason} for r in refused]
+    lines = [f"- {markdown_text(row['sentence'], 2000)}" for row in group["rows"]] if group else []
+    lines += [f"- Not compared: {markdown_text(f'{r.a} with {r.b}: {r.reason}', 2000)}" for r in refused]
+    html = render("beside", group=group, refused=reasons, where=named) if group or refused else ""
+    return html, "\n".join(lines) + "\n" if lines else "", compared
+
+
+Table = tuple[str, str, list[dict[str, Any]]]
+"""HTML, Markdown and records."""
+
+
+def _score_table(data: ReportData, benchmark: str) -> Table:
+    columns = _score_columns(data, benchmark)
+    headline = data.headline(benchmark)
+    drawn = _drawn_with(data, benchmark)
+    rows, records = [], []
+    for variant in data.scored:
+        cells = [variant_score(variant, benchmark, measure, task) for measure, task, _ in columns]
+        if any(cell is not None for cell in cells):
+            rows.append((variant, cells))
+        records += [
+            _score_record(variant, benchmark, measure, task, cell)
+            for (measure, task, _), cell in zip(columns, cells, strict=True)
+            if cell is not None
         ]
-    arrow = {name: " ↓" if name in LOWER_IS_BETTER else "" for name in metrics}
+    header = [label for *_, label in columns]
+    low, high = _axis(headline, [cells[0] for _, cells in rows])
+    html = render(
+        "scores",
+        benchmark=benchmark,
+        title=benchmark if len(data.benchmarks) > 1 else "",
+        drawn=drawn,
+        header=header,
+        axis=f"{headline.text(low)} to {headline.text(high)}" if not headline.is_share else "0 to 100",
+        note=_scores_note(benchmark, headline),
+        rows=[
+            {
+                "label": variant.label,
+                "about": _about(variant, benchmark),
+                "cells": [_split(cell, measure) for cell, (measure, *_) in zip(cells, columns, strict=True)],
+                "bar": whisker(cells[0], low, high) if cells[0] else None,
+                **_basis(variant, cells),
+            }
+            for variant, cells in rows
+        ],
+    )
+    lines = [
+        [
+            _labelled(variant, benchmark),
+            *(_score_text(cell, measure) for cell, (measure, *_) in zip(cells, columns, strict=True)),
+            *map(str, _basis(variant, cells).values()),
+        ]
+        for variant, cells in rows
+    ]
+    text = markdown_table(["variant", *map(markdown_text, header), "prompts", "seeds"], lines)
+    scale = "" if headline.is_share else f", {markdown_text(headline.label)}"
+    head = f"{markdown_text(benchmark)}{scale}, 95 % intervals in brackets"
+    return html, f"{head}\n\n{text}{_drawn_markdown(drawn)}", records
+
+
+def _drawn_with(data: ReportData, benchmark: str) -> list[str]:
+    """What is known of how image sets were drawn that are no runs."""
+    shown = [reference for reference in data.references if reference.evaluations(benchmark) and reference.drawn_with]
+    return [f"{reference.label} was drawn with: {reference.drawn_with}." for reference in shown]
+
+
+def _drawn_markdown(drawn: Sequence[str]) -> str:
+    return "".join(f"\n{markdown_text(line, 500)}\n" for line in drawn)
+
+
+def _basis(variant: Variant | Reference, cells: Sequence[Interval | None]) -> dict[str, int | str]:
+    known = [cell for cell in cells if cell]
+    seeds = "–" if isinstance(variant, Reference) else max(cell.seeds for cell in known)
+    return {"n": max(cell.n for cell in known), "seeds": seeds}
+
+
+def _about(variant: Variant | Reference, benchmark: str) -> str:
+    """What a row says beside its name; nothing of what was trained here."""
+    return variant.about(benchmark) if isinstance(variant, Reference) else ""
+
+
+def _labelled(variant: Variant | Reference, benchmark: str) -> str:
+    about = _about(variant, benchmark)
+    return markdown_text(f"{variant.label} ({about})" if about else variant.label)
+
+
+def _axis(measure: Measure, cells: Sequence[Interval | None]) -> tuple[float, float]:
+    """What a bar of scores runs over: a share from 0 to 1, others over what was found."""
+    edges = [edge for cell in cells if cell for edge in (cell.low, cell.high, cell.value) if math.isfinite(edge)]
+    return (0.0, 1.0) if measure.is_share or not edges else (min(edges), max(edges))
+
+
+def _scores_note(benchmark: str, headline: Measure) -> str:
+    if headline.is_share:
+        mean = "prompts" if headline.by_prompt else "tasks"
+        return (
+            f"{benchmark}: points of a hundred, 95 % interval in brackets. Overall is the mean of the {mean}. "
+            "↓ counts an image; lower is better."
+        )
+    mean = "prompts" if headline.by_prompt else "tasks"
+    better = "" if headline.higher_is_better else " Lower is better."
+    return f"{benchmark}: {headline.label}, 95 % interval in brackets. Overall is the mean of the {mean}.{better}"
+
+
+def _score_columns(data: ReportData, benchmark: str) -> list[tuple[Measure, str | None, str]]:
+    """(measure, task or None, heading): the headline overall, its tasks, the other metrics."""
+    headline = data.headline(benchmark)
+    tags = _tags(data, benchmark)
+    others = [measure for name, measure in data.measures(benchmark).items() if name != headline.name]
+    tasks = [(headline, tag, plain(tag.replace("_", " "), 60)) for tag in tags]
     return [
-        (HEADLINE, None, "overall"),
-        *((HEADLINE, tag, tag.replace("_", " ")) for tag in tags),
-        *((name, None, name.replace("_", " ") + arrow[name]) for name in metrics),
+        (headline, None, "overall"),
+        *(tasks if len(tags) > 1 or headline.is_verdict else []),
+        *((measure, None, _heading(measure, headline)) for measure in others),
     ]
 
 
-def _is_count(metric: str) -> bool:
-    return metric in LOWER_IS_BETTER
+def _heading(measure: Measure, headline: Measure) -> str:
+    scale = ", raw" if headline.is_share and measure.bounds[0] == -math.inf else ""
+    return measure.label + scale + ("" if measure.higher_is_better else " ↓")
 
 
-def _score_text(cell: Interval | None, metric: str) -> str:
-    if cell is None:
-        return "–"
-    return interval_text(cell, scale=1, digits=2) if _is_count(metric) else interval_text(cell)
+def _tags(data: ReportData, benchmark: str) -> list[str]:
+    """Tasks, in the order of the samples."""
+    frames = [e.frame for variant in data.scored for e in variant.evaluations(benchmark)]
+    return list(dict.fromkeys(tag for frame in frames for tag in frame["tag"].unique()))
 
 
-def _split(cell: Interval | None, metric: str) -> tuple[str, str]:
+def _panel_table(data: ReportData, benchmark: str) -> Table:
+    """A row a scorer and variant, with the paired differences; categories below."""
+    panel, tags = data.panel(benchmark), _tags(data, benchmark)
+    compared = {(c.a, c.measure.name, c.against): c for c in compare_all(data, benchmark)[0]}
+    rows: list[dict[str, Any]] = []
+    records: list[dict[str, Any]] = []
+    by_task: list[list[str]] = []
+    for measure in panel:
+        scored = [(variant, variant_score(variant, benchmark, measure)) for variant in data.scored]
+        low, high = _axis(measure, [score for _, score in scored])
+        for variant, score in scored:
+            if score is None:
+                continue
+            of_tasks = [variant_score(variant, benchmark, measure, tag) for tag in tags]
+            records.append(_score_record(variant, benchmark, measure, None, score))
+            records += [
+                _score_record(variant, benchmark, measure, tag, cell)
+                for tag, cell in zip(tags, of_tasks, strict=True)
+                if cell is not None
+            ]
+            differences = [compared.get((variant.label, measure.name, kind)) for kind in ("baseline", "start")]
+            rows.append(
+                {
+                    "scorer": measure.label + ("" if measure.higher_is_better else " ↓"),
+                    "label": variant.label,
+                    "about": _about(variant, benchmark),
+                    "text": _labelled(variant, benchmark),
+                    "score": _split(score, measure),
+                    "bar": whisker(score, low, high),
+                    "differences": [_difference_cell(c) for c in differences],
+                    **_basis(variant, [score]),
+                }
+            )
+            by_task.append([measure.label, variant.label, *(_split(cell, measure)[0] for cell in of_tasks)])
+    header = ["scorer", "variant", "score", "against GRPO", "against the start", "prompts", "seeds"]
+    lines = [
+        [
+            markdown_text(row["scorer"]),
+            row["text"],
+            " ".join(row["score"]),
+            *(" ".join(cell["text"]) for cell in row["differences"]),
+            str(row["n"]),
+            str(row["seeds"]),
+        ]
+        for row in rows
+    ]
+    drawn = _drawn_with(data, benchmark)
+    html = render(
+        "panel",
+        benchmark=benchmark,
+        title=benchmark if len(data.benchmarks) > 1 else "",
+        drawn=drawn,
+        rows=rows,
+        tags=[plain(tag.replace("_", " "), 60) for tag in tags],
+        by_task=by_task,
+    )
+    table = markdown_table(header, lines, numeric_from=2)
+    head = f"{markdown_text(benchmark)}, 95 % intervals in brackets"
+    return html, f"{head}\n\n{table}{_drawn_markdown(drawn)}", records
+
+
+def _difference_cell(c: Comparison | None) -> dict[str, Any]:
+    if c is None:
+        return {"text": ("–", ""), "verdict": ""}
+    value, _, interval = c.measure.interval(c.interval, signed=True).partition(" ")
+    return {"text": (value, interval), "verdict": c.verdict}
+
+
+def _score_text(cell: Interval | None, measure: Measure) -> str:
+    return "–" if cell is None else measure.interval(cell)
+
+
+def _split(cell: Interval | None, measure: Measure) -> tuple[str, str]:
     """The value, and its interval."""
-    value, _, interval = _score_text(cell, metric).partition(" ")
+    value, _, interval = _score_text(cell, measure).partition(" ")
     return value, interval
 
 
-def _score_record(variant: Variant, benchmark: str, metric: str, task: str | None, cell: Interval) -> dict[str, Any]:
+def _score_record(
+    variant: Variant | Reference, benchmark: str, measure: Measure, task: str | None, cell: Interval
+) -> dict[str, Any]:
     return {
         "benchmark": benchmark,
         "variant": variant.label,
-        "method": variant.method,
-        "metric": metric,
+        "method": "reference" if isinstance(variant, Reference) else variant.method,
+        "metric": measure.name,
         "task": task or "",
         "value": cell.value,
         "low": cell.low,
@@ -283,6 +509,8 @@ def _score_record(variant: Variant, benchmark: str, metric: str, task: str | Non
         "prompts": cell.n,
         "seeds": cell.seeds,
         "interval": cell.method,
+        "unit": measure.unit,
+        "higher_is_better": measure.higher_is_better,
     }
 
 
@@ -422,6 +650,7 @@ def _cost_cells(row: Mapping[str, float], phases: Sequence[str]) -> list[str]:
 def reproduce(data: ReportData) -> Fragment:
     """Command, settings and environment of each run; what is missing."""
     runs = [_run_record(variant, run) for variant in data.variants for run in variant.runs]
+    references = [_reference_record(reference) for reference in data.references]
     trained = {variant.label: dict(variant.settings) for variant in data.trained}
     keys = sorted(set().union(*trained.values())) if trained else []
     differing = [key for key in keys if len({repr(settings.get(key, "")) for settings in trained.values()}) > 1]
@@ -435,15 +664,32 @@ def reproduce(data: ReportData) -> Fragment:
             f"- {markdown_text(run['name'])} ({markdown_text(run['variant'])}, seed {run['seed']}, {run['state']})"
         )
         markdown += [f"  - {markdown_text(command, 2000)}" for command in run["commands"]]
+    for reference in references:
+        markdown.append(f"- {markdown_text(reference['name'])} (not trained here, {reference['kind']})")
+        markdown += [f"  - {markdown_text(f'{key}: {value}', 500)}" for key, value in reference["settings"].items()]
     if diff:
         markdown += ["", "Settings that differ:", ""]
         escaped = [[markdown_text(cell) for cell in row] for row in diff]
         markdown.append(markdown_table(["key", *map(markdown_text, trained)], escaped, numeric_from=99))
     return Fragment(
         title="Reproduce",
-        html=render("reproduce", runs=runs, notes=data.notes, labels=list(trained), diff=diff, common=common),
+        html=render(
+            "reproduce",
+            runs=runs,
+            references=references,
+            notes=data.notes,
+            labels=list(trained),
+            diff=diff,
+            common=common,
+        ),
         markdown="\n".join(markdown) + "\n",
-        data={"runs": runs, "notes": list(data.notes), "differing": differing, "common_settings": common},
+        data={
+            "runs": runs,
+            **({"references": references} if references else {}),
+            "notes": list(data.notes),
+            "differing": differing,
+            "common_settings": common,
+        },
     )
 
 
@@ -457,15 +703,29 @@ def _run_record(variant: Variant, run: Any) -> dict[str, Any]:
         "step": run.step,
         "commands": [_command(record) for record in run.environments],
         "environment": {key: str(value) for record in environments for key, value in sorted(record.items())},
-        "evaluations": {
-            name: {
-                "version": evaluation.version,
-                "images": len(evaluation.samples),
-                "unscored": evaluation.unscored,
-                **{key: str(value) for key, value in sorted(flatten(evaluation.identity).items())},
-            }
-            for name, evaluation in sorted(run.evaluations.items())
-        },
+        "evaluations": _evaluation_records(run.evaluations),
+    }
+
+
+def _reference_record(reference: Reference) -> dict[str, Any]:
+    return {
+        "name": reference.label,
+        "folder": reference.folder,
+        "kind": reference.kind,
+        "settings": shown_settings(reference),
+        "evaluations": _evaluation_records(reference.by_benchmark),
+    }
+
+
+def _evaluation_records(evaluations: Mapping[str, Evaluation]) -> dict[str, dict[str, Any]]:
+    return {
+        name: {
+            "version": evaluation.version,
+            "images": len(evaluation.samples),
+            "unscored": evaluation.unscored,
+            **{key: without_place(value) for key, value in sorted(flatten(evaluation.identity).items())},
+        }
+        for name, evaluation in sorted(evaluations.items())
     }
 
 

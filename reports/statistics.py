@@ -1,7 +1,8 @@
 """How sure can we be? Intervals and tests for benchmark scores.
 
 The unit is the prompt (the images of one prompt are correlated, so they are averaged first), the stratum is the task
-(a score is the mean of its tasks' means, as GenEval defines it), the replicate is the training seed. Variants are
+(a score is the mean of its tasks' means, as GenEval defines it; `by_prompt` weighs every prompt alike, as HPS and
+DrawBench do), the replicate is the training seed. Variants are
 compared on the same prompts and the same noise, therefore paired. All functions are pure: numbers in, numbers out.
 
 Differences are written `a - b`: positive means that `a` scored more.
@@ -25,6 +26,8 @@ PromptScores = Mapping[str, tuple[str, float]]
 
 POWER_FACTOR = float(stats.norm.ppf(0.975) + stats.norm.ppf(0.80))
 """2.80: standard errors between no effect and the effect found four times out of five at two-sided 5 %."""
+FLIPS_AT_ONCE = 1000
+"""Rows of the sampled sign-flip test that are held in memory together."""
 EXACT_SIGN_FLIPS = 14
 """Up to this many non-zero differences the sign-flip test enumerates all sign patterns."""
 
@@ -99,20 +102,23 @@ def data_factor(interval: Interval, effect: float) -> float:
 # --- one seed -------------------------------------------------------------------------------------------------------
 
 
-def score_interval(scores: PromptScores, *, confidence: float = 0.95) -> Interval:
-    """Mean of the task means of one checkpoint, with a stratified t interval over prompts."""
-    return _stratified_t(_by_task(scores), confidence, "stratified t over prompts")
+def score_interval(scores: PromptScores, *, by_prompt: bool = False, confidence: float = 0.95) -> Interval:
+    """Mean of the task means (or of the prompts) of one checkpoint, with a stratified t interval over prompts."""
+    return _stratified_t(_by_task(scores), by_prompt, confidence, "stratified t over prompts")
 
 
-def paired_difference(a: PromptScores, b: PromptScores, *, confidence: float = 0.95) -> Interval:
+def paired_difference(
+    a: PromptScores, b: PromptScores, *, by_prompt: bool = False, confidence: float = 0.95
+) -> Interval:
     """a - b: mean over tasks of the mean difference per prompt, with a stratified paired t interval.
 
-    SE^2 = 1/T^2 sum_t s_t^2 / n_t over T tasks; the degrees of freedom are Satterthwaite's for that sum.
+    SE^2 = sum_t w_t^2 s_t^2 / n_t, where w_t is 1 / T for each of T tasks, or n_t / n where `by_prompt`; the degrees of
+    freedom are Satterthwaite's for that sum.
 
     Raises:
         ValueError: if `a` and `b` do not hold the same prompts with the same tasks.
     """
-    return _stratified_t(_by_task(_differences(a, b)), confidence, "stratified paired t over prompts")
+    return _stratified_t(_by_task(_differences(a, b)), by_prompt, confidence, "stratified paired t over prompts")
 
 
 def paired_bootstrap(
@@ -164,14 +170,17 @@ def _bca_levels(levels: Floats, strata: Mapping[str, Floats], draws: Floats, val
     return np.asarray(stats.norm.cdf(shift + z / (1 - acceleration * z)), dtype=np.float64)
 
 
-def sign_flip_test(a: PromptScores, b: PromptScores, *, seed: int, resamples: int = 10_000) -> float:
+def sign_flip_test(
+    a: PromptScores, b: PromptScores, *, seed: int, by_prompt: bool = False, resamples: int = 10_000
+) -> float:
     """Two-sided p: how often would flipping the sign of each prompt's difference give a mean at least as large?
 
     Exact under symmetry: all patterns are enumerated up to 14 non-zero differences, else sampled; the observed
     pattern is counted as one of the sample, so p is never 0.
     """
     strata = _by_task(_differences(a, b))
-    weighted = np.concatenate([values / (len(values) * len(strata)) for values in strata.values()])
+    # by prompt, all weights are alike: the common factor decides nothing
+    weighted = np.concatenate([values / (1 if by_prompt else len(values) * len(strata)) for values in strata.values()])
     weighted = weighted[weighted != 0]
     if len(weighted) == 0:
         return 1.0
@@ -180,14 +189,20 @@ def sign_flip_test(a: PromptScores, b: PromptScores, *, seed: int, resamples: in
         patterns = np.arange(2 ** len(weighted))[:, None] >> np.arange(len(weighted)) & 1
         return float(np.mean(np.abs((1.0 - 2.0 * patterns) @ weighted) >= observed))
     generator = np.random.default_rng(seed)
-    flipped = (1.0 - 2.0 * generator.integers(0, 2, size=(resamples, len(weighted)), dtype=np.int8)) @ weighted
-    return float((1 + np.count_nonzero(np.abs(flipped) >= observed)) / (1 + resamples))
+    extreme = 0
+    for done in range(0, resamples, FLIPS_AT_ONCE):
+        rows = min(FLIPS_AT_ONCE, resamples - done)
+        flipped = (1.0 - 2.0 * generator.integers(0, 2, size=(rows, len(weighted)), dtype=np.int8)) @ weighted
+        extreme += int(np.count_nonzero(np.abs(flipped) >= observed))
+    return float((1 + extreme) / (1 + resamples))
 
 
 # --- several seeds --------------------------------------------------------------------------------------------------
 
 
-def two_way_difference(a_SP: Floats, b_SP: Floats, tags: Sequence[str], *, confidence: float = 0.95) -> Interval:
+def two_way_difference(
+    a_SP: Floats, b_SP: Floats, tags: Sequence[str], *, by_prompt: bool = False, confidence: float = 0.95
+) -> Interval:
     """a - b over S training seeds and P prompts, both random: would other seeds and other prompts say the same?
 
     The textbook sum s_seed^2/S + s_prompt^2/P counts what seeds and prompts do *together* twice (the interaction and
@@ -204,6 +219,7 @@ def two_way_difference(a_SP: Floats, b_SP: Floats, tags: Sequence[str], *, confi
     Args:
         a_SP, b_SP: mean score of a prompt's images; row s of both was trained with the same seed. S >= 2.
         tags: the task of each prompt, length P.
+        by_prompt: every prompt weighs alike; else every task does.
     """
     differences_SP = np.asarray(a_SP, dtype=np.float64) - np.asarray(b_SP, dtype=np.float64)
     if differences_SP.ndim != 2 or differences_SP.shape[1] != len(tags):
@@ -214,12 +230,19 @@ def two_way_difference(a_SP: Floats, b_SP: Floats, tags: Sequence[str], *, confi
     tasks = sorted(set(tags))
     columns = [np.flatnonzero([tag == task for tag in tags]) for task in tasks]
 
-    per_seed_S = np.mean([differences_SP[:, index].mean(axis=1) for index in columns], axis=0)
+    if by_prompt:
+        per_seed_S = differences_SP.mean(axis=1)
+    else:
+        per_seed_S = np.mean([differences_SP[:, index].mean(axis=1) for index in columns], axis=0)
     value = float(per_seed_S.mean())
     v_seed = float(per_seed_S.var(ddof=1)) / seeds
     prompt_means = {task: differences_SP[:, index].mean(axis=0) for task, index in zip(tasks, columns, strict=True)}
-    v_prompt, df_prompt = _stratified_variance(prompt_means)
-    v_interaction = sum(_interaction(differences_SP[:, index]) for index in columns) / len(tasks) ** 2
+    v_prompt, df_prompt = _stratified_variance(prompt_means, by_prompt)
+    interactions = [_interaction(differences_SP[:, index]) for index in columns]
+    if by_prompt:
+        v_interaction = sum(v * (len(index) / prompts) ** 2 for v, index in zip(interactions, columns, strict=True))
+    else:
+        v_interaction = sum(interactions) / len(tasks) ** 2
 
     variance = max(v_prompt + max(v_seed - v_interaction, -v_interaction / 2), v_interaction / 2)
     spread = v_seed**2 / (seeds - 1) + v_prompt**2 / df_prompt
@@ -265,13 +288,18 @@ def mirrored(interval: Interval) -> Interval:
     return replace(interval, value=-interval.value, low=-interval.high, high=-interval.low)
 
 
-def never_certain(interval: Interval, *, confidence: float = 0.95) -> Interval:
-    """A difference of 0 on each of n prompts still leaves room for a change on up to 1 - 0.05^(1/n) of all prompts."""
+def never_certain(interval: Interval, *, reach: float = 1.0, limit: float = 1.0, confidence: float = 0.95) -> Interval:
+    """A difference of 0 on each of n prompts still leaves room for a change on up to 1 - 0.05^(1/n) of all prompts.
+
+    Args:
+        reach: how far one prompt can change: 1 for a share; on an open scale the range of the values seen.
+        limit: what no difference can be beyond; inf on an open scale.
+    """
     if math.isnan(interval.stderr):  # a single prompt a task shows no spread at all
-        return replace(interval, low=-1.0, high=1.0)
+        return replace(interval, low=-limit, high=limit)
     if interval.stderr > 0:
         return interval
-    room = 1 - (1 - confidence) ** (1 / interval.n)
+    room = reach * (1 - (1 - confidence) ** (1 / interval.n))
     return replace(interval, low=interval.value - room, high=interval.value + room)
 
 
@@ -394,8 +422,8 @@ def _by_task(scores: PromptScores) -> dict[str, Floats]:
     return {task: np.asarray(strata[task], dtype=np.float64) for task in sorted(strata)}
 
 
-def _stratified_variance(strata: Mapping[str, Floats]) -> tuple[float, float]:
-    """Variance of the mean of task means, and its Satterthwaite degrees of freedom.
+def _stratified_variance(strata: Mapping[str, Floats], by_prompt: bool) -> tuple[float, float]:
+    """Variance of the mean of task means (or of prompts), and its Satterthwaite degrees of freedom.
 
     A task with a single prompt shows no spread of its own and borrows the pooled one; nan where no task has two.
     """
@@ -404,18 +432,27 @@ def _stratified_variance(strata: Mapping[str, Floats]) -> tuple[float, float]:
     if pooled_df == 0:
         return math.nan, math.nan
     pooled = sum(squares for squares, _ in spread) / pooled_df
+    prompts = sum(df + 1 for _, df in spread)
     terms = [
-        ((squares / df if df else pooled) / (df + 1) / len(strata) ** 2, df or pooled_df) for squares, df in spread
+        (
+            (squares / df if df else pooled) / (df + 1) / (prompts / (df + 1) if by_prompt else len(strata)) ** 2,
+            df or pooled_df,
+        )
+        for squares, df in spread
     ]
     variance = float(sum(term for term, _ in terms))
     if variance == 0:
         return 0.0, float(pooled_df)
-    return variance, float(variance**2 / sum(term**2 / df for term, df in terms))
+    squares_of_terms = sum(term**2 / df for term, df in terms)  # 0 where the variance is too small to be squared
+    return variance, float(variance**2 / squares_of_terms) if squares_of_terms else float(pooled_df)
 
 
-def _stratified_t(strata: Mapping[str, Floats], confidence: float, method: str) -> Interval:
-    value = float(np.mean([values.mean() for values in strata.values()]))
-    variance, df = _stratified_variance(strata)
+def _stratified_t(strata: Mapping[str, Floats], by_prompt: bool, confidence: float, method: str) -> Interval:
+    if by_prompt:
+        value = float(np.concatenate(list(strata.values())).mean())
+    else:
+        value = float(np.mean([values.mean() for values in strata.values()]))
+    variance, df = _stratified_variance(strata, by_prompt)
     n = sum(len(values) for values in strata.values())
     return _t_interval(value, math.sqrt(variance), df, n, 1, confidence, method)
 

@@ -13,17 +13,20 @@ from . import paper, plots
 from .claims import Finding, even_ratio, judge_all
 from .comparisons import variant_score
 from .fragments import Fragment, render
-from .load import HEADLINE, ReportData, Variant
+from .load import ReportData, Variant
+from .measures import Measure
 from .statistics import Interval
-from .tables import csv_table, interval_text, markdown_table, markdown_text, number, points
+from .tables import csv_table, markdown_table, markdown_text, number
 
 # --- claims ---------------------------------------------------------------------------------------------------------
 
 
 def claims(data: ReportData) -> Fragment:
     """Each claim of the paper: supported, contradicted, not decided or not tested by these runs."""
-    findings = [finding for benchmark in data.benchmarks[:1] for finding in judge_all(data, benchmark)]
+    findings = [finding for benchmark in data.run_benchmarks[:1] for finding in judge_all(data, benchmark)]
     where = ", ".join(sorted({variant.policy for variant in data.trained})) or "no model"
+    if len(data.run_benchmarks) > 1 or any(not data.headline(name).is_verdict for name in data.run_benchmarks):
+        where += f" and {data.run_benchmarks[0]} ({data.headline(data.run_benchmarks[0]).label})"
     records = [_claim_record(finding) for finding in findings]
     header = ["claim", "status", "setting", "found"]
     return Fragment(
@@ -87,7 +90,7 @@ def paper_table(data: ReportData) -> Fragment:
         *([f"‡ measured with other settings than the released scripts': {'; '.join(otherwise)}."] if otherwise else []),
     ]
     main_header = ["model", "method", *paper.MAIN_COLUMNS]
-    ladder_header = ["init", "struct", "sim", "DAW", *paper.LADDER_COLUMNS, "measured here"]
+    ladder_header = ["init", "struct", "sim", "DAW", *paper.LADDER_COLUMNS, *_measured_header(data)]
     return Fragment(
         title="Paper and measured",
         html=render(
@@ -108,24 +111,25 @@ def paper_table(data: ReportData) -> Fragment:
         )
         + "\n",
         data={"main": [row["cells"] for row in main], "ladder": rungs, "remarks": remarks},
-        latex=latex_tables(main, rungs),
+        latex=latex_tables(main, rungs, _measured_header(data)),
     )
 
 
 def _main_rows(data: ReportData) -> list[dict[str, Any]]:
     rows = [{"measured": False, "cells": [row.model, row.method, *map(_published, row.values)]} for row in paper.MAIN]
     circular = "†" if _circular(data) else ""
-    for benchmark in data.benchmarks:
+    for benchmark in (name for name in data.run_benchmarks if data.headline(name).is_verdict):
+        measure = data.headline(benchmark)
         for variant in _of_the_study(data, ("start", "grpo", "gcpo")):
             tasks = [None if column == "overall" else column for column in paper.MAIN_COLUMNS]
-            cells = [variant_score(variant, benchmark, HEADLINE, task) for task in tasks]
+            cells = [variant_score(variant, benchmark, measure, task) for task in tasks]
             rows.append(
                 {
                     "measured": True,
                     "cells": [
                         f"{variant.policy}, {benchmark}",
                         variant.label if variant.is_start else f"{variant.label}{circular}{_fidelity(variant)}",
-                        *("–" if cell is None else interval_text(cell) for cell in cells),
+                        *("–" if cell is None else measure.interval(cell) for cell in cells),
                     ],
                 }
             )
@@ -133,14 +137,28 @@ def _main_rows(data: ReportData) -> list[dict[str, Any]]:
 
 
 def _ladder_rows(data: ReportData) -> list[list[str]]:
-    benchmark = next(iter(data.benchmarks), "")
     rows = []
     for row in paper.LADDER:
         marks = ["✓" if name in paper.COMPONENTS[row.method] else "" for name in ("init", "struct", "sim", "DAW")]
         mine = next(iter(_of_the_study(data, (row.method,))), None)
-        score = variant_score(mine, benchmark, HEADLINE) if mine and benchmark else None
-        rows.append([*marks, *map(_published, row.values), "–" if score is None else interval_text(score)])
+        measured = [_measured(mine, benchmark, data.headline(benchmark)) for benchmark in _of_one_score(data)]
+        rows.append([*marks, *map(_published, row.values), *(measured or ["–"])])
     return rows
+
+
+def _measured(variant: Variant | None, benchmark: str, measure: Measure) -> str:
+    score = variant_score(variant, benchmark, measure) if variant else None
+    return "–" if score is None else measure.interval(score)
+
+
+def _measured_header(data: ReportData) -> list[str]:
+    names = _of_one_score(data)
+    return [f"measured: {name}" for name in names] if len(names) > 1 else ["measured here"]
+
+
+def _of_one_score(data: ReportData) -> list[str]:
+    """Benchmarks that have one score; of a panel the paper has none."""
+    return [name for name in data.run_benchmarks if len(data.panel(name)) == 1]
 
 
 def unlike_released(variant: Variant) -> list[str]:
@@ -176,10 +194,12 @@ def _of_the_study(data: ReportData, methods: Sequence[str]) -> list[Variant]:
 def _circular(data: ReportData) -> bool:
     """Whether what judged the images also rewarded them."""
     rewards = {reward.name for run in data.runs if not run.is_start for reward in run.config.rewards}
-    return bool(rewards & {"geneval", "geneval-dense", "scene-strict"}) and "scenes" in data.benchmarks
+    return bool(rewards & {"geneval", "geneval-dense", "scene-strict"}) and "scenes" in data.run_benchmarks
 
 
-def latex_tables(main: Sequence[dict[str, Any]], rungs: Sequence[Sequence[str]]) -> str:
+def latex_tables(
+    main: Sequence[dict[str, Any]], rungs: Sequence[Sequence[str]], measured: Sequence[str] = ("measured here",)
+) -> str:
     """Both tables for a paper that loads booktabs and amssymb."""
     from .tables import latex_table
 
@@ -194,9 +214,16 @@ def latex_tables(main: Sequence[dict[str, Any]], rungs: Sequence[Sequence[str]])
         )
         + "\n"
         + latex_table(
-            ["Init", "HG", "LS", "DAW", *paper.LADDER_COLUMNS, "Measured"],
+            [
+                "Init",
+                "HG",
+                "LS",
+                "DAW",
+                *paper.LADDER_COLUMNS,
+                *(f"M{name[1:]}".removesuffix(" here") for name in measured),
+            ],
             rungs,
-            align="cccc" + "r" * (len(paper.LADDER_COLUMNS) + 1),
+            align="cccc" + "r" * (len(paper.LADDER_COLUMNS) + len(measured)),
             caption="Components, published and measured.",
             label="ladder",
         )
@@ -208,31 +235,22 @@ def latex_tables(main: Sequence[dict[str, Any]], rungs: Sequence[Sequence[str]])
 
 def components(data: ReportData) -> Fragment:
     """Ladder of variants, ratio curve, points against seconds: three pictures of one table."""
-    rows = [row for benchmark in data.benchmarks[:1] for row in _rows(data, benchmark)]
+    several = len(data.run_benchmarks) > 1
+    rows = [row for benchmark in data.run_benchmarks[:1] for row in _rows(data, benchmark)]
     charts: list[dict[str, Any]] = []
     if len(rows) > 1:
-        baseline = next((row for row in rows if row["method"] == "grpo"), None)
-        charts.append(
-            {
-                "title": "Score of every variant",
-                "note": "Points with 95 % interval over seeds and prompts; the dashed line is GRPO.",
-                "chart": plots.ladder(
-                    [_point(row, style=0 if row["method"] == "grpo" else 1) for row in rows],
-                    name="ladder",
-                    x_label="overall score, points",
-                    description="; ".join(f"{row['variant']} {points(row['score'].value)}" for row in rows),
-                    line_at=100 * baseline["score"].value if baseline else None,
-                ),
-            }
-        )
+        charts.append(_ladder_chart(rows, "ladder", data.run_benchmarks[0] if several else ""))
         charts += _ratio_chart(rows)
         charts += _cost_chart(rows)
+    for number_of, benchmark in enumerate(data.run_benchmarks[1:], start=2):
+        if len(others := _rows(data, benchmark)) > 1:
+            charts.append(_ladder_chart(others, f"ladder-{number_of}", benchmark))
     front = {row["variant"] for row in pareto(rows)}
     table = [
         {
             "label": row["variant"],
             "cells": [
-                interval_text(row["score"]),
+                row["measure"].interval(row["score"]),
                 f"{number(100 * row['share'], 1)} %" if not math.isnan(row["share"]) else "–",
                 number(row["seconds"], 0),
                 number(100 * row["unselected_gradient"], 1) + " %"
@@ -243,7 +261,8 @@ def components(data: ReportData) -> Fragment:
         }
         for row in rows
     ]
-    header = ["variant", "overall", "tokens trained on", "training, s", "gradient on other tokens", "Pareto"]
+    overall = f"overall, {data.run_benchmarks[0]}" if several else "overall"
+    header = ["variant", overall, "tokens trained on", "training, s", "gradient on other tokens", "Pareto"]
     return Fragment(
         title="What carries it",
         html=render("components", "study.html", charts=charts, header=header, rows=table),
@@ -269,10 +288,33 @@ def components(data: ReportData) -> Fragment:
     )
 
 
+def _ladder_chart(rows: Sequence[dict[str, Any]], name: str, benchmark: str) -> dict[str, Any]:
+    """Every variant on one axis; `benchmark` is named where there are several."""
+    baseline = next((row for row in rows if row["method"] == "grpo"), None)
+    measure: Measure = rows[0]["measure"]
+    what = "Points" if measure.is_share else measure.label
+    return {
+        "title": f"Score of every variant{f', {benchmark}' if benchmark else ''}",
+        "note": f"{what} with 95 % interval over seeds and prompts; the dashed line is GRPO.",
+        "chart": plots.ladder(
+            [_point(row, style=0 if row["method"] == "grpo" else 1) for row in rows],
+            name=name,
+            x_label=_axis(measure),
+            description="; ".join(f"{row['variant']} {measure.text(row['score'].value)}" for row in rows),
+            line_at=measure.factor * baseline["score"].value if baseline else None,
+        ),
+    }
+
+
+def _axis(measure: Measure) -> str:
+    return "overall score, points" if measure.is_share else measure.label
+
+
 def _rows(data: ReportData, benchmark: str) -> list[dict[str, Any]]:
     rows = []
+    measure = data.headline(benchmark)
     for variant in data.trained:
-        score = variant_score(variant, benchmark, HEADLINE)
+        score = variant_score(variant, benchmark, measure)
         if score is None:
             continue
         rows.append(
@@ -281,6 +323,7 @@ def _rows(data: ReportData, benchmark: str) -> list[dict[str, Any]]:
                 "method": variant.method,
                 "ratio": even_ratio(variant),
                 "score": score,
+                "measure": measure,
                 "share": _mean(variant, "tokens/selected_fraction"),
                 "unselected_gradient": _mean(variant, "tokens/unselected_gradient_share"),
                 "seconds": float(np.mean([_seconds(run) for run in variant.runs])),
@@ -300,9 +343,9 @@ def _seconds(run: Any) -> float:
 
 def _point(row: dict[str, Any], *, x: float = 0.0, style: int = 0) -> plots.Point:
     score: Interval = row["score"]
-    return plots.Point(
-        label=row["variant"], x=x, y=100 * score.value, low=100 * score.low, high=100 * score.high, style=style
-    )
+    factor: float = row["measure"].factor
+    low, high = (factor * (edge if math.isfinite(edge) else score.value) for edge in (score.low, score.high))
+    return plots.Point(label=row["variant"], x=x, y=factor * score.value, low=low, high=high, style=style)
 
 
 def _ratio_chart(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -316,15 +359,17 @@ def _ratio_chart(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     }
     if not lines:
         return []
+    measure: Measure = rows[0]["measure"]
     words = "; ".join(
-        f"{method}: " + ", ".join(f"{p.x:g} % {p.y:.1f}" for p in found) for method, found in lines.items()
+        f"{method}: " + ", ".join(f"{p.x:g} % {p.y:.{measure.digits}f}" for p in found)
+        for method, found in lines.items()
     )
     return [
         {
             "title": "Score over the ratio",
             "note": f"Share of the tokens that each set takes. Lines: {', '.join(lines)}.",
             "chart": plots.points_chart(
-                lines, name="ratio", x_label="ratio per set, %", y_label="overall score, points", description=words
+                lines, name="ratio", x_label="ratio per set, %", y_label=_axis(measure), description=words
             ),
             "legend": [
                 {"label": method, "color": plots.color_of(i), "dashes": plots.dashes_of(i)}
@@ -338,6 +383,7 @@ def _cost_chart(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     known = [row for row in rows if math.isfinite(row["seconds"]) and row["seconds"] > 0]
     if len(known) < 2:
         return []
+    measure: Measure = known[0]["measure"]
     front = {row["variant"] for row in pareto(known)}
     points_of = {
         row["variant"]: _point(row, x=row["seconds"], style=1 if row["variant"] in front else 6) for row in known
@@ -348,8 +394,10 @@ def _cost_chart(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         {label: [replace(point, label=names[label])] for label, point in points_of.items()},
         name="pareto",
         x_label="seconds of training",
-        y_label="overall score, points",
-        description="; ".join(f"{row['variant']} {row['seconds']:.0f} s {points(row['score'].value)}" for row in known),
+        y_label=_axis(measure),
+        description="; ".join(
+            f"{row['variant']} {row['seconds']:.0f} s {measure.text(row['score'].value)}" for row in known
+        ),
         joined=False,
     )
     keys: list[plots.Key] = [
@@ -357,7 +405,7 @@ def _cost_chart(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     ]
     return [
         {
-            "title": "Points against seconds",
+            "title": "Points against seconds" if measure.is_share else "Score against seconds",
             "note": "Training time of a run, mean over seeds. Orange: no other variant scores more in less time. "
             "Seconds of runs that shared a machine carry its noise.",
             "chart": replace(chart, keys=tuple(keys)),

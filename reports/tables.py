@@ -56,6 +56,12 @@ def plain(text: str, limit: int = PROMPT_LIMIT) -> str:
     return shown if len(shown) <= limit else f"{shown[: limit - 1]}…"
 
 
+def without_place(value: Any) -> str:
+    """A setting as text; of a path only its end, for where it lay says nothing to another machine."""
+    text = str(value)
+    return text.rstrip("/").rsplit("/", 1)[-1] if text.startswith(("/", "~/")) else text
+
+
 def markdown_text(text: str, limit: int = PROMPT_LIMIT) -> str:
     """Text that Markdown shows as it is: no pipes, tags, links, emphasis or code."""
     return (

@@ -3,15 +3,25 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from PIL import Image
 
 from gcpo_bench import runs
 from gcpo_bench.config import RunConfig
+from gcpo_bench.datasets import Prompt
+from gcpo_bench.evaluators import stored
+from gcpo_bench.evaluators.drawbench import CATEGORIES, DrawBench
+from gcpo_bench.evaluators.hps import STYLES, HpsBenchmark
+from gcpo_bench.evaluators.panel import Panel
+from gcpo_bench.evaluators.types import Benchmark, SampleScore
 from gcpo_bench.methods import get_method
+from gcpo_bench.sources import Source, write_source
 
 TASKS = ("single_object", "two_object", "counting", "colors", "position", "color_attr")
 SHAPES = ("circle", "square", "triangle", "diamond")
@@ -248,17 +258,153 @@ def evaluate(
     (folder / "scores.json").write_text(json.dumps(scores), encoding="utf-8")
 
 
+SCORERS = {
+    "hps-v2.1": (0.28, 0.02),
+    "image-reward": (0.4, 0.9),
+    "pickscore": (21.6, 1.1),
+    "clip-score": (0.27, 0.035),
+    "aesthetic": (5.7, 0.5),
+}
+"""Scorer -> mean and standard deviation over prompts of its raw scores."""
+
+
+def benchmark_of(name: str, prompts: Sequence[Prompt] = (), **more: Any) -> Benchmark:
+    """The real benchmark, which sums up; its scorers are never loaded."""
+    if name == "drawbench":
+        return DrawBench(Panel(more.pop("scorers", tuple(SCORERS))), lambda: prompts, **more)
+    return HpsBenchmark(name, Panel(["hps-v2.1"]), lambda: prompts)
+
+
+def score(
+    out: Path,
+    benchmark: str,
+    *,
+    skill: float,
+    name: str,
+    root: Path,
+    folder: str,
+    per_task: int = 4,
+    images_per_prompt: int = 1,
+    texts: dict[str, str] | None = None,
+    draw: bool = True,
+    identity: dict[str, Any] | None = None,
+    **more: Any,
+) -> None:
+    """An evaluation by scorers in `out`, written by the program itself: invented scores, pictures below `root`.
+
+    DrawBench's categories get unequally many prompts. Prompts differ in what they score, images in luck; `skill` 0.5
+    moves nothing, and 1 moves every scorer up by one standard deviation.
+    """
+    shared, own = np.random.default_rng(11), np.random.default_rng(list(name.encode()))
+    sizes = dict.fromkeys(STYLES, per_task)
+    if benchmark == "drawbench":
+        sizes = {tag: max(2, round(per_task * size / 18)) for tag, size in CATEGORIES.items()}
+    samples, prompts = [], []
+    (root / folder).mkdir(parents=True, exist_ok=True)
+    scorers = more.get("scorers", tuple(SCORERS)) if benchmark == "drawbench" else ("hps-v2.1",)
+    for tag, size in sizes.items():
+        for number in range(size):
+            prompt_id = f"{tag.lower().replace(' ', '-')}-{number:03d}"
+            text = (texts or {}).get(prompt_id, f"a picture of thing {number} in the way of {tag}")
+            prompts.append(Prompt(id=prompt_id, text=text, metadata={"tag": tag}))
+            difficulty = {scorer: shared.normal() for scorer in SCORERS}
+            for index in range(images_per_prompt):
+                luck = {scorer: shared.normal(0, 0.4) for scorer in SCORERS}
+                values = {}
+                for scorer in scorers:
+                    mean, deviation = SCORERS[scorer]
+                    z = difficulty[scorer] + luck[scorer] + own.normal(0, 0.4) + 2 * (skill - 0.5)
+                    values[scorer] = round(mean + deviation * float(z), 6)
+                path = root / folder / f"{prompt_id}-{index}.png"
+                if draw:
+                    Image.fromarray(draw_scene(own, 1 + number % 3)[0]).save(path)
+                samples.append(
+                    SampleScore(
+                        prompt_id=prompt_id,
+                        prompt=text,
+                        tag=tag,
+                        image_index=index,
+                        image=f"{folder}/{path.name}" if folder else path.name,
+                        values=values,
+                        reason="",
+                    )
+                )
+    made = {
+        "benchmark": benchmark,
+        "version": "1",
+        "prompts_digest": "abc123",
+        "images_per_prompt": images_per_prompt,
+        **(identity or {}),
+    }
+    stored.save(out, benchmark_of(benchmark, prompts, **more), samples, made)
+
+
+def score_run(run: runs.Run, benchmark: str, skill: float, **options: Any) -> None:
+    """As `score`, in a run."""
+    identity = {"weights_digest": run.name, "seed": 0, "guidance_scale": 5.0}
+    place, folder = run.evaluation_dir(benchmark), f"images/{benchmark}"
+    score(place, benchmark, skill=skill, name=run.name, root=run.path, folder=folder, identity=identity, **options)
+
+
+def make_reference(
+    root: Path,
+    name: str,
+    benchmark: str,
+    *,
+    skill: float = 0.6,
+    generator: dict[str, Any] | None = None,
+    source: bool = True,
+    shown: str = "",
+    **options: Any,
+) -> Path:
+    """`<root>/<name>/<benchmark>`: images that no run drew, judged and scored; of a generator where settings are given.
+
+    Without `source` nobody says whose they are; `shown` is what they are called, if not by the folder.
+    """
+    home = root / name
+    place = home / benchmark
+    if benchmark == "scenes":
+        made = make_run(
+            root.parent / "made", re.sub(r"\W", "-", name)[:40], steps=1, maps=False, skill=skill, **options
+        )
+        shutil.copytree(made.evaluation_dir(benchmark), place)
+        shutil.copytree(made.path / "images", home / "images", dirs_exist_ok=True)
+    else:
+        identity = {"missing": 0, **options.pop("identity", {})}
+        score(
+            place,
+            benchmark,
+            skill=skill,
+            name=name,
+            root=home,
+            folder=f"images/{benchmark}",
+            identity=identity,
+            **options,
+        )
+    if source:
+        kind: Literal["folder", "generator"] = "folder" if generator is None else "generator"
+        write_source(place, Source(kind=kind, name=shown or name, images=home, generator=generator))
+    return home
+
+
 def make_study(
     root: Path,
     *,
     seeds: int = 1,
     methods: tuple[str, ...] = ("grpo", "gcpo", "random"),
     steps: int = 60,
+    benchmarks: tuple[str, ...] = (),
     **options: Any,
 ) -> list[Path]:
-    """A start and `seeds` runs of each method; GCPO a little better than GRPO, random a little worse."""
+    """A start and `seeds` runs of each method; GCPO a little better than GRPO, random a little worse.
+
+    `benchmarks`: further ones, by scorers.
+    """
     skill = {"grpo": 0.70, "gcpo": 0.76, "random": 0.62}
-    paths = [make_run(root, "start-scenes-12", method="grpo", steps=0, skill=0.55, **options).path]
+    start = make_run(root, "start-scenes-12", method="grpo", steps=0, skill=0.55, **options)
+    for benchmark in benchmarks:
+        score_run(start, benchmark, 0.5)
+    paths = [start.path]
     for method in methods:
         for seed in range(seeds):
             run = make_run(
@@ -270,6 +416,8 @@ def make_study(
                 skill=skill.get(method, 0.68),
                 **options,
             )
+            for benchmark in benchmarks:
+                score_run(run, benchmark, 0.5 + 2 * (skill.get(method, 0.68) - 0.55))
             paths.append(run.path)
     return paths
 

@@ -167,8 +167,8 @@ def test_a_baseline_that_is_missing_newer_or_edited_says_so(tmp_path: Path) -> N
     path.write_text(text.replace('"seeds": [\n    0', '"seeds": [\n    7'))
     with pytest.raises(CorruptDataError, match="was changed after it was written"):
         baselines.read(path)
-    path.write_text(text.replace('"format": 1', '"format": 2'))
-    with pytest.raises(ConfigError, match="has format 2"):
+    path.write_text(text.replace('"format": 1', '"format": 3'))
+    with pytest.raises(ConfigError, match="has format 3"):
         baselines.read(path)
     for damage in ("", "{", "[]", '{"format": "x"}', '{"format": 1}'):
         path.write_text(damage)
@@ -184,7 +184,7 @@ def hostile_check(text: str, state: State = "regression") -> Check:
     return Check(
         name=text,
         state=state,
-        unit="points",
+        unit="score",
         margin=0.02,
         interval=interval,
         worst=((text, -0.5),),
@@ -250,7 +250,7 @@ def test_the_command_passes_fails_and_says_inconclusive_by_its_exit_code(
     ("arguments", "message"),
     [
         (["--margin", "nope=1pt"], "--margin names 'nope'"),
-        (["--margin", "scenes"], "is not BENCHMARK=POINTS"),
+        (["--margin", "scenes"], "is not BENCHMARK=NUMBER"),
         (["--margin", "scenes=-1"], "is no number of points"),
         (["--perf", "fast"], "is no percentage"),
         (["--inconclusive", "maybe"], "unknown --inconclusive"),

@@ -25,6 +25,7 @@ from gcpo_bench.reports import plots, tables
 from gcpo_bench.reports.comparisons import Comparison, compare_all, variant_score
 from gcpo_bench.reports.gallery import paired, read_image
 from gcpo_bench.reports.load import load
+from gcpo_bench.reports.measures import Measure
 from gcpo_bench.reports.page import build, figures, script_json, sections, write_report
 from gcpo_bench.reports.sections import sentence
 from gcpo_bench.reports.statistics import Interval, score_interval
@@ -145,12 +146,18 @@ def test_each_variant_is_compared_with_grpo_and_with_its_start(study: list[Path]
     assert all(c.p_holm >= c.p_value for c in found)
 
 
+MEASURES = {
+    "correct": Measure(name="correct"),
+    "extra_objects": Measure(name="extra_objects", unit="per image", higher_is_better=False, digits=2),
+}
+
+
 def comparison(value: float, half: float, *, p: float, seeds: int = 3, metric: str = "correct") -> Comparison:
     interval = Interval(
         value=value, low=value - half, high=value + half, n=288, seeds=seeds, method="t", stderr=half / 2, df=100.0
     )
     return Comparison(
-        a="gcpo", b="grpo", against="baseline", benchmark="scenes", metric=metric, interval=interval,
+        a="gcpo", b="grpo", against="baseline", benchmark="scenes", measure=MEASURES[metric], interval=interval,
         p_value=p, p_holm=p, settings_that_differ=(), dropped_prompts=0,
     )  # fmt: skip
 
@@ -210,7 +217,7 @@ def test_an_unscored_image_is_left_out_and_counted_never_taken_for_wrong(tmp_pat
     lines[0] |= {"values": {}, "unscored": "detector failed"}
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
     data = load([run.path])
-    score = variant_score(data.trained[0], "scenes", "correct")
+    score = variant_score(data.trained[0], "scenes", data.headline("scenes"))
     assert score is not None
     assert score.value == 1.0
     assert "gcpo-0: 1 images of scenes could not be scored and are left out of the means" in data.notes
@@ -219,7 +226,7 @@ def test_an_unscored_image_is_left_out_and_counted_never_taken_for_wrong(tmp_pat
 def test_the_gallery_pairs_the_same_image_before_and_after(study: list[Path]) -> None:
     data = load(study)
     before, after = data.variants[0].runs[0], data.variants[2].runs[0]
-    pairs = paired(before, after, "scenes")
+    pairs = paired(before.evaluations["scenes"], after.evaluations["scenes"], data.headline("scenes"))
     assert len(pairs) == 48
     for pair in pairs:
         assert (pair.before.prompt_id, pair.before.image_index) == (pair.after.prompt_id, pair.after.image_index)
@@ -523,7 +530,8 @@ def test_the_static_overlay_takes_grids_that_do_not_divide_the_picture() -> None
 
 def test_all_right_is_not_certain_to_stay_all_right(tmp_path: Path) -> None:
     run = make_run(tmp_path, "gcpo-0", steps=1, maps=False, skill=2.0, prompts_per_task=5)
-    score = variant_score(load([run.path]).trained[0], "scenes", "correct", "counting")
+    data = load([run.path])
+    score = variant_score(data.trained[0], "scenes", data.headline("scenes"), "counting")
     assert score is not None
     assert (score.value, score.high) == (1.0, 1.0)
     assert score.low == pytest.approx(0.5655, abs=1e-4)  # Wilson, 5 of 5

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from gcpo_bench.ablations import Cell, Plan
     from gcpo_bench.reports.design import Design, Spread
 
+NO_SHARES = "not known in advance for {}, whose scores are no shares of right images"
 IMAGES = (4, 8, 16)
 """Images a prompt that a plan for `--detect` is worked out for."""
 
@@ -41,8 +42,9 @@ def print_design(plan: Plan, cells: Sequence[Cell], parallel: int, runs_dir: Pat
     seconds = sum(cell.config.num_steps for cell in open_cells) * cost.seconds_per_step
     bytes_on_disk = cost.bytes_on_disk * len(open_cells)
     spread, source = spread_for(cells, runs_dir)
-    design = design_of(plan, trained[0])
-    detectable = design.detectable(spread)
+    of_shares = has_shares(trained[0])
+    design = design_of(plan, trained[0]) if of_shares else None
+    detectable = design.detectable(spread) if design else None
     if as_json:
         print_json(
             {
@@ -53,7 +55,9 @@ def print_design(plan: Plan, cells: Sequence[Cell], parallel: int, runs_dir: Pat
                 "wall_seconds": seconds / parallel,
                 "bytes": bytes_on_disk,
                 "detectable": detectable,
-                "spread": {"seed": spread.seed, "prompt": spread.prompt, "image": spread.image, "from": source},
+                "spread": {"seed": spread.seed, "prompt": spread.prompt, "image": spread.image, "from": source}
+                if of_shares
+                else None,
             }
         )
         return
@@ -77,12 +81,15 @@ def print_design(plan: Plan, cells: Sequence[Cell], parallel: int, runs_dir: Pat
         f"({cost.seconds_per_step:.2f} s); about {duration(seconds / parallel)} with {parallel} at once, evaluation on "
         f"top; {size(bytes_on_disk)} on disk"
     )
-    seeds = "1 seed" if design.seeds == 1 else f"{design.seeds} seeds"
-    about = "two methods" if design.seeds > 1 else "two checkpoints (one seed says nothing about methods)"
-    note(
-        f"detectable: a true difference of {100 * detectable:.1f} points between {about}, four times out of five "
-        f"({seeds}, {design.prompts} prompts, {design.images} images of each; spread {source})"
-    )
+    if design and detectable is not None:
+        seeds = "1 seed" if design.seeds == 1 else f"{design.seeds} seeds"
+        about = "two methods" if design.seeds > 1 else "two checkpoints (one seed says nothing about methods)"
+        note(
+            f"detectable: a true difference of {100 * detectable:.1f} points between {about}, four times out of five "
+            f"({seeds}, {design.prompts} prompts, {design.images} images of each; spread {source})"
+        )
+    else:
+        note(f"detectable: {NO_SHARES.format(trained[0].config.evaluation.benchmark)}")
     note("nothing was written")
 
 
@@ -91,8 +98,14 @@ def enough_seeds(plan: Plan, cells: Sequence[Cell], effect: float, runs_dir: Pat
     from gcpo_bench.errors import ConfigError
     from gcpo_bench.reports.design import seeds_to_detect
 
+    trained = next(cell for cell in cells if cell.config.num_steps)
+    if not has_shares(trained):
+        raise ConfigError(
+            f"--detect: {NO_SHARES.format(trained.config.evaluation.benchmark)}",
+            hint="leave --detect out; the report says what could be found",
+        )
     spread, source = spread_for(cells, runs_dir)
-    design = design_of(plan, next(cell for cell in cells if cell.config.num_steps))
+    design = design_of(plan, trained)
     wanted = {images: seeds_to_detect(effect, design.prompts, images, spread) for images in (design.images, *IMAGES)}
     options = ", ".join(f"{n} seeds with {images} images a prompt" for images, n in sorted(wanted.items()) if n)
     seeds = wanted[design.images]
@@ -107,6 +120,14 @@ def enough_seeds(plan: Plan, cells: Sequence[Cell], effect: float, runs_dir: Pat
         )
     note(f"to find {100 * effect:g} points: {options}; spread {source}")
     return plan.model_copy(update={"seeds": tuple(range(seeds))})
+
+
+def has_shares(cell: Cell) -> bool:
+    """Whether what the cell is evaluated on says right or wrong: only for that the spread is known."""
+    from gcpo_bench.registry import BENCHMARKS
+
+    benchmark = BENCHMARKS.load(cell.config.evaluation.benchmark)(world=cell.config.policy.name)
+    return getattr(benchmark, "headline", "correct") == "correct"
 
 
 def design_of(plan: Plan, cell: Cell) -> Design:

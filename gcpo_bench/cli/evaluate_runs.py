@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 from .evaluate_results import Notes, finite, outcome
@@ -14,9 +14,6 @@ if TYPE_CHECKING:
     from gcpo_bench.evaluators.types import Evaluation
     from gcpo_bench.reports.statistics import Interval
     from gcpo_bench.runs import Run
-
-HEADLINE = "correct"
-"""The value of an image that the overall score and the paired difference are made of, where a benchmark names none."""
 
 
 class Settings:
@@ -115,11 +112,16 @@ def _evaluate(settings: Settings, run: Run) -> Evaluation | None:
 
 
 def _difference(run: Run, start: Run, benchmark: str) -> Interval:
-    from gcpo_bench.registry import BENCHMARKS
-    from gcpo_bench.reports.load import load_evaluation
+    """Of the overall score, on the scale of its metric."""
+    from gcpo_bench.reports.evaluations import load_evaluation
+    from gcpo_bench.reports.measures import Measure
     from gcpo_bench.reports.statistics import paired_difference
 
-    value = getattr(BENCHMARKS.load(benchmark)(world=run.config.policy.name), "headline", HEADLINE)
-    a, b = (load_evaluation(each, benchmark).prompt_scores(value) for each in (run, start))
+    of_run, of_start = (load_evaluation(each, benchmark) for each in (run, start))
+    measure = of_run.measures.get(of_run.headline, Measure(name=of_run.headline))
+    a, b = (each.prompt_scores(measure.name) for each in (of_run, of_start))
     both = a.keys() & b.keys()  # a prompt that one side could not score has no partner
-    return paired_difference({key: a[key] for key in both}, {key: b[key] for key in both})
+    found = paired_difference({key: a[key] for key in both}, {key: b[key] for key in both}, by_prompt=measure.by_prompt)
+    factor = 1.0 if measure.is_share else measure.factor
+    scaled = {name: factor * getattr(found, name) for name in ("value", "low", "high", "stderr")}
+    return replace(found, **scaled)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,6 +16,7 @@ from .output import note, print_json, print_table
 if TYPE_CHECKING:
     from gcpo_bench.reports.baseline import Entry
     from gcpo_bench.reports.gate import Check
+    from gcpo_bench.reports.measures import Measure
 
 EXIT_CODES = {"pass": 0, "regression": 1, "not comparable": 2, "inconclusive": 3}
 POLICIES = ("fail", "pass")
@@ -33,7 +35,10 @@ def gate_command(
     baseline: BaselineOption = Path("baselines/main.json"),
     margin: Annotated[
         list[str] | None,
-        typer.Option(metavar="BENCHMARK=POINTS", help="Tolerated loss: scenes=1.5pt; repeatable (2pt)."),
+        typer.Option(
+            metavar="BENCHMARK=NUMBER",
+            help="Tolerated loss: scenes=1.5pt (2pt), or as the benchmark is shown: hps-gcpo400=0.2; repeatable.",
+        ),
     ] = None,
     perf: Annotated[
         str | None, typer.Option(metavar="PERCENT", help="Also check speed ratios: tolerated slowdown, 10%.")
@@ -55,14 +60,9 @@ def gate_command(
 
     if inconclusive not in POLICIES:
         raise ConfigError(f"unknown --inconclusive {inconclusive!r}", hint=did_you_mean(inconclusive, POLICIES))
-    tolerated = _margins(margin or [])
     slowdown = _percent(perf) if perf else None
     old = baselines.read(baseline)
-    if unknown := sorted(tolerated.keys() - {entry.benchmark for entry in old}):
-        raise ConfigError(
-            f"--margin names {unknown[0]!r}, the baseline has none of it",
-            hint=did_you_mean(unknown[0], {entry.benchmark for entry in old}),
-        )
+    tolerated = _margins(margin or [], {entry.benchmark: entry.measure for entry in old})
     new, texts = _entries(runs, runs_dir)
     checks = gate(old, new, margins=tolerated, performance=slowdown)
     verdict = overall(checks)
@@ -124,8 +124,9 @@ def _entries(runs: list[str] | None, runs_dir: Path) -> tuple[list[Entry], dict[
     return entries(data), texts
 
 
-def _margins(texts: Sequence[str]) -> dict[str, float]:
-    from gcpo_bench.errors import ConfigError
+def _margins(texts: Sequence[str], measures: Mapping[str, Measure]) -> dict[str, float]:
+    """Benchmark -> margin in raw units, from points or from numbers as the benchmark's scores are shown."""
+    from gcpo_bench.errors import ConfigError, did_you_mean
 
     from .design import parse_points
 
@@ -133,9 +134,26 @@ def _margins(texts: Sequence[str]) -> dict[str, float]:
     for text in texts:
         name, equals, value = text.partition("=")
         if not (name and equals):
-            raise ConfigError(f"--margin {text!r} is not BENCHMARK=POINTS", hint="write it as scenes=1.5pt")
-        found[name] = parse_points(value)
+            raise ConfigError(f"--margin {text!r} is not BENCHMARK=NUMBER", hint="write it as scenes=1.5pt")
+        if name not in measures:
+            raise ConfigError(
+                f"--margin names {name!r}, the baseline has none of it", hint=did_you_mean(name, measures)
+            )
+        measure = measures[name]
+        found[name] = parse_points(value) if measure.is_share else _positive(value, measure) / measure.factor
     return found
+
+
+def _positive(text: str, measure: Measure) -> float:
+    from gcpo_bench.errors import ConfigError
+
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < math.inf:
+        raise ConfigError(f"--margin {text!r} is no number above 0", hint=f"in units of {measure.label}, as 0.2")
+    return value
 
 
 def _percent(text: str) -> float:
@@ -166,7 +184,7 @@ def _record(check: Check) -> dict[str, Any]:
         "check": check.name,
         "verdict": check.state,
         "margin": check.margin,
-        "unit": check.unit,
+        "unit": "%" if check.unit == "%" else "points" if check.measure.is_share else check.measure.label,
         "difference": interval.value if interval else None,
         "low": interval.low if interval else None,
         "high": interval.high if interval else None,

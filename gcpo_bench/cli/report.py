@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -25,30 +26,88 @@ def report_command(
     formats: Annotated[str, typer.Option("--format", help=f"Comma-separated: {', '.join(FORMATS)}.")] = ",".join(
         FORMATS
     ),
+    evaluations_dir: Annotated[
+        Path | None,
+        typer.Option(help="Folder of image sets that are no runs, shown beside them (evaluations)."),
+    ] = None,
+    references: Annotated[bool, typer.Option("--references/--no-references", help="Whether to show those.")] = True,
     watch: Annotated[
         int, typer.Option(min=0, metavar="SECONDS", help="Write it again as runs change, looking this often; 0: once.")
     ] = 0,
 ) -> None:
-    """Write report.html, .md, .tex, .csv, .json and figures/ on one run or many."""
+    """Write report.html, .md, .tex, .csv, .json and figures/ on one run or many, and on image sets that are no runs."""
     wanted = _formats(formats)
+    places = _Places(runs or [], runs_dir, _evaluations_dir(evaluations_dir) if references else None)
     if watch:
-        _watch(runs or [], runs_dir, out, wanted, watch)
-    for path in _shown(_write(runs or [], runs_dir, out, wanted), out):
+        _watch(places, out, wanted, watch)
+    for path in _shown(_write(places, out, wanted), out):
         print(path)
     if "html" in wanted:
         note(f"open {(out / 'report.html').resolve().as_uri()} in a browser")
 
 
-def _write(runs: list[str], runs_dir: Path, out: Path, wanted: list[str], refresh_s: int = 0) -> list[Path]:
+@dataclass(frozen=True, slots=True)
+class _Places:
+    """Where what is reported on lies."""
+
+    runs: list[str]
+    """Named; none: all evaluated ones."""
+    runs_dir: Path
+    evaluations_dir: Path | None
+
+    def run_paths(self, *, may_be_none: bool) -> list[Path]:
+        """Raises RunError for a name without a run, and where there is no evaluated run, unless there may be none."""
+        from gcpo_bench.errors import RunError
+        from gcpo_bench.runs import open_run
+
+        if self.runs:
+            return [open_run(run, self.runs_dir).path for run in self.runs]
+        try:
+            return evaluated_runs(self.runs_dir)
+        except RunError:
+            if may_be_none:
+                return []
+            raise
+
+    def references(self) -> list[Path]:
+        from gcpo_bench.reports.references import reference_folders
+
+        return reference_folders(self.evaluations_dir) if self.evaluations_dir else []
+
+    def state(self) -> set[tuple[str, int, int]]:
+        """Changes whenever a step is logged, a run begins or ends, or something is evaluated or analysed."""
+        names = ("status.json", "metrics.jsonl", "evaluations/*/scores.json", "analyses/*/*")
+        watched = [path for name in names for path in self.runs_dir.glob(f"*/{name}")]
+        if self.evaluations_dir:
+            watched += self.evaluations_dir.glob("*/*/scores.json")
+        found = set()
+        for path in watched:
+            try:
+                stat = path.stat()
+            except FileNotFoundError:  # the run was removed just now
+                continue
+            found.add((str(path), stat.st_size, stat.st_mtime_ns))
+        return found
+
+
+def _evaluations_dir(given: Path | None) -> Path:
+    """Raises ConfigError where a folder is named that is none; the default one need not be there."""
+    from gcpo_bench.errors import ConfigError
+
+    if given is not None and not given.is_dir():
+        raise ConfigError(
+            f"--evaluations-dir {given} is no folder",
+            hint="image sets are scored with: gcpo-bench evaluate --images DIR",
+        )
+    return given or Path("evaluations")
+
+
+def _write(places: _Places, out: Path, wanted: list[str], refresh_s: int = 0) -> list[Path]:
     from gcpo_bench.reports.page import write_report
 
-    return write_report(_paths(runs, runs_dir), out, wanted, refresh_s=refresh_s)
-
-
-def _paths(runs: list[str], runs_dir: Path) -> list[Path]:
-    from gcpo_bench.runs import open_run
-
-    return [open_run(run, runs_dir).path for run in runs] if runs else evaluated_runs(runs_dir)
+    references = places.references()
+    paths = places.run_paths(may_be_none=bool(references))
+    return write_report(paths, out, wanted, references=references, refresh_s=refresh_s)
 
 
 def _shown(written: list[Path], out: Path) -> list[Path]:
@@ -56,38 +115,25 @@ def _shown(written: list[Path], out: Path) -> list[Path]:
     return list(dict.fromkeys(path if path.parent == out else path.parent for path in written))
 
 
-def _watch(runs: list[str], runs_dir: Path, out: Path, wanted: list[str], seconds: int) -> None:
+def _watch(places: _Places, out: Path, wanted: list[str], seconds: int) -> None:
     """Until Ctrl-C. What cannot be read yet, or not at this moment, is tried again when something has changed."""
     from gcpo_bench.errors import CorruptDataError, RunError
 
     seen: object = None
-    note(f"watching {runs_dir} every {seconds} s; Ctrl-C writes the report a last time and ends")
+    note(f"watching {places.runs_dir} every {seconds} s; Ctrl-C writes the report a last time and ends")
     try:
         while True:
-            found = _state_of(runs_dir)
+            found = places.state()
             if found != seen:
                 seen = found
                 try:
-                    _write(runs, runs_dir, out, wanted, refresh_s=seconds)
+                    _write(places, out, wanted, refresh_s=seconds)
                     note(f"{time.strftime('%H:%M:%S')} wrote {out}")
                 except (RunError, CorruptDataError) as error:
                     note(f"{time.strftime('%H:%M:%S')} nothing to report yet: {error}")
             time.sleep(seconds)
     except KeyboardInterrupt:
         note("")
-
-
-def _state_of(runs_dir: Path) -> set[tuple[str, int, int]]:
-    """Changes whenever a step is logged, a run begins or ends, or something is evaluated or analysed."""
-    names = ("status.json", "metrics.jsonl", "evaluations/*/scores.json", "analyses/*/*")
-    found = set()
-    for path in (path for name in names for path in runs_dir.glob(f"*/{name}")):
-        try:
-            stat = path.stat()
-        except FileNotFoundError:  # the run was removed just now
-            continue
-        found.add((str(path), stat.st_size, stat.st_mtime_ns))
-    return found
 
 
 def _formats(text: str) -> list[str]:
