@@ -409,6 +409,15 @@ def test_samples_are_the_same_for_the_same_seed_only(cli: Cli, tmp_path: Path) -
     assert (draw("--top-p", "0.000001", "--seed", "2") == likeliest).all()
 
 
+@pytest.mark.parametrize("command", [["evaluate", "x"], ["ablate", "--ratio", "0.1"]])
+def test_what_every_process_of_a_launcher_would_do_in_full_is_refused(
+    cli: Cli, monkeypatch: pytest.MonkeyPatch, command: list[str]
+) -> None:
+    for name, value in (("RANK", "1"), ("WORLD_SIZE", "2"), ("LOCAL_RANK", "1")):
+        monkeypatch.setenv(name, value)
+    assert "this is process 1 of 2, and each would do the same" in refused(cli(*command), 2)
+
+
 def test_evaluation_images_are_drawn_from_the_tokens_that_are_asked_for(cli: Cli, tmp_path: Path) -> None:
     """With one token to choose from, the images of a prompt are the same picture."""
     assert cli("train", *SMALL, "--num-steps", "1", "--name", "cut", "-o", "evaluation.top_k=1").code == 0

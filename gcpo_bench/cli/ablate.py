@@ -18,6 +18,7 @@ import typer
 
 from .options import ModelOption, OverrideOption, PresetOption, RunsDirOption, StepsOption
 from .output import duration, note
+from .together import require_alone
 
 if TYPE_CHECKING:
     from gcpo_bench.ablations import Cell, Plan
@@ -70,6 +71,7 @@ def ablate_command(
 
     from .design import enough_seeds, parse_points, print_design
 
+    require_alone("start ablate without a launcher; it starts the processes of its cells itself")
     wanted = _plan(plan, ratio, methods, components, seeds, preset, model, num_steps, override or [])
     parallel = max_parallel or usable_cores()
     threads = max(1, usable_cores() // parallel)

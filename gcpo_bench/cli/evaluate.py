@@ -14,6 +14,7 @@ from .evaluate_usage import Asked, check_benchmarks, check_usage, pairs_of, pars
 from .groups import expanded, print_overall
 from .options import JsonOption, RunsDirOption, complete_benchmarks, complete_runs
 from .output import note, print_json, shell_quote
+from .together import require_alone
 
 
 def evaluate_command(
@@ -99,6 +100,7 @@ def evaluate_command(
         "--generator-option": generator_option,
         "--seed": seed,
     }
+    require_alone("start evaluate without a launcher; --shard I/N divides it between processes")
     check_usage(runs or [], images, generator, going_with, rescore=rescore, shard=shard)
     given = {"fidelity": fidelity, "detector": detector, "classifier": classifier, "device": device}
     own = pairs_of("--option", option or [], "threshold=0.4")

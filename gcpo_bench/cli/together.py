@@ -13,6 +13,14 @@ if TYPE_CHECKING:
     from gcpo_bench.training.distributed import World
 
 
+def require_alone(instead: str) -> None:
+    """Raises ConfigError where a launcher started several of a command that each process would do in full."""
+    if (here := place()).size > 1:
+        from gcpo_bench.errors import ConfigError
+
+        raise ConfigError(f"this is process {here.rank} of {here.size}, and each would do the same", hint=instead)
+
+
 @contextmanager
 def together() -> Iterator[World | None]:
     """Yields where this process stands among the others; None where it is alone.
