@@ -1,7 +1,7 @@
 """T2I-CompBench(++)'s arithmetic, from answers and detections to scores, as its code does it, defects included.
 
-Boxes are in the detector's frame, in which a square picture measures 479 pixels a side, so that 150 pixels are 31 % of
-it. Detections are taken in the order of their confidence.
+Boxes are in the detector's frame (`frame_size`), in which a square picture measures 479 pixels a side, so that 150
+pixels are 31 % of it. Detections are taken in the order of their confidence.
 
 What a reader may stumble over, all as published:
 
@@ -20,8 +20,9 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -52,6 +53,18 @@ def attribute_score(probabilities: Sequence[float]) -> float:
 
 # ---------------------------------------------------------------- boxes
 
+FRAME, FRAME_LONG = 479, 480
+"""Pixels of the short side of a picture in the detector's frame, and the most of its long side."""
+
+
+def frame_size(height: int, width: int) -> tuple[int, int]:
+    """Height and width of a picture in the detector's frame."""
+    short, long = sorted((height, width))
+    new_short, new_long = FRAME, int(FRAME * long / short)
+    if new_long > FRAME_LONG:
+        new_short, new_long = int(FRAME_LONG * new_short / new_long), FRAME_LONG
+    return (new_short, new_long) if height <= width else (new_long, new_short)
+
 
 def overlap(a: Box, b: Box, extra: float = 0.0) -> float:
     """Intersection over union; `extra` is 1 where areas count whole pixels. 0 where both boxes are empty."""
@@ -72,6 +85,14 @@ def _shared(a: Box, b: Box, extra: float) -> float:
 
 def by_confidence(detections: Sequence[Detection]) -> list[Detection]:
     return sorted(detections, key=lambda detection: -detection.confidence)
+
+
+def from_frame(box: Box, height: int, width: int) -> Box:
+    """A box of the detector's frame in pixels of the picture, which has this size."""
+    frame_height, frame_width = frame_size(height, width)
+    scales = (width / frame_width, height / frame_height) * 2
+    left, top, right, bottom = (round(side * scale, 2) for side, scale in zip(box, scales, strict=True))
+    return left, top, right, bottom
 
 
 # ---------------------------------------------------------------- spatial
@@ -127,10 +148,10 @@ def position_2d(where: str, a: Box, b: Box) -> float:
     return 1.0 if common < SMALL_OVERLAP else SMALL_OVERLAP / common
 
 
-def spatial_2d(prompt: str, nouns: Sequence[str], detections: Sequence[Detection]) -> float:
+def spatial_2d(prompt: str, objects: tuple[str, str], detections: Sequence[Detection]) -> float:
     """Half for both objects being there, each by its confidence, half for their position; below 0.5 it is 0."""
     ordered = by_confidence(detections)
-    first, last = (next((each for each in ordered if each.label == noun), None) for noun in pair(nouns))
+    first, last = (next((each for each in ordered if each.label == noun), None) for noun in objects)
     if first and last:
         position = position_2d(locality(prompt, LOCALITIES_2D), first.box, last.box)
         score = 0.25 * first.confidence + 0.25 * last.confidence + position / 2
@@ -139,9 +160,8 @@ def spatial_2d(prompt: str, nouns: Sequence[str], detections: Sequence[Detection
     return score if score >= MIN_SCORE_2D else 0.0
 
 
-def position_3d(where: str, a: Box, b: Box, depth_YX: npt.NDArray[np.floating]) -> float:
-    """`depth_YX` is larger where nearer, 0 to 1, in the boxes' frame."""
-    nearer = _depth(a, depth_YX) - _depth(b, depth_YX)  # NaN where a slice is empty: then no comparison holds
+def position_3d(where: str, a: Box, b: Box, nearer: float) -> float:
+    """`nearer` is by how much `a` is nearer than `b`; NaN where that is not known: then no comparison holds."""
     is_there = nearer > 0 if where == "in front of" else nearer < 0 if where in LOCALITIES_3D else False
     if not is_there:
         return 0.0
@@ -151,32 +171,39 @@ def position_3d(where: str, a: Box, b: Box, depth_YX: npt.NDArray[np.floating]) 
     return common / LARGE_OVERLAP if common < LARGE_OVERLAP else 0.0
 
 
-def _depth(box: Box, depth_YX: npt.NDArray[np.floating]) -> float:
-    """Rows are taken by the box's horizontal extent and columns by its vertical one, as published."""
+def box_depth(box: Box, depth_YX: npt.NDArray[np.number], *, exchanged: bool = True) -> float:
+    """Mean of the depth map in a box; NaN where no pixel is in it.
+
+    Rows are taken by the box's horizontal extent and columns by its vertical one, as published, unless `exchanged` is
+    False. `depth_YX` is in the boxes' frame and larger where nearer.
+    """
     left, top, right, bottom = (int(side) for side in box)
-    inside = depth_YX[left:right, top:bottom]
+    inside = depth_YX[left:right, top:bottom] if exchanged else depth_YX[top:bottom, left:right]
     return float(inside.mean()) if inside.size else math.nan
 
 
 def spatial_3d(
-    prompt: str, nouns: Sequence[str], detections: Sequence[Detection], depth_YX: npt.NDArray[np.floating]
+    prompt: str, objects: tuple[str, str], detections: Sequence[Detection], depths: Sequence[float]
 ) -> float:
-    """As `spatial_2d`, but objects are found by parts of labels, and small scores stay."""
-    ordered = by_confidence(detections)
-    names = pair(nouns)
-    hits = [[row for row, each in enumerate(ordered) if name in each.label] for name in names]
+    """As `spatial_2d`, but objects are found by parts of labels, and small scores stay.
+
+    `depths` are the detections' own, as `box_depth` gives them.
+    """
+    order = sorted(range(len(detections)), key=lambda row: -detections[row].confidence)
+    hits = [[row for row in order if name in detections[row].label] for name in objects]
     if all(hits):
-        rows = _last_before_both(hits)
-        first, last = ordered[rows[0]], ordered[rows[1]]
-        position = position_3d(locality(prompt, LOCALITIES_3D), first.box, last.box, depth_YX)
+        a, b = _last_before_both(hits, order)
+        first, last = detections[a], detections[b]
+        position = position_3d(locality(prompt, LOCALITIES_3D), first.box, last.box, depths[a] - depths[b])
         return 0.25 * first.confidence + 0.25 * last.confidence + position / 2
-    return 0.25 * sum(ordered[rows[0]].confidence for rows in hits if rows)
+    return 0.25 * sum(detections[rows[0]].confidence for rows in hits if rows)
 
 
-def _last_before_both(hits: Sequence[Sequence[int]]) -> list[int]:
+def _last_before_both(hits: Sequence[Sequence[int]], order: Sequence[int]) -> list[int]:
     """The published scan keeps the newest hit of each object and ends as soon as it has one of both."""
-    end = max(rows[0] for rows in hits)
-    return [max(row for row in rows if row <= end) for rows in hits]
+    rank = {row: place for place, row in enumerate(order)}
+    end = max(rank[rows[0]] for rows in hits)
+    return [max((row for row in rows if rank[row] <= end), key=rank.__getitem__) for rows in hits]
 
 
 # ---------------------------------------------------------------- numeracy
@@ -250,8 +277,8 @@ def _is_same(a: Box, b: Box) -> bool:
     return overlap(a, b, 1.0) > SAME_OBJECT or any(shared / _area(box, 1.0) > SAME_OBJECT for box in (a, b))
 
 
-def numeracy(prompt: str, nouns: Nouns, detections: Sequence[Detection]) -> float:
-    """For each object alike, half for being there and half for its number.
+def counted(prompt: str, nouns: Nouns, detections: Sequence[Detection]) -> list[tuple[str, int, int]]:
+    """(object, number asked for, number found) for each object of the prompt.
 
     An object whose name is no label takes over all labels that hold its name, also for the objects after it.
     Raises ValueError where the prompt asks for nothing.
@@ -260,31 +287,70 @@ def numeracy(prompt: str, nouns: Nouns, detections: Sequence[Detection]) -> floa
     if not asked:
         raise ValueError("the prompt asks for no number of objects")
     labels = [each.label for each in distinct(detections)]
-    score = 0.0
+    found = []
     for name, number in asked:
         if name not in labels:
             labels = [name if name in label else label for label in labels]
-        count = labels.count(name)
-        score += ((count > 0) * 0.5 + (count == number) * 0.5) / len(asked)
-    return score
+        found.append((name, number, labels.count(name)))
+    return found
+
+
+def numeracy(prompt: str, nouns: Nouns, detections: Sequence[Detection]) -> float:
+    """For each object alike, half for being there and half for its number. Raises as `counted` does."""
+    found = counted(prompt, nouns, detections)
+    return sum(((count > 0) * 0.5 + (count == number) * 0.5) / len(found) for _, number, count in found)
 
 
 # ---------------------------------------------------------------- complex
 
+PREPOSITIONS = frozenset({"on top of", "on bottom of", "on the left", "on the right", "next to", "on side of", "near"})
+"""What stands between the two objects of a complex prompt."""
+PARTS = ("attribute", "spatial", "clip")
+Words = Sequence[tuple[str, str]]
+"""Each word of a prompt and its part of speech (NOUN, PROPN, ADJ, ...)."""
 
-def three_in_one(
-    prompt: str, *, attribute: float, spatial: float, clip: float, spatial_prompts: set[str], action_prompts: set[str]
-) -> float:
-    """Mean of the scores that this prompt is about: all three, or attributes with either place or action.
 
-    The two sets hold prompts as `complex_key` gives them.
+def complex_pair(words: Words) -> tuple[str, str] | None:
+    """The two objects around the prepositions of a complex prompt; None where there are not just two.
+
+    Before one it is the nearest noun or name, after it the next noun, or where there is none the end of the first name
+    that is not at the prompt's own end.
+    """
+    objects: list[str] = []
+    for row in range(len(words)):
+        length = next((n for n in (3, 2, 1) if " ".join(text for text, _ in words[row : row + n]) in PREPOSITIONS), 0)
+        if not length:
+            continue
+        rest = words[row + length :]
+        before = (text for text, kind in reversed(words[:row]) if kind in {"NOUN", "PROPN"})
+        nouns = (text for text, kind in rest if kind == "NOUN")
+        names = (text for (text, kind), (_, next_kind) in pairwise(rest) if kind == "PROPN" and next_kind != "PROPN")
+        objects += [next(before, ""), next(nouns, "") or next(names, "")]
+    objects = [each for each in objects if each]
+    return pair(objects) if len(objects) == 2 else None
+
+
+def without_adjectives(words: Words) -> str:
+    """What CLIP is asked about a complex prompt."""
+    return " ".join(text for text, kind in words if kind != "ADJ")
+
+
+def complex_parts(prompt: str, spatial_prompts: Collection[str], action_prompts: Collection[str]) -> tuple[str, ...]:
+    """Which of `PARTS` a complex prompt is about: all three, or attributes with either place or action.
+
+    The two collections hold prompts as `complex_key` gives them.
     """
     key = complex_key(prompt)
     if key in spatial_prompts:
-        return (attribute + spatial) / 2
+        return "attribute", "spatial"
     if key in action_prompts:
-        return (attribute + clip) / 2
-    return (attribute + spatial + clip) / 3
+        return "attribute", "clip"
+    return PARTS
+
+
+def three_in_one(scores: Mapping[str, float]) -> float:
+    """The mean of the parts that a prompt is about."""
+    return sum(scores[part] for part in PARTS if part in scores) / len(scores)
 
 
 def complex_key(prompt: str) -> str:

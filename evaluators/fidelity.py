@@ -19,6 +19,9 @@ from gcpo_bench.errors import ConfigError, did_you_mean
 MIN_CONFIDENCE = 0.1
 """Detections below are not kept, and no threshold may be set lower; GenEval's own are 0.3 and 0.9."""
 
+BACKENDS = ("transformers", "mmdet")
+"""Whose code runs the detector; the first is the default."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fidelity:
@@ -50,3 +53,10 @@ def get(name: str) -> Fidelity:
     if name not in FIDELITIES:
         raise ConfigError(f"unknown fidelity {name!r}", hint=did_you_mean(name, FIDELITIES))
     return FIDELITIES[name]
+
+
+def backend(name: str | None) -> str:
+    """The default for None. Raises ConfigError for a name that is none."""
+    if name is not None and name not in BACKENDS:
+        raise ConfigError(f"GenEval's backend cannot be {name!r}", hint=f"known: {', '.join(BACKENDS)}")
+    return name or BACKENDS[0]

@@ -61,16 +61,19 @@ class GenEvalBenchmark:
         """`world` has no meaning here. Nothing is loaded until it is needed.
 
         Args:
-            options: of `geneval.Options`, by name.
+            options: of `geneval.Options`, by name; and `backend`, of `fidelity.BACKENDS`.
             detector, classifier: other weights than the published; scores then say so.
             device: "cpu", "cuda", "cuda:1"; empty for a GPU where there is one.
         Raises:
-            ConfigError: unknown fidelity or option, or one out of range.
+            ConfigError: unknown fidelity, backend or option, or one out of range.
         """
         self.fidelity = fidelities.get(fidelity)
-        self.options = _options(options or {})
+        given = dict(options or {})
+        backend = fidelities.backend(given.pop("backend", None))
+        self.options = _options(given)
         self._arithmetic = GenEval(CLASSES, COLORS, self.options)
-        self._weights: dict[str, Any] = {"detector": detector, "classifier": classifier, "device": device}
+        files = {"detector": detector, "classifier": classifier}
+        self._build: dict[str, Any] = {"backend": backend, **files, "device": device}
         self._vision: Vision | None = None
         self._look: dict[str, Any] | None = None
 
@@ -80,13 +83,18 @@ class GenEvalBenchmark:
 
     # ------------------------------------------------------------ looking
 
+    def see_with(self, vision: Vision, origin: Mapping[str, Any]) -> None:
+        """Look with these networks; `origin` says which they are."""
+        self._vision = vision
+        self._look = {"observer": OBSERVER, "fidelity": asdict(self.fidelity), **origin}
+
     def look(self) -> dict[str, Any]:
         """What an observation depends on beside image and question; loads the networks."""
         if self._look is None:
             from .detectors.geneval import build
 
-            self._vision, origin = build(self.fidelity, **self._weights)
-            self._look = {"observer": OBSERVER, "fidelity": asdict(self.fidelity), **origin}
+            self.see_with(*build(self.fidelity, **self._build))
+        assert self._look is not None
         return self._look
 
     def question(self, prompt: Prompt) -> list[str]:
@@ -201,7 +209,7 @@ def _options(given: Mapping[str, Any]) -> Options:
     known: dict[str, type] = {field.name: type(field.default) for field in fields(Options)}
     for name in given:
         if name not in known:
-            raise ConfigError(f"GenEval has no option {name!r}", hint=did_you_mean(name, known))
+            raise ConfigError(f"GenEval has no option {name!r}", hint=did_you_mean(name, [*known, "backend"]))
     try:
         options = Options(**{name: known[name](value) for name, value in given.items()})
     except ValueError as error:

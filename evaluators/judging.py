@@ -26,6 +26,7 @@ from .types import (
     Image,
     Judged,
     KeepingBenchmark,
+    NumberingBenchmark,
     ObservingBenchmark,
     PartedBenchmark,
     Passing,
@@ -85,6 +86,15 @@ def _has_parts(benchmark: KeepingBenchmark) -> TypeGuard[PartedBenchmark]:
 def looks_by_part(benchmark: KeepingBenchmark, look: Mapping[str, Any]) -> Mapping[str, Mapping[str, Any]]:
     """What the observations of each part depend on."""
     return benchmark.parts(look) if _has_parts(benchmark) else {WHOLE: look}
+
+
+def is_numbering(benchmark: Benchmark) -> TypeGuard[NumberingBenchmark]:
+    return hasattr(benchmark, "question_of")
+
+
+def question(benchmark: KeepingBenchmark, prompt: Prompt, index: int) -> Any:
+    """What an observation of the `index`-th image of a prompt depends on, beside the image."""
+    return benchmark.question_of(prompt, index) if is_numbering(benchmark) else benchmark.question(prompt)
 
 
 def is_exporting(benchmark: Benchmark) -> TypeGuard[ExportingBenchmark]:
@@ -172,22 +182,12 @@ def observe(
     parts = looks_by_part(benchmark, benchmark.look())
     store = ObservationsByPart(place.out / "observations", parts, place.shard)
     own = place.share(pictures)
-    show = on_image or (lambda done, total: None)
-    show(0, len(own))
-    digests: dict[Path, tuple[str, str]] = {}
-    wanting: set[int] = set()
-    for batch in _batches(_unseen(benchmark, store, own, digests), lambda each: each.image, batch_rows):
-        for part, each, value in _look(benchmark, batch):
-            store.add(part, each.image_digest, each.question, value)
-            wanting |= {each.row} if value.is_passing else set()
-            if part == each.parts[-1]:
-                show(each.row + 1, len(own))
-    show(len(own), len(own))
+    digests, wanting = _look_at(benchmark, store, own, batch_rows, on_image or (lambda done, total: None))
     if place.shard:
         store.refresh()  # so of shards that run at the same time, the last one finds all the others' observations
     waiting = ShardDone(
         f"shard {'/'.join(map(str, place.shard or ()))}: its {len(own)} images are looked at, others are not"
-        + (f"; {len(wanting)} have no answer of every scorer: run it again" if wanting else ""),
+        + (f"; {wanting} have no answer of every scorer: run it again" if wanting else ""),
         hint="run the other shards; the last one writes the scores, or a call without --shard",
     )
     samples: list[SampleScore] = []
@@ -197,7 +197,8 @@ def observe(
         if place.shard and place.is_drawn_to and picture.is_missing:
             raise waiting
         image_digest, problem = digests.get(picture.path) or _digest(benchmark, picture)
-        seen = Seen(problem=problem) if problem else store.get(image_digest, benchmark.question(picture.prompt))
+        about = None if problem else question(benchmark, picture.prompt, picture.index)
+        seen = Seen(problem=problem) if problem else store.get(image_digest, about)
         if seen is None:
             raise waiting
         if seen.note:
@@ -205,6 +206,30 @@ def observe(
         unanswered += seen.is_passing
         samples.append(judged(benchmark, seen, picture.prompt, picture.index, place.shown(picture), image_digest))
     return Observed(samples=samples, notes=(*notes, *_twins(samples)), unanswered=unanswered)
+
+
+def _look_at(
+    benchmark: KeepingBenchmark,
+    store: ObservationsByPart,
+    own: Sequence[Picture],
+    batch_rows: int,
+    show: Callable[[int, int], None],
+) -> tuple[dict[Path, tuple[str, str]], int]:
+    """Keep what is seen in these images. Each file's digest, or why there is none; how many are worth another look."""
+    digests: dict[Path, tuple[str, str]] = {}
+    wanting: set[int] = set()
+    looked = 0
+    show(0, len(own))
+    for batch in _batches(_unseen(benchmark, store, own, digests), lambda each: each.image, batch_rows):
+        for part, each, seen in _look(benchmark, batch):
+            store.add(part, each.image_digest, each.question, seen)
+            wanting |= {each.row} if seen.is_passing else set()
+            if part == each.parts[-1]:
+                looked = each.row + 1
+                show(looked, len(own))
+    if looked < len(own):  # the last ones were looked at before
+        show(len(own), len(own))
+    return digests, len(wanting)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -235,8 +260,8 @@ def _unseen(
         digests[picture.path] = ("", problem) if problem else (checksum_of(data), "")
         if problem:
             continue
-        image_digest, question = digests[picture.path][0], benchmark.question(picture.prompt)
-        place, parts = address(image_digest, question), store.lacking(image_digest, question)
+        image_digest, about = digests[picture.path][0], question(benchmark, picture.prompt, picture.index)
+        place, parts = address(image_digest, about), store.lacking(image_digest, about)
         if place in asked or not parts:
             continue
         asked.add(place)  # a second file of the same content is asked for while the first waits in its batch
@@ -244,7 +269,7 @@ def _unseen(
         yield _Unseen(
             row=row,
             image_digest=image_digest,
-            question=question,
+            question=about,
             parts=parts,
             image=_checked(benchmark, decoded),
             note=decoded.note,
@@ -281,7 +306,8 @@ def _digest(benchmark: KeepingBenchmark, picture: Picture) -> tuple[str, str]:
 
 
 def _fit(benchmark: KeepingBenchmark, picture: Picture) -> tuple[bytes, str]:
-    if problem := benchmark.unfit(picture.prompt):
+    prompt, index = picture.prompt, picture.index
+    if problem := benchmark.unfit_of(prompt, index) if is_numbering(benchmark) else benchmark.unfit(prompt):
         return b"", problem
     return images.read(picture)
 

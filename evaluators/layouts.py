@@ -1,7 +1,9 @@
 """Folders of pictures in the layouts that HPSv2 and T2I-CompBench ask for, read as they are.
 
 HPSv2: `<style>/<number of the prompt in its style, 5 digits>.jpg`, one picture a prompt.
-T2I-CompBench: `samples/<prompt>_<6 digits>.png`, numbered over the whole category in the order of its prompts.
+T2I-CompBench: `samples/<prompt>_<6 digits>.png`, numbered over the whole category in the order of its prompts; or a
+folder of such folders, one a category: `3d-spatial/samples/...`, or `3d_spatial_val/samples/...` as prompt files are
+named.
 """
 
 from __future__ import annotations
@@ -46,15 +48,30 @@ def _hps_picture(folder: Path, prompt: Prompt) -> Path:
 
 
 def of_compbench_folder(folder: Path, prompts: Sequence[Prompt], images_per_prompt: int) -> ImageSet | None:
-    """The pictures of each prompt; None where the folder has no folder `samples`."""
-    if not (folder / "samples").is_dir():
+    """The pictures of each prompt; None where there is no folder `samples` for them."""
+    place = _compbench_place(folder, prompts)
+    if place is None:
         return None
     pictures = [
-        Picture(prompt=prompt, index=index, path=folder / compbench_file(prompt, index, images_per_prompt))
+        Picture(prompt=prompt, index=index, path=place / compbench_file(prompt, index, images_per_prompt))
         for prompt in prompts
         for index in range(images_per_prompt)
     ]
-    return _with_notes(folder, pictures, ["samples"])
+    return _with_notes(folder, pictures, [(place / "samples").relative_to(folder).as_posix()])
+
+
+def _compbench_place(folder: Path, prompts: Sequence[Prompt]) -> Path | None:
+    """The folder that holds `samples` of these prompts' category."""
+    tag = prompts[0].tag if prompts else ""
+    names = (tag, tag.replace("-", "_"), f"{tag.replace('-', '_')}_val") if tag else ()
+    return next((place for place in (folder, *(folder / name for name in names)) if (place / "samples").is_dir()), None)
+
+
+def holds_compbench(folder: Path, prompts: Sequence[Prompt]) -> bool:
+    """Whether the folder has a picture of any of these prompts in T2I-CompBench's layout, whatever its number."""
+    place = _compbench_place(folder, prompts)
+    texts = {prompt.text for prompt in prompts}
+    return place is not None and any(path.name.rpartition("_")[0] in texts for path in (place / "samples").iterdir())
 
 
 def _with_notes(folder: Path, pictures: Sequence[Picture], parts: Sequence[str]) -> ImageSet:

@@ -29,6 +29,8 @@ class Parsed:
     """Noun phrases in order."""
     nouns: tuple[str, ...]
     """Words tagged as common nouns, in order."""
+    words: tuple[tuple[str, str], ...] = ()
+    """Every word with its part of speech; empty in tables of earlier versions. The complex category needs it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,7 +64,9 @@ def load(path: Path | None = None) -> Phrases:
     record = read_json(place)
     try:
         prompts = {
-            text: Parsed(phrases=_texts(each["phrases"]), nouns=_texts(each["nouns"]))
+            text: Parsed(
+                phrases=_texts(each["phrases"]), nouns=_texts(each["nouns"]), words=_pairs(each.get("words", []))
+            )
             for text, each in record["prompts"].items()
         }
         return Phrases(parser=str(record["parser"]), prompts=prompts)
@@ -76,9 +80,16 @@ def _texts(value: Any) -> tuple[str, ...]:
     return tuple(value)
 
 
+def _pairs(value: Any) -> tuple[tuple[str, str], ...]:
+    if not isinstance(value, list) or any(len(_texts(each)) != 2 for each in value):
+        raise ValueError(f"{value!r:.60} is no list of words with their parts of speech")
+    return tuple((text, kind) for text, kind in value)
+
+
 def save(phrases: Phrases, path: Path) -> None:
     prompts = {
-        text: {"phrases": list(each.phrases), "nouns": list(each.nouns)} for text, each in phrases.prompts.items()
+        text: {"phrases": list(each.phrases), "nouns": list(each.nouns), "words": [list(word) for word in each.words]}
+        for text, each in phrases.prompts.items()
     }
     write_json(path, {"parser": phrases.parser, "prompts": prompts})
 
@@ -90,6 +101,7 @@ def parse(prompts: Sequence[str], parser: Any, name: str) -> Phrases:
         found[text] = Parsed(
             phrases=tuple(chunk.text for chunk in parsed.noun_chunks),
             nouns=tuple(token.text for token in parsed if token.pos_ == "NOUN"),
+            words=tuple((token.text, token.pos_) for token in parsed),
         )
     return Phrases(parser=name, prompts=found)
 

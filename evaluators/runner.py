@@ -34,14 +34,16 @@ from .judging import (
     ShardDone,
     is_exporting,
     is_keeping,
+    is_numbering,
     judged,
     looks_by_part,
     observe,
+    question,
     score,
 )
 from .observations import ObservationsByPart, Seen, looks
 from .stored import load_evaluation, load_samples
-from .types import Benchmark, Evaluation, Generator, Home, Sampler
+from .types import Benchmark, Evaluation, Generator, Home, KeepingBenchmark, Sampler
 
 __all__ = [
     "ShardDone",
@@ -58,6 +60,8 @@ __all__ = [
 
 DRAW_ROWS = 256
 """Images drawn by a sampler together, or judged at once where nothing is kept, where nobody says."""
+IMAGES_PER_PROMPT = 4
+"""Where neither the caller nor a benchmark says."""
 GENERATOR_ROWS = 4
 """Images drawn by a generator together, where nobody says."""
 
@@ -152,7 +156,7 @@ def evaluate_generator(
     *,
     name: str = "",
     seed: int = 0,
-    images_per_prompt: int = 4,
+    images_per_prompt: int | None = None,
     limit: int | None = None,
     batch_rows: int | None = None,
     options: Mapping[str, Any] | None = None,
@@ -165,12 +169,14 @@ def evaluate_generator(
     Args:
         generator_name: what was asked for; stated in the scores, and of no effect on the images.
         name: what tables call these images; default: the collection's folder.
+        images_per_prompt: None for as many as the benchmark asks for.
         batch_rows: images drawn or looked at together; default `GENERATOR_ROWS` and `judging.LOOK_ROWS`.
     Raises:
         RunError: the collection holds images that were drawn with other settings. Else as `evaluate`.
     """
     _check_numbers(images_per_prompt=images_per_prompt, limit=limit, batch_rows=batch_rows)
     benchmark = make_benchmark(benchmark_name, "", **(options or {}))
+    images_per_prompt = images_per_prompt or _own_images_per_prompt(benchmark)
     prompts = first_per_task(benchmark.prompts(), limit)
     identity = json.loads(json.dumps({**generator.settings(), "seed": seed}))  # as it is read back: lists, no tuples
     record = {"generator": generator_name, **identity}
@@ -225,7 +231,7 @@ def evaluate_folder(
     benchmark_name: str,
     *,
     world: str = "",
-    images_per_prompt: int = 4,
+    images_per_prompt: int | None = None,
     limit: int | None = None,
     batch_rows: int | None = None,
     options: Mapping[str, Any] | None = None,
@@ -239,6 +245,7 @@ def evaluate_folder(
 
     Args:
         out: where source.json, samples.jsonl and scores.json go; nothing is written into `folder`.
+        images_per_prompt: None for as many as the benchmark asks for.
         allow_partial: score a set in which files are missing; they are counted as unscored, and the scores say so.
         name: what tables call these images; default: the folder's name.
         on_note: called with each line about the folder before images are looked at.
@@ -248,6 +255,7 @@ def evaluate_folder(
     _check_numbers(images_per_prompt=images_per_prompt, limit=limit, batch_rows=batch_rows)
     images.check_folder(folder)
     benchmark = make_benchmark(benchmark_name, world, **(options or {}))
+    images_per_prompt = images_per_prompt or _own_images_per_prompt(benchmark)
     place = Place(out=out, root=folder, shard=shard)
     place.check(benchmark)
     image_set = _found(folder, benchmark, images_per_prompt, limit)
@@ -277,7 +285,7 @@ def rescore(out: Path, benchmark_name: str, *, world: str = "", options: Mapping
     """
     before = stored.load(out)
     given = dict(options or {})
-    look = _stored_look(out, before, given.get("fidelity"))
+    look = _stored_look(out, before, given.get("fidelity"), (given.get("options") or {}).get("backend"))
     if isinstance(look.get("fidelity"), dict):
         given["fidelity"] = look["fidelity"]["name"]
     benchmark = make_benchmark(benchmark_name, world, **given)
@@ -286,6 +294,13 @@ def rescore(out: Path, benchmark_name: str, *, world: str = "", options: Mapping
             f"benchmark {benchmark_name!r} does not keep what it sees apart from its verdicts",
             hint="leave --rescore out: its images are judged again",
         )
+    return judge_again(benchmark, out, before, look)
+
+
+def judge_again(benchmark: KeepingBenchmark, out: Path, before: Evaluation, look: Mapping[str, Any]) -> Evaluation:
+    """The evaluation in `out` with this benchmark's arithmetic, on what was seen with `look`. Raises as `rescore`."""
+    if is_numbering(benchmark):
+        benchmark.recall(look)
     benchmark.self_test()
     store = ObservationsByPart(out / "observations", looks_by_part(benchmark, look))
     prompts = stored.load_prompts(out)
@@ -297,7 +312,7 @@ def rescore(out: Path, benchmark_name: str, *, world: str = "", options: Mapping
             raise CorruptDataError(f"{out}: prompt {sample.prompt_id!r} is not stored", hint="leave --rescore out")
         seen: Seen | None = Seen(problem=sample.unscored)
         if sample.image_digest:
-            seen = store.get(sample.image_digest, benchmark.question(prompt))
+            seen = store.get(sample.image_digest, question(benchmark, prompt, sample.image_index))
         if seen is None:
             raise RunError(f"{out}: what was seen in {sample.image} is not stored", hint="leave --rescore out")
         unanswered += seen.is_passing
@@ -308,18 +323,23 @@ def rescore(out: Path, benchmark_name: str, *, world: str = "", options: Mapping
     return stored.save(out, benchmark, samples, identity, before.notes, unanswered=unanswered)
 
 
-def _stored_look(out: Path, before: Evaluation, fidelity: str | None) -> dict[str, Any]:
-    """What the stored observations were made with: that of the last scores, or the one of this fidelity."""
+def _stored_look(out: Path, before: Evaluation, fidelity: str | None, backend: str | None) -> dict[str, Any]:
+    """What the stored observations were made with: that of the last scores, or the one of this fidelity and backend."""
     last = before.identity.get("look")
     if not isinstance(last, dict):
         raise RunError(f"{out} holds no stored observations", hint="evaluate once without --rescore")
-    if fidelity is None or last.get("fidelity", {}).get("name") == fidelity:
-        return last
+    wanted = (fidelity or last.get("fidelity", {}).get("name"), backend or last.get("backend"))
     same = ("detector_digest", "classifier_digest", "observer", "device")
-    for look in looks(out / "observations"):
-        if look.get("fidelity", {}).get("name") == fidelity and all(look.get(key) == last.get(key) for key in same):
+    for look in (last, *looks(out / "observations")):
+        made_with = (look.get("fidelity", {}).get("name"), look.get("backend"))
+        if made_with == wanted and all(look.get(key) == last.get(key) for key in same):
             return look
-    raise RunError(f"{out}: nothing is stored with fidelity {fidelity!r}", hint="evaluate once without --rescore")
+    asked = " and ".join(f"{what} {name!r}" for what, name in (("fidelity", fidelity), ("backend", backend)) if name)
+    raise RunError(f"{out}: nothing is stored with {asked}", hint="evaluate once without --rescore")
+
+
+def _own_images_per_prompt(benchmark: Benchmark) -> int:
+    return int(getattr(benchmark, "images_per_prompt", IMAGES_PER_PROMPT))
 
 
 def _check_numbers(**numbers: int | None) -> None:
@@ -368,9 +388,11 @@ def _score(
 ) -> Evaluation:
     notes: tuple[str, ...] = ()
     unanswered = 0
+    if is_numbering(benchmark):
+        notes = benchmark.notes([(each.prompt, each.index) for each in image_set.pictures])
     if is_keeping(benchmark):
         seen = observe(benchmark, place, image_set.pictures, on_image, batch_rows=batch_rows or LOOK_ROWS)
-        samples, notes, unanswered = seen.samples, seen.notes, seen.unanswered
+        samples, notes, unanswered = seen.samples, (*notes, *seen.notes), seen.unanswered
         prompts = {each.prompt.id: each.prompt for each in image_set.pictures}
         stored.save_prompts(place.out, list(prompts.values()))
         if is_exporting(benchmark):

@@ -1,19 +1,17 @@
-"""T2I-CompBench(++): attributes with BLIP-VQA, non-spatial relations with CLIPScore, the rest from stored detections.
+"""T2I-CompBench(++): attributes with BLIP-VQA, non-spatial relations with CLIPScore.
 
 Each category is a benchmark of its own: 300 prompts, 10 images each, the mean over all images, raw, 0 to 1.
 
 * colour, shape, texture: BLIP-VQA is asked about each noun phrase (`phrases`, `compbench.questions`).
 * non-spatial: CLIPScore of ViT-B/32. Published code refuses prompts of more than 77 tokens; none is that long.
-* 2D and 3D position, numeracy: the published detector, UniDet, cannot be run here. Detections that it, or another one,
-  left in a file are scored with the published arithmetic (`score_detections`); say which detector it was, for scores
-  of different detectors are different benchmarks.
-* complex: `compbench.three_in_one` of the three.
+* 2D and 3D position, numeracy: see `t2i_compbench_objects`; complex: see `t2i_compbench_complex`.
 
 Source: Karine-Huang/T2I-CompBench 1b70949.
 """
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
@@ -27,24 +25,62 @@ from gcpo_bench import prompt_sets
 from gcpo_bench.catalogue import require
 from gcpo_bench.datasets import Prompt
 from gcpo_bench.errors import ConfigError, CorruptDataError
-from gcpo_bench.files import read_jsonl
 
 from . import compbench, phrases
 from .images import ImageSet
-from .layouts import compbench_file, of_compbench_folder
+from .layouts import of_compbench_folder
 from .metrics import stratified
 from .panel import Panel, PanelBenchmark
 from .phrases import Phrases
 from .scorers.types import Image
-from .types import Detection, Judged, Metric, SampleScore
+from .types import Judged, Metric, SampleScore
 
-ATTRIBUTES = ("color", "shape", "texture")
+ATTRIBUTES = ("color", "shape", "texture", "complex")
+"""Categories with attributes that BLIP-VQA is asked about; of complex it is one part of three."""
 IMAGES_PER_PROMPT = 10
 VERSION = "1"
+_FINDER = ("detections", "made_by", "model", "box_threshold", "text_threshold", "nms_threshold")
+OPTIONS: Mapping[str, tuple[str, ...]] = {
+    "color": ("noun_phrases",),
+    "shape": ("noun_phrases",),
+    "texture": ("noun_phrases",),
+    "spatial": ("noun_phrases", *_FINDER),
+    "3d-spatial": ("noun_phrases", *_FINDER, "depth_model", "fidelity"),
+    "numeracy": _FINDER,
+    "non-spatial": (),
+    "complex": ("noun_phrases", *_FINDER),
+}
+"""Category -> its options, in the order of the published tables.
+
+noun_phrases: another table. detections: a file of detections instead of Grounding DINO; made_by: whose they are
+(unidet). model: Grounding DINO `base`, `tiny` or a folder. box_threshold, text_threshold, nms_threshold: see
+`grounding.Thresholds`. depth_model: another folder. fidelity: `official`, which reads depth with rows and columns
+exchanged, or `fixed`.
+"""
 
 
 def prompt_set(category: str) -> str:
     return f"t2i-compbench-{category}"
+
+
+def own_options(category: str, options: Mapping[str, Any] | None) -> dict[str, Any]:
+    """A category's options. `spatial.detections` is one of that category only, and the others pass it over.
+
+    So all categories can be called with the same options. Raises ConfigError for one that there is not.
+    """
+    own = {}
+    for key, value in (options or {}).items():
+        of, dot, name = key.partition(".")
+        if not dot:
+            of, name = category, key
+        if name not in OPTIONS.get(of, ()):
+            known = [*OPTIONS[category], *(f"{each}.{name}" for each in OPTIONS if name in OPTIONS[each])]
+            raise ConfigError(
+                f"{prompt_set(category)} has no option {key!r}", hint=f"known: {', '.join(known) or 'none'}"
+            )
+        if of == category:
+            own[name] = value
+    return own
 
 
 def summarize(samples: Sequence[SampleScore], key: str, unit: str = "share") -> dict[str, Metric]:
@@ -53,6 +89,34 @@ def summarize(samples: Sequence[SampleScore], key: str, unit: str = "share") -> 
     if not scored:
         return {}
     return {"overall": stratified(scored, key, by_prompt=True, unscored=len(samples) - len(scored), unit=unit)}
+
+
+RESULTS: Mapping[str, str] = {
+    **dict.fromkeys(("color", "shape", "texture"), "annotation_blip"),
+    "spatial": "labels/annotation_obj_detection_2d",
+    "3d-spatial": "labels/annotation_obj_detection_3d",
+    "numeracy": "annotation_num",
+    "non-spatial": "annotation_clip",
+    "complex": "annotation_3_in_1",
+}
+"""Category -> where T2I-CompBench's own programs leave its scores."""
+
+
+def published_results(category: str, samples: Sequence[SampleScore], key: str) -> dict[str, str]:
+    """A category's vqa_result.json; images without a value are not in it.
+
+    Answers of BLIP-VQA are texts of four decimals there, others are numbers.
+    """
+    images_per_prompt = 1 + max((sample.image_index for sample in samples), default=0)
+    rows = []
+    for sample in samples:
+        if key in sample.values:
+            value = sample.values[key]
+            answer = f"{value:.4f}" if RESULTS[category] == "annotation_blip" else value
+            rows.append(
+                {"question_id": int(sample.prompt_id) * images_per_prompt + sample.image_index, "answer": answer}
+            )
+    return {f"{RESULTS[category]}/vqa_result.json": json.dumps(rows)}
 
 
 # ---------------------------------------------------------------- attributes
@@ -71,6 +135,7 @@ class AttributeBenchmark:
     """Colour, shape or texture. See `types.ObservingBenchmark`."""
 
     version = VERSION
+    images_per_prompt = IMAGES_PER_PROMPT
     headline = "attribute"
 
     def __init__(
@@ -85,6 +150,7 @@ class AttributeBenchmark:
         if category not in ATTRIBUTES:
             raise ConfigError(f"{category!r} is no attribute", hint=f"known: {', '.join(ATTRIBUTES)}")
         self.name = self.prompt_set = prompt_set(category)
+        self._category = category
         self._read = read
         self._parse = parse
         self._make = make
@@ -142,6 +208,10 @@ class AttributeBenchmark:
     def summarize(self, samples: Sequence[SampleScore]) -> dict[str, Metric]:
         return summarize(samples, "attribute")
 
+    def export(self, samples: Sequence[SampleScore], prompts: Mapping[str, Prompt]) -> dict[str, str]:
+        """Scores as T2I-CompBench's own program writes them."""
+        return published_results(self._category, samples, "attribute")
+
     def self_test(self) -> None:
         """Of the arithmetic. Raises CorruptDataError."""
         if compbench.attribute_score([0.5, 0.25]) != 0.125:
@@ -149,10 +219,7 @@ class AttributeBenchmark:
 
 
 def _attribute(category: str, options: Mapping[str, Any] | None, device: str | None) -> AttributeBenchmark:
-    given = dict(options or {})
-    table = given.pop("noun_phrases", None)
-    if given:
-        raise ConfigError(f"T2I-CompBench has no option {next(iter(given))!r}", hint="known: noun_phrases")
+    table = own_options(category, options).get("noun_phrases")
 
     def read() -> Sequence[Prompt]:
         require(["blip-vqa"])
@@ -198,6 +265,7 @@ def texture(
 class NonSpatialBenchmark(PanelBenchmark):
     name = prompt_set = prompt_set("non-spatial")
     version = VERSION
+    images_per_prompt = IMAGES_PER_PROMPT
 
     def __init__(self, panel: Panel, read: Callable[[], Sequence[Prompt]]) -> None:
         """`panel` has one scorer."""
@@ -211,119 +279,15 @@ class NonSpatialBenchmark(PanelBenchmark):
     def summarize(self, samples: Sequence[SampleScore]) -> dict[str, Metric]:
         return summarize(samples, self.headline, unit="raw")
 
+    def export(self, samples: Sequence[SampleScore], prompts: Mapping[str, Prompt]) -> dict[str, str]:
+        """Scores as T2I-CompBench's own program writes them."""
+        return published_results("non-spatial", samples, self.headline)
 
-def non_spatial(world: str = "", *, device: str | None = None) -> NonSpatialBenchmark:
-    """With prompts and weights on this machine; `world` is not used."""
+
+def non_spatial(
+    world: str = "", *, options: Mapping[str, Any] | None = None, device: str | None = None
+) -> NonSpatialBenchmark:
+    """With prompts and weights on this machine; `world` is not used. It has no options of its own."""
+    own_options("non-spatial", options)
     panel = Panel(["clip-score-b32"], options={"clip-score-b32": {"device": device}})
     return NonSpatialBenchmark(panel, lambda: prompt_sets.load(prompt_set("non-spatial")))
-
-
-# ---------------------------------------------------------------- from stored detections
-
-FRAME = 479
-"""Side of a square picture in UniDet's frame."""
-
-
-def read_detections(path: Path) -> dict[tuple[str, int], list[Detection]]:
-    """(prompt id, image index) -> detections, from JSON lines.
-
-    Each line: `prompt_id`, `image_index`, and lists of the same length `labels`, `confidences`, `boxes` (left, top,
-    right, bottom in the detector's frame). Raises CorruptDataError with the number of a line that is anything else.
-    """
-    found: dict[tuple[str, int], list[Detection]] = {}
-    for number, row in enumerate(read_jsonl(path, forgive_torn_tail=False), start=1):
-        try:
-            key, detections = _detections(row)
-        except (KeyError, TypeError, ValueError) as error:
-            reason = f"no {error}" if isinstance(error, KeyError) else str(error)
-            raise CorruptDataError(
-                f"{path}: line {number} is no image's detections: {reason}", hint="mend that line, or leave it out"
-            ) from error
-        if key in found:
-            raise CorruptDataError(f"{path}: line {number} is image {key} again", hint="keep one of the two lines")
-        found[key] = detections
-    return found
-
-
-def _detections(row: Mapping[str, Any]) -> tuple[tuple[str, int], list[Detection]]:
-    key = row["prompt_id"], row["image_index"]
-    if not isinstance(key[0], str) or type(key[1]) is not int:
-        raise ValueError("prompt_id is a text and image_index a whole number")
-    detections = []
-    for label, confidence, box in zip(row["labels"], row["confidences"], row["boxes"], strict=True):
-        sides = [float(side) for side in box]
-        numbers = [float(confidence), *sides]
-        if not isinstance(label, str) or len(sides) != 4 or not all(map(math.isfinite, numbers)):
-            raise ValueError("a label is a text, a confidence a number, a box four numbers")
-        left, top, right, bottom = sides
-        detections.append(Detection(label=label, confidence=numbers[0], box=(left, top, right, bottom)))
-    return key, detections
-
-
-def score_detections(
-    category: str,
-    prompts: Sequence[Prompt],
-    detections: Mapping[tuple[str, int], Sequence[Detection]],
-    *,
-    images_per_prompt: int = IMAGES_PER_PROMPT,
-    found: Phrases | None = None,
-    nouns: compbench.Nouns | None = None,
-    depths: Callable[[str, int], npt.NDArray[np.floating]] | None = None,
-) -> list[SampleScore]:
-    """`spatial`, `3d-spatial` or `numeracy` with the published arithmetic, one sample an image wanted.
-
-    Args:
-        found: nouns of the prompts, for the two spatial categories.
-        nouns: names in singular and plural, for numeracy.
-        depths: gives an image's depth map, for 3d-spatial: larger where nearer, 0 to 1, in the detections' frame.
-    Raises:
-        ConfigError: another category, or what it needs is not given.
-    """
-    arithmetic = _arithmetic(category, found, nouns, depths)
-    samples = []
-    for prompt in prompts:
-        for index in range(images_per_prompt):
-            seen = detections.get((prompt.id, index))
-            values, unscored = {}, "no detections of this image are stored"
-            if seen is not None:
-                try:
-                    values, unscored = {category: arithmetic(prompt, index, seen)}, ""
-                except (ValueError, CorruptDataError) as error:
-                    unscored = str(error)
-            samples.append(
-                SampleScore(
-                    prompt_id=prompt.id,
-                    prompt=prompt.text,
-                    tag=prompt.tag,
-                    image_index=index,
-                    image=compbench_file(prompt, index, images_per_prompt),
-                    values=values,
-                    reason="",
-                    detections=tuple(seen or ()),
-                    unscored=unscored,
-                )
-            )
-    return samples
-
-
-Arithmetic = Callable[[Prompt, int, Sequence[Detection]], float]
-
-
-def _arithmetic(
-    category: str,
-    found: Phrases | None,
-    nouns: compbench.Nouns | None,
-    depths: Callable[[str, int], npt.NDArray[np.floating]] | None,
-) -> Arithmetic:
-    if category == "spatial" and found is not None:
-        return lambda prompt, _, seen: compbench.spatial_2d(prompt.text, found.of(prompt.text).nouns, seen)
-    if category == "3d-spatial" and found is not None and depths is not None:
-        return lambda prompt, index, seen: compbench.spatial_3d(
-            prompt.text, found.of(prompt.text).nouns, seen, depths(prompt.id, index)
-        )
-    if category == "numeracy" and nouns is not None:
-        return lambda prompt, _, seen: compbench.numeracy(prompt.text, nouns, seen)
-    needs = {"spatial": "found", "3d-spatial": "found and depths", "numeracy": "nouns"}
-    if category in needs:
-        raise ConfigError(f"{category} cannot be scored without {needs[category]}", hint="see score_detections")
-    raise ConfigError(f"{category!r} is not scored from detections", hint=f"known: {', '.join(needs)}")

@@ -226,6 +226,26 @@ class PartedBenchmark(KeepingBenchmark, Protocol):
         ...
 
 
+class NumberingBenchmark(KeepingBenchmark, Protocol):
+    """A benchmark that may know something of an image by its number, such as what another program saw in it."""
+
+    def question_of(self, prompt: Prompt, index: int) -> Any:
+        """`question` of the `index`-th image of a prompt."""
+        ...
+
+    def unfit_of(self, prompt: Prompt, index: int) -> str:
+        """Why the `index`-th image of a prompt cannot be judged; empty where it can."""
+        ...
+
+    def recall(self, look: Mapping[str, Any]) -> None:
+        """Judge what was seen with this look. Raises RunError where another one was asked for."""
+        ...
+
+    def notes(self, wanted: Sequence[tuple[Prompt, int]]) -> tuple[str, ...]:
+        """What is remarkable about what it knows of these images, a line each."""
+        ...
+
+
 class ExportingBenchmark(KeepingBenchmark, Protocol):
     """A benchmark whose own program writes results that others read."""
 

@@ -162,6 +162,25 @@ BLIP_VQA = Weights(
     licence="BSD-3-Clause",
     bytes_about=1_500_000_000,
 )
+GROUNDING_DINO = {
+    size: Weights(
+        name=f"grounding-dino-{size}",
+        purpose=f"T2I-CompBench's objects, with another detector than the published: Grounding DINO, {backbone}",
+        source=f"IDEA-Research/grounding-dino-{size}",
+        licence="Apache-2.0",
+        bytes_about=bytes_about,
+        files=("config.json", "model.safetensors|pytorch_model.bin", "vocab.txt"),
+    )
+    for size, backbone, bytes_about in (("base", "Swin-B", 933_000_000), ("tiny", "Swin-T", 690_000_000))
+}
+COMPBENCH_DEPTH = Weights(
+    name="dpt-hybrid-midas",
+    purpose="depth for T2I-CompBench's 3D positions: DPT hybrid, MiDaS",
+    source="Intel/dpt-hybrid-midas",
+    licence="Apache-2.0",
+    bytes_about=490_000_000,
+    files=("config.json", "model.safetensors|pytorch_model.bin"),
+)
 
 _EVALUATORS = (
     GENEVAL_DETECTOR,
@@ -175,6 +194,8 @@ _EVALUATORS = (
     AESTHETIC_HEAD,
     IMAGE_REWARD,
     BLIP_VQA,
+    *GROUNDING_DINO.values(),
+    COMPBENCH_DEPTH,
 )
 CATALOGUE: dict[str, Weights] = {each.name: each for each in (*_POLICIES, *_EVALUATORS)}
 POLICIES = tuple(each.name for each in _POLICIES)
@@ -200,7 +221,12 @@ NEEDS |= {
     "drawbench": (HPS_V21, CLIP_SCORER, IMAGE_REWARD, BERT_WORDS, PICKSCORE, AESTHETIC_HEAD),
     **dict.fromkeys(_BLIP, NEEDS["blip-vqa"]),
     "t2i-compbench-non-spatial": NEEDS["clip-score-b32"],
+    "t2i-compbench-spatial": (GROUNDING_DINO["base"],),
+    "t2i-compbench-3d-spatial": (GROUNDING_DINO["base"], COMPBENCH_DEPTH),
+    "t2i-compbench-numeracy": (GROUNDING_DINO["base"],),
+    "t2i-compbench-complex": (*NEEDS["blip-vqa"], GROUNDING_DINO["base"], *NEEDS["clip-score-b32"]),
 }
+NEEDS["t2i-compbench"] = (*NEEDS["t2i-compbench-complex"], COMPBENCH_DEPTH)
 
 
 def get(name: str) -> tuple[Weights, ...]:

@@ -8,6 +8,7 @@ import platform
 import subprocess
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -16,6 +17,7 @@ from typing import Any
 import xxhash
 
 from gcpo_bench import __version__
+from gcpo_bench.errors import ConfigError
 
 PACKAGES = ("torch", "transformers", "numpy", "scipy", "safetensors", "pydantic", "pillow", "pandas")
 VARIABLES = ("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS")
@@ -47,6 +49,49 @@ def record(argv: Sequence[str] | None = None) -> dict[str, Any]:
 def command() -> list[str]:
     """What the user typed: this process's arguments, or for a worker of a grid those of the grid's command."""
     return [str(word) for word in json.loads(os.environ[COMMAND])] if COMMAND in os.environ else sys.argv
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """This process among those that a launcher started for one run."""
+
+    rank: int = 0
+    size: int = 1
+    local_rank: int = 0
+    """Among those of this machine."""
+
+
+def place() -> Place:
+    """As torchrun and `accelerate launch` say it; alone where WORLD_SIZE is not set.
+
+    Raises ConfigError for numbers that do not fit together.
+    """
+    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
+    if int_of("WORLD_SIZE", 1) == 1:
+        return Place()
+    rank = int_of("RANK", 0)
+    found = Place(rank, int_of("WORLD_SIZE", 1), int_of("LOCAL_RANK", rank))
+    if not 0 <= found.local_rank <= found.rank < found.size:
+        told = ", ".join(f"{name}={os.environ[name]}" for name in names if name in os.environ)
+        raise ConfigError(f"{told}: there is no such process", hint=PLACE_HINT)
+    return found
+
+
+PLACE_HINT = "start it with torchrun, or unset WORLD_SIZE to train in one process"
+
+
+def int_of(variable: str, default: int) -> int:
+    """An environment variable that holds a number. Raises ConfigError for anything else."""
+    text = os.environ.get(variable, str(default))
+    if not text.strip().isdecimal():
+        raise ConfigError(f"{variable} is {text!r}, expected a number", hint=PLACE_HINT)
+    return int(text)
+
+
+def launcher() -> str:
+    """Who started this process, as far as its variables show."""
+    signs = {"ACCELERATE_MIXED_PRECISION": "accelerate", "TORCHELASTIC_RUN_ID": "torchrun", "SLURM_STEP_ID": "srun"}
+    return next((name for sign, name in signs.items() if sign in os.environ), "unknown")
 
 
 def package_version(name: str) -> str | None:

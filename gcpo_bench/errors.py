@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from functools import partial
+from typing import Any
 
 
 class GcpoBenchError(Exception):
@@ -19,6 +21,9 @@ class GcpoBenchError(Exception):
     def __init__(self, message: str, *, hint: str) -> None:
         super().__init__(message)
         self.hint = hint
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return partial(type(self), hint=self.hint), self.args  # so that it comes through from another process
 
 
 class ConfigError(GcpoBenchError):

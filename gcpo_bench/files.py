@@ -46,7 +46,7 @@ def writing(path: Path) -> Iterator[None]:
         if error.errno in DISK_FULL:
             raise PrerequisiteError(
                 f"{path}: the disk is full ({error.strerror}); what was written before is safe",
-                hint="free some space, then go on with --resume, or choose another --runs-dir",
+                hint="free some space and run the same command again (train: with --resume), or choose another folder",
             ) from error
         if error.errno in NOT_WRITABLE:
             raise PrerequisiteError(

@@ -19,7 +19,7 @@ from typing import Any
 from gcpo_bench.datasets import Prompt
 from gcpo_bench.errors import ConfigError, CorruptDataError, GcpoBenchError, PrerequisiteError, did_you_mean
 from gcpo_bench.files import reading, storage, write_bytes
-from gcpo_bench.registry import PROMPT_SETS
+from gcpo_bench.registry import BENCHMARK_GROUPS, PROMPT_SETS
 
 Rows = list[tuple[str, dict[str, Any]]]
 """Text and metadata of each prompt, in order."""
@@ -102,6 +102,8 @@ class PromptSet:
     licence: str
     read: Callable[[str], Rows] = read_lines
     is_for_training: bool = False
+    part_of: str = ""
+    """The set that it belongs to, where it is no benchmark of its own."""
     tag: str = ""
     """Task of every prompt, where the file says none."""
     others: Mapping[str, str] = field(default_factory=dict)
@@ -124,6 +126,32 @@ _COMPBENCH = {
     "non-spatial": ("non_spatial_val", "04c56cc9ac441dc9ea6c5157652058bd1635b5308526dd31bb29a1caab9a758d"),
     "complex": ("complex_val", "1b808018b8d9916db3d47d5aa2ef18377a3549a56901a474156f799824cdf3b4"),
 }
+_COMPBENCH_PARTS = (
+    (
+        "complex-spatial",
+        "complex",
+        "complex_val_spatial",
+        58,
+        "6c7ac0ab75c7c9080cfc7b421fb059b9b0febb98471707aeedf58771088abc02",
+        "T2I-CompBench: which complex prompts are about places",
+    ),
+    (
+        "complex-action",
+        "complex",
+        "complex_val_action",
+        212,
+        "d49ee4c7f99e3f3379fb8704a54ff5288b83bb412971edf616a4721c2473308e",
+        "T2I-CompBench: which complex prompts are about actions",
+    ),
+    (
+        "objects",
+        "numeracy",
+        "new_objects",
+        101,
+        "f39a3d2ff6067d7738673cbf465dc659ccc750776162989a5d9916f1d5f3e231",
+        "T2I-CompBench: names of objects in singular and plural, for numeracy",
+    ),
+)
 _OLD_COLORS = {
     "1e37a12c1861bf6b11623eaffb0bf6d6eeea9702caf45b95d040f1721bba7f4f": "the version before 2025-09-03, "
     "five prompts of which are others; papers until then used it"
@@ -155,6 +183,20 @@ _SETS = (
             others=_OLD_COLORS if category == "color" else {},
         )
         for category, (stem, sha256) in _COMPBENCH.items()
+    ),
+    *(
+        PromptSet(
+            name=f"t2i-compbench-{name}",
+            summary=summary,
+            file=f"t2i-compbench/{stem}.txt",
+            sha256=sha256,
+            count=count,
+            source=f"Karine-Huang/T2I-CompBench, examples/dataset/{stem}.txt",
+            url=f"{_RAW}/Karine-Huang/T2I-CompBench/main/examples/dataset/{stem}.txt",
+            licence="MIT",
+            part_of=f"t2i-compbench-{whole}",
+        )
+        for name, whole, stem, count, sha256, summary in _COMPBENCH_PARTS
     ),
     PromptSet(
         name="drawbench",
@@ -196,6 +238,12 @@ def get(name: str) -> PromptSet:
     if name not in SETS:
         raise ConfigError(f"unknown published prompt set {name!r}", hint=did_you_mean(name, SETS))
     return SETS[name]
+
+
+def with_parts(name: str) -> tuple[str, ...]:
+    """The set, or those of a group of benchmarks, and what belongs to them. Raises as `get`."""
+    whole = BENCHMARK_GROUPS.get(name) or (get(name).name,)
+    return (*whole, *(each.name for each in SETS.values() if each.part_of in whole))
 
 
 # ---------------------------------------------------------------- on this machine
@@ -354,7 +402,7 @@ def overlap(train: Iterable[str], evaluation: Iterable[str]) -> Overlap:
 def leaks(train: Iterable[str]) -> dict[str, Overlap]:
     """The evaluation sets on this machine that these training prompts give something of away."""
     train = list(train)
-    there = [each.name for each in SETS.values() if not each.is_for_training and each.path.exists()]
+    there = [each.name for each in SETS.values() if not (each.is_for_training or each.part_of) and each.path.exists()]
     found = {name: overlap(train, texts(name)) for name in there}
     return {name: each for name, each in found.items() if each.exact or each.normalized}
 

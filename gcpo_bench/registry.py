@@ -225,6 +225,19 @@ BENCHMARKS = Registry(
         "t2i-compbench-non-spatial": Entry(
             "gcpo_bench.evaluators.t2i_compbench:non_spatial", "T2I-CompBench non-spatial relations, CLIPScore"
         ),
+        "t2i-compbench-spatial": Entry(
+            "gcpo_bench.evaluators.t2i_compbench_objects:spatial",
+            "T2I-CompBench 2D positions, Grounding DINO or a file",
+        ),
+        "t2i-compbench-3d-spatial": Entry(
+            "gcpo_bench.evaluators.t2i_compbench_objects:spatial_3d", "T2I-CompBench 3D positions, the same and DPT"
+        ),
+        "t2i-compbench-numeracy": Entry(
+            "gcpo_bench.evaluators.t2i_compbench_objects:numeracy", "T2I-CompBench numbers, Grounding DINO or a file"
+        ),
+        "t2i-compbench-complex": Entry(
+            "gcpo_bench.evaluators.t2i_compbench_complex:complex_prompts", "T2I-CompBench 3-in-1 of complex prompts"
+        ),
         "geneval": Entry(
             "gcpo_bench.evaluators.geneval_benchmark:GenEvalBenchmark",
             "GenEval: 553 prompts, 4 images each, judged by what a detector finds",
@@ -241,6 +254,14 @@ GENERATORS = Registry(
         ),
     },
 )
+
+BENCHMARK_GROUPS = {
+    "t2i-compbench": tuple(
+        f"t2i-compbench-{category}"
+        for category in ("color", "shape", "texture", "spatial", "3d-spatial", "numeracy", "non-spatial", "complex")
+    )
+}
+"""A name for several benchmarks."""
 
 EXECUTORS = Registry(
     "executor",

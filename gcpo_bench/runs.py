@@ -54,6 +54,7 @@ __all__ = [
     "Run",
     "State",
     "Status",
+    "WatchedRun",
     "append_jsonl",
     "check_name",
     "check_new",
@@ -92,6 +93,10 @@ class Run:
     path: Path
     config: RunConfig
     _last_step: int | None = field(default=None, repr=False)
+
+    @property
+    def writable(self) -> bool:
+        return True
 
     @property
     def name(self) -> str:
@@ -236,6 +241,39 @@ class Run:
                     hint="wait for it or stop it, or choose another --name",
                 ) from None
             yield
+
+
+class WatchedRun(Run):
+    """A run that another process writes: what would be written here is not."""
+
+    __slots__ = ()
+
+    @property
+    def writable(self) -> bool:
+        return False
+
+    @property
+    def log_path(self) -> Path:
+        return Path(os.devnull)
+
+    def set_status(self, state: State, step: int, error: str = "") -> None:
+        pass
+
+    def add_environment(self, record: Mapping[str, Any]) -> None:
+        pass
+
+    def log(self, metrics: Mapping[str, float]) -> None:
+        pass
+
+    def truncate_metrics(self, step: int) -> None:
+        pass
+
+    def save_token_maps(self, step: int, arrays: Mapping[str, np.ndarray]) -> None:
+        pass
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        yield
 
 
 BAD_ARCHIVE = (zipfile.BadZipFile, zlib.error, ValueError, EOFError, KeyError, AttributeError, NotImplementedError)

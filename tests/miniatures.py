@@ -1,4 +1,4 @@
-"""GenEval's two networks in miniature: the real classes with random weights, and files as they are published."""
+"""Networks of GenEval and T2I-CompBench in miniature: the real classes, random weights, files as they are published."""
 
 from __future__ import annotations
 
@@ -8,9 +8,15 @@ from typing import Any
 import torch
 from tokenizers import pre_tokenizers
 from transformers import (
+    BertConfig,
+    BitConfig,
     CLIPConfig,
     CLIPModel,
     CLIPTokenizer,
+    DPTConfig,
+    DPTForDepthEstimation,
+    GroundingDinoConfig,
+    GroundingDinoForObjectDetection,
     Mask2FormerConfig,
     Mask2FormerForUniversalSegmentation,
     SwinConfig,
@@ -92,4 +98,75 @@ def clip(seed: int = 0, activation: str = "quick_gelu") -> CLIPModel:
 def write_clip(folder: Path, model: CLIPModel) -> Path:
     model.save_pretrained(folder)
     tokenizer().save_pretrained(folder)
+    return folder
+
+
+# ---------------------------------------------------------------- T2I-CompBench's detector and depth
+
+NAMES = ("cat", "dog", "teddy", "bear", "tele", "##phone", "person", "cube", "square")
+"""Words of the miniature's vocabulary, from number 1000 on; single letters follow."""
+
+
+def bert_words(folder: Path) -> Path:
+    """A vocabulary in which the words that part names have the numbers of bert-base-uncased."""
+    words = [f"[unused{row}]" for row in range(1100)]
+    places = {"[PAD]": 0, "[UNK]": 100, "[CLS]": 101, "[SEP]": 102, "[MASK]": 103, ".": 1012, "?": 1029}
+    letters = "abcdefghijklmnopqrstuvwxyz"
+    more = [*NAMES, *letters, *(f"##{letter}" for letter in letters)]
+    places |= {word: 1030 + row if row >= 12 else 1000 + row for row, word in enumerate(more)}
+    for word, place in places.items():
+        words[place] = word
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "vocab.txt").write_text("\n".join(words) + "\n")
+    return folder
+
+
+def grounding_dino(seed: int = 0, num_queries: int = 12) -> GroundingDinoForObjectDetection:
+    """A Grounding DINO of 0.2 M weights."""
+    backbone: dict[str, Any] = {"embed_dim": 8, "depths": [1, 1, 1, 1], "num_heads": [1, 2, 2, 4], "mlp_ratio": 2.0}
+    backbone["out_indices"] = [2, 3, 4]
+    text: dict[str, Any] = {"vocab_size": 1100, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    text |= {"intermediate_size": 32, "max_position_embeddings": 64}
+    options: dict[str, Any] = {"num_queries": num_queries, "encoder_layers": 1, "decoder_layers": 2, "d_model": 32}
+    options |= dict.fromkeys(("encoder_ffn_dim", "decoder_ffn_dim"), 32)
+    options |= dict.fromkeys(("encoder_attention_heads", "decoder_attention_heads"), 2)
+    torch.manual_seed(seed)
+    model = GroundingDinoForObjectDetection(
+        GroundingDinoConfig(
+            backbone_config=SwinConfig(**backbone),
+            text_config=BertConfig(**text),
+            max_text_len=40,
+            **options,
+        )
+    )
+    model.train(mode=False)
+    return model
+
+
+def write_grounding_dino(folder: Path, model: GroundingDinoForObjectDetection) -> Path:
+    model.save_pretrained(folder)
+    return bert_words(folder)
+
+
+def depth(seed: int = 0) -> DPTForDepthEstimation:
+    """A hybrid DPT of 0.1 M weights, for pictures of 32 pixels a side, as the published is for 384."""
+    backbone: dict[str, Any] = {"embedding_size": 8, "hidden_sizes": [8, 16, 24], "depths": [1, 1, 1], "num_groups": 2}
+    backbone |= {"out_features": ["stage1", "stage2", "stage3"], "layer_type": "bottleneck", "global_padding": "same"}
+    options: dict[str, Any] = {"hidden_size": 16, "num_hidden_layers": 4, "num_attention_heads": 2, "image_size": 32}
+    options |= {"intermediate_size": 32, "backbone_out_indices": [0, 1, 2, 3], "neck_hidden_sizes": [8, 16, 16, 16]}
+    options |= {"fusion_hidden_size": 16, "backbone_featmap_shape": [1, 24, 2, 2], "reassemble_factors": [1, 1, 1, 0.5]}
+    torch.manual_seed(seed)
+    model = DPTForDepthEstimation(
+        DPTConfig(is_hybrid=True, backbone_config=BitConfig(**backbone, embedding_dynamic_padding=True), **options)
+    )
+    model.train(mode=False)
+    return model
+
+
+def write_depth(folder: Path, model: DPTForDepthEstimation) -> Path:
+    """Without the weights that published files lack."""
+    unused = "neck.fusion_stage.layers.0.residual_layer1."
+    model.save_pretrained(
+        folder, state_dict={name: value for name, value in model.state_dict().items() if not name.startswith(unused)}
+    )
     return folder

@@ -4,12 +4,21 @@ from __future__ import annotations
 
 import json
 import math
+import pickle
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from transformers import Mask2FormerForUniversalSegmentation
 
-from gcpo_bench.errors import ConfigError
+from gcpo_bench.errors import ConfigError, CorruptDataError
+from gcpo_bench.evaluators import bench as evaluate_bench
+from gcpo_bench.evaluators.detectors import mask2former
+from gcpo_bench.evaluators.detectors.random_weights import detector_config
+from gcpo_bench.evaluators.scorers import random_weights
+from gcpo_bench.evaluators.scorers.clip_weights import ARCHITECTURES
 from gcpo_bench.resolve import resolve
 from gcpo_bench.training import bench, logprobs
 from gcpo_bench.training.bench import VARIANTS, Rates, Spec, spec_for
@@ -17,6 +26,7 @@ from gcpo_bench.training.floors import rollout_bytes, rollout_flops, update_flop
 from gcpo_bench.training.types import Work
 
 from .conftest import Cli
+from .scorer_factory import GELU, clip_tokenizer_folder, open_clip_state, save
 
 RATES = Rates(copy_bytes_per_s=1e9, matmul_flops_per_s=1e9)
 
@@ -59,6 +69,97 @@ def test_the_command_prints_and_writes_what_was_measured(
     assert printed == json.loads((tmp_path / "select.json").read_text(encoding="utf-8"))
     assert (printed["part"], printed["model"], printed["images"]) == ("select", "scenes-8", 8)
     assert [row["variant"] for row in printed["variants"]] == list(VARIANTS["select"])
+
+
+# ---------------------------------------------------------------- how fast images are looked at
+
+LOOK = evaluate_bench.Spec(images=2, side=40, repeats=1, threads=1, device="cpu", random="small")
+
+
+@pytest.fixture
+def in_this_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """No process of its own for each scorer, no published weights, a detector that sees less."""
+    threads = torch.get_num_threads()
+    monkeypatch.setattr(evaluate_bench, "_apart", evaluate_bench._measure)
+    monkeypatch.setattr(mask2former, "LONG_SIDE", 266)
+    monkeypatch.setattr(mask2former, "SHORT_SIDE", 160)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.mark.usefixtures("in_this_process")
+@pytest.mark.parametrize("name", [*random_weights.SCORERS, "blip-vqa", "geneval"])
+def test_every_scorer_is_measured_with_random_weights(name: str) -> None:
+    decode_s, (found,) = evaluate_bench.measure([name], LOOK)
+    assert decode_s > 0
+    assert (found.scorer, found.weights) == (name, "random, small")
+    row = found.to_json(LOOK)
+    assert all(0 < row[key] < 60 for key in ("load_s", "one_by_one_s", "together_s", "together_cpu_s"))
+    assert row["images_per_s_together"] == pytest.approx(2 / row["together_s"])
+    assert row["peak_bytes"] >= 0
+
+
+@pytest.mark.usefixtures("in_this_process")
+def test_published_weights_are_used_where_they_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GCPO_BENCH_HOME", str(tmp_path))
+    anything = replace(LOOK, random=None)
+    assert evaluate_bench.measure(["hps-v2.1"], anything)[1][0].weights == "random, small"
+    architecture = replace(GELU, pixels=224, patch=112)
+    monkeypatch.setitem(ARCHITECTURES, "ViT-H-14", architecture)
+    clip_tokenizer_folder(tmp_path / "weights" / "clip-vit-large-patch14")
+    save(open_clip_state(architecture), tmp_path / "weights" / "HPS_v2.1_compressed.pt")
+    assert evaluate_bench.measure(["hps-v2.1"], anything)[1][0].weights == "published"
+    assert evaluate_bench.measure(["hps-v2.1"], LOOK)[1][0].weights == "random, small"
+
+
+def test_random_weights_have_the_published_size_where_asked() -> None:
+    with torch.device("meta"):
+        detector = Mask2FormerForUniversalSegmentation(detector_config(small=False))
+    assert sum(parameter.numel() for parameter in detector.parameters()) == 68_741_083  # Swin-S: 68.7 million
+    for name, architecture in ARCHITECTURES.items():
+        assert random_weights.clip_architecture(name, small=False) == architecture
+        small = random_weights.clip_architecture(name, small=True)
+        assert (small.pixels, small.patch, small.words) == (architecture.pixels, architecture.patch, architecture.words)
+    words = random_weights.tokenizer(begin=7, end=9)
+    assert words("three short words")["input_ids"] == [7, 0, 0, 0, 9]
+    assert words.encode("two words", add_special_tokens=False) == [0, 0]
+
+
+@pytest.mark.usefixtures("in_this_process")
+def test_scorers_are_measured_from_the_command_line(cli: Cli, tmp_path: Path) -> None:
+    options = ("--images", "2", "--size", "40", "--repeats", "1", "--threads", "1", "--random", "small")
+    result = cli("bench", "evaluate", "--scorers", "clip-score+aesthetic", *options, "--json", "--out", "e.json")
+    assert result.code == 0, result.err
+    printed = json.loads(result.out)
+    assert printed == json.loads((tmp_path / "e.json").read_text(encoding="utf-8"))
+    assert [row["scorer"] for row in printed["scorers"]] == ["clip-score", "aesthetic"]
+    assert (printed["part"], printed["images"], printed["side"]) == ("evaluate", 2, 40)
+    assert printed["environment"]["cores"] >= 1
+    table = cli("bench", "evaluate", "--benchmark", "t2i-compbench-non-spatial", *options)
+    assert table.code == 0, table.err
+    assert "clip-score-b32" in table.out
+    assert "random, small" in table.out
+
+
+def test_an_error_comes_through_from_another_process() -> None:
+    error = pickle.loads(pickle.dumps(CorruptDataError("it is damaged", hint="mend it")))
+    assert (type(error), str(error), error.hint) == (CorruptDataError, "it is damaged", "mend it")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--scorers", "clip"), "unknown scorer 'clip'"),
+        (("--scorers", "deqa", "--random", "small"), "scorer 'deqa' runs elsewhere"),
+        (("--scorers", "hpsv2-package-v2.1", "--random", "small"), "'hpsv2-package-v2.1' has no random weights"),
+        (("--benchmark", "scenes"), "what benchmark 'scenes' looks with is not measured here"),
+        (("--benchmark", "geneval", "--scorers", "deqa"), "both --scorers and --benchmark"),
+    ],
+)
+def test_scorers_that_cannot_be_measured_are_told(cli: Cli, options: tuple[str, ...], message: str) -> None:
+    result = cli("bench", "evaluate", *options)
+    assert (result.code, result.out) == (2, "")
+    assert message in result.err
 
 
 def test_an_unknown_part_is_named() -> None:

@@ -17,14 +17,21 @@ from gcpo_bench.evaluators.compbench import (
     Nouns,
     asked_numbers,
     attribute_score,
+    box_depth,
     complex_key,
+    complex_pair,
+    complex_parts,
     distinct,
+    frame_size,
+    from_frame,
     numeracy,
+    pair,
     questions,
     read_nouns,
     spatial_2d,
     spatial_3d,
     three_in_one,
+    without_adjectives,
 )
 from gcpo_bench.evaluators.types import Detection
 
@@ -68,7 +75,7 @@ def test_2d_scores_are_those_of_the_plain_loops() -> None:
     for _ in range(SCENES):
         detections, nouns = scene(rng), rng.choices(NAMES, k=rng.randint(1, 3))
         prompt = f"a {nouns[0]} {rng.choice([*LOCALITIES_2D, 'under', 'nearby'])} a {nouns[-1]}"
-        scores.append(spatial_2d(prompt, nouns, detections))
+        scores.append(spatial_2d(prompt, pair(nouns), detections))
         assert scores[-1] == reference.spatial_2d(prompt, nouns, plain(detections)), (prompt, detections)
     assert 0.2 < np.mean(np.array(scores) > 0) < 0.9  # scenes of both kinds
 
@@ -84,7 +91,8 @@ def test_3d_scores_are_those_of_the_plain_loops() -> None:
             : rng.choice([20, 30]), : rng.choice([9, 30])
         ]
         expected = reference.spatial_3d(prompt, nouns, plain(detections), depth_YX)
-        assert spatial_3d(prompt, nouns, detections, depth_YX) == pytest.approx(expected, abs=1e-12)
+        depths = [box_depth(each.box, depth_YX) for each in detections]
+        assert spatial_3d(prompt, pair(nouns), detections, depths) == pytest.approx(expected, abs=1e-12)
         positions += expected > 0.5
     assert positions > 20
 
@@ -112,26 +120,27 @@ def test_numeracy_is_that_of_the_plain_loops() -> None:
 
 def test_both_objects_in_place() -> None:
     seen = [found("dog", 0.8, 0, 200, 100, 300), found("cat", 0.6, 300, 200, 400, 300)]
-    assert spatial_2d("a dog on the left of a cat", ["dog", "cat"], seen) == pytest.approx(0.25 * 1.4 + 0.5)
-    assert spatial_2d("a dog on the right of a cat", ["dog", "cat"], seen) == 0  # 0.35 is below 0.5
-    assert spatial_2d("a dog on top of a cat", ["dog", "cat"], seen) == 0
-    assert spatial_2d("a dog next to a cat", ["dog", "cat"], seen) == pytest.approx(0.85)  # |dy| is 0
+    assert spatial_2d("a dog on the left of a cat", ("dog", "cat"), seen) == pytest.approx(0.25 * 1.4 + 0.5)
+    assert spatial_2d("a dog on the right of a cat", ("dog", "cat"), seen) == 0  # 0.35 is below 0.5
+    assert spatial_2d("a dog on top of a cat", ("dog", "cat"), seen) == 0
+    assert spatial_2d("a dog next to a cat", ("dog", "cat"), seen) == pytest.approx(0.85)  # |dy| is 0
 
 
 def test_far_from_each_other_is_a_little_near() -> None:
     seen = [found("dog", 1, 0, 0, 100, 100), found("cat", 1, 300, 200, 400, 300)]  # 300 across, 200 down
-    assert spatial_2d("a dog near a cat", ["dog", "cat"], seen) == pytest.approx(0.5 + 150 / 300 / 2)
+    assert spatial_2d("a dog near a cat", ("dog", "cat"), seen) == pytest.approx(0.5 + 150 / 300 / 2)
 
 
 def test_overlapping_objects_lose_position() -> None:
     seen = [found("dog", 1, 0, 0, 100, 100), found("cat", 1, 50, 0, 150, 100)]  # IoU 5000 / 15000
-    assert spatial_2d("a dog on the left of a cat", ["dog", "cat"], seen) == pytest.approx(0.5 + 0.1 / (1 / 3) / 2)
+    assert spatial_2d("a dog on the left of a cat", ("dog", "cat"), seen) == pytest.approx(0.5 + 0.1 / (1 / 3) / 2)
 
 
 def test_people_are_persons_and_labels_must_be_equal_in_2d() -> None:
     seen = [found("person", 1, 0, 0, 10, 10), found("microphone", 1, 40, 0, 50, 10)]
-    assert spatial_2d("a girl next to a phone", ["girl", "phone"], seen) == 0  # the person alone is 0.25
-    assert spatial_3d("a girl in front of a phone", ["girl", "phone"], seen, np.zeros((479, 479))) == 0.5
+    assert pair(["girl", "road", "phone"]) == ("person", "phone")
+    assert spatial_2d("a girl next to a phone", ("person", "phone"), seen) == 0  # the person alone is 0.25
+    assert spatial_3d("a girl in front of a phone", ("person", "phone"), seen, [0.0, 0.0]) == 0.5
 
 
 def test_depth_is_read_with_rows_and_columns_exchanged() -> None:
@@ -140,15 +149,20 @@ def test_depth_is_read_with_rows_and_columns_exchanged() -> None:
     seen = [found("dog", 1, 0, 100, 50, 200), found("cat", 1, 10, 100, 60, 200)]
     common = 40 / 60
     assert common > 0.5
-    assert spatial_3d("a dog in front of a cat", ["dog", "cat"], seen, depth_YX) == 1
-    assert spatial_3d("a dog behind a cat", ["dog", "cat"], seen, depth_YX) == 0.5
+    depths = [box_depth(each.box, depth_YX) for each in seen]
+    assert depths == [1.0, 0.8]
+    assert [box_depth(each.box, depth_YX, exchanged=False) for each in seen] == [0.0, 0.0]
+    assert spatial_3d("a dog in front of a cat", ("dog", "cat"), seen, depths) == 1
+    assert spatial_3d("a dog behind a cat", ("dog", "cat"), seen, depths) == 0.5
     apart = [seen[0], found("cat", 1, 200, 100, 250, 200)]
-    assert spatial_3d("a dog in front of a cat", ["dog", "cat"], apart, depth_YX) == 0.5  # no overlap, no position
+    assert spatial_3d("a dog in front of a cat", ("dog", "cat"), apart, [1.0, 0.0]) == 0.5  # no overlap, no position
 
 
 def test_an_empty_box_has_no_depth() -> None:
     seen = [found("dog", 1, 5, 5, 5.5, 80), found("cat", 1, 5, 5, 90, 80)]
-    assert spatial_3d("a dog behind a cat", ["dog", "cat"], seen, np.ones((479, 479))) == 0.5
+    depths = [box_depth(each.box, np.ones((479, 479))) for each in seen]
+    assert np.isnan(depths[0])
+    assert spatial_3d("a dog behind a cat", ("dog", "cat"), seen, depths) == 0.5
 
 
 def test_of_several_hits_the_last_before_both_are_known_counts() -> None:
@@ -158,9 +172,9 @@ def test_of_several_hits_the_last_before_both_are_known_counts() -> None:
         found("dog", 0.7, 0, 0, 10, 10),
         found("catfish", 0.6, 0, 0, 10, 10),
     ]
-    score = spatial_3d("a cat beside a dog", ["cat", "dog"], seen, np.zeros((479, 479)))
+    score = spatial_3d("a cat beside a dog", ("cat", "dog"), seen, [0.0] * 4)
     assert score == pytest.approx(0.25 * 0.8 + 0.25 * 0.7)
-    assert spatial_3d("a fish beside a cat", ["fish", "cat"], seen, np.zeros((479, 479))) == pytest.approx(0.3)
+    assert spatial_3d("a fish beside a cat", ("fish", "cat"), seen, [0.0] * 4) == pytest.approx(0.3)
 
 
 @pytest.mark.parametrize(
@@ -212,19 +226,72 @@ def test_questions_leave_out_places_and_what_is_beyond_the_eighth() -> None:
 
 
 def test_three_in_one_takes_what_the_prompt_is_about() -> None:
+    spatial, action = {complex_key("The red hat was on top of the rack.")}, {complex_key("A dog eats.")}
+    scores = {"attribute": 0.9, "spatial": 0.6, "clip": 0.2}
+
     def score(prompt: str) -> float:
-        return three_in_one(
-            prompt,
-            attribute=0.9,
-            spatial=0.6,
-            clip=0.2,
-            spatial_prompts={complex_key("The red hat was on top of the rack.")},
-            action_prompts={complex_key("A dog eats.")},
-        )
+        return three_in_one({part: scores[part] for part in complex_parts(prompt, spatial, action)})
 
     assert score("The red hat was on top of the rack. ") == pytest.approx(0.75)
     assert score("a dog eats") == pytest.approx(0.55)
     assert score("A cat sleeps.") == pytest.approx(1.7 / 3)
+
+
+def words(text: str) -> list[tuple[str, str]]:
+    """`hat/NOUN on/ADP` -> words with their parts of speech; X where none is given."""
+    return [(word, kind or "X") for word, _, kind in (each.partition("/") for each in text.split())]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("the red/ADJ hat/NOUN was on top of the brown/ADJ coat/NOUN rack/NOUN .", ("hat", "coat")),
+        ("the red/ADJ hat/NOUN was on the left of the girl/NOUN .", ("hat", "person")),
+        ("the cat/NOUN sat near Big/PROPN Ben/PROPN .", ("cat", "Ben")),  # no noun after it: the end of a name
+        ("the cat/NOUN sat near Big/PROPN Ben/PROPN", None),  # at the prompt's end a name has no end
+        ("Tom/PROPN sat next to the dog/NOUN", ("Tom", "dog")),
+        ("the cat/NOUN sat near the dog/NOUN near the tree/NOUN", None),  # four objects
+        ("the cat/NOUN sat on the dog/NOUN .", None),
+        ("near the dog/NOUN", None),  # one object
+        ("the dog/NOUN was near", None),
+        ("", None),
+    ],
+)
+def test_the_objects_of_a_complex_prompt_stand_around_its_preposition(
+    text: str, expected: tuple[str, str] | None
+) -> None:
+    assert complex_pair(words(text)) == expected
+    assert reference.complex_objects(words(text)) == (list(expected) if expected else None)
+
+
+def test_the_objects_of_random_words_are_those_of_the_plain_loops() -> None:
+    rng = random.Random(4)
+    pieces = ["cat/NOUN", "Tom/PROPN", "red/ADJ", "on top of", "next to", "near", "on the left", "on the", "left", "."]
+    found_any = 0
+    for _ in range(SCENES):
+        prompt = words(" ".join(rng.choices(pieces, k=rng.randint(0, 9))))
+        expected = reference.complex_objects(prompt)
+        assert complex_pair(prompt) == (tuple(expected) if expected else None), prompt
+        found_any += expected is not None
+    assert found_any > SCENES / 10
+
+
+def test_clip_is_asked_without_adjectives() -> None:
+    assert without_adjectives(words("the red/ADJ hat/NOUN .")) == "the hat ."
+
+
+@pytest.mark.parametrize(
+    ("size", "expected"),
+    [((512, 512), (479, 479)), ((1024, 1024), (479, 479)), ((480, 640), (360, 480)), ((640, 480), (480, 360))],
+)
+def test_the_frame_has_479_pixels_on_its_short_side_and_480_at_most(
+    size: tuple[int, int], expected: tuple[int, int]
+) -> None:
+    assert frame_size(*size) == expected  # int(479 * 640 / 480) = 638 is too long; int(480 * 479 / 638) = 360
+    (height, width), (frame_height, frame_width) = size, expected
+    assert from_frame((0, 0, frame_width, frame_height), height, width) == (0, 0, width, height)
+    half = from_frame((frame_width / 4, 0, frame_width / 2, frame_height / 2), height, width)
+    assert half == (width / 4, 0, width / 2, height / 2)
 
 
 def test_damaged_lists_of_nouns_are_refused() -> None:
@@ -232,7 +299,7 @@ def test_damaged_lists_of_nouns_are_refused() -> None:
         read_nouns("dog - dogs\ncats\n")
     assert isinstance(NOUNS, Nouns)
     with pytest.raises(ValueError, match="no noun"):
-        spatial_2d("x", [], [])
+        pair([])
 
 
 @pytest.mark.skipif(not PUBLISHED.is_dir(), reason="no copies of the published sets here")

@@ -67,6 +67,8 @@ class Painter:
         return {"target": self.target, "options": self.options, "size": (8, 8)}
 
     def __call__(self, texts_B, seeds_B):
+        if "stop" in self.options:
+            raise KeyboardInterrupt
         problem = {"a blue dog": "the painter was asleep"}
         return [Drawn(image_YXC=np.full((8, 8, 3), seed % 251, dtype=np.uint8), problem=problem.get(text, ""))
                 for text, seed in zip(texts_B, seeds_B, strict=True)]
@@ -75,6 +77,7 @@ class Painter:
 IMAGES = 2
 TOTAL = 3 * IMAGES
 FEW = {"steps": "2"}
+SMALL = {"height": "16", "width": "24", "max_sequence_length": "16"}
 
 
 @pytest.fixture(scope="module")
@@ -121,7 +124,7 @@ def contents(out: Path) -> dict[str, bytes]:
 
 @pytest.mark.parametrize(
     ("name", "options"),
-    [("sd", {}), ("flux", {"height": "16", "width": "24", "max_sequence_length": "16"})],
+    [("sd", {}), ("flux", SMALL)],
 )
 def test_images_do_not_depend_on_batch_shard_or_stop(
     folders: dict[str, Path], tmp_path: Path, name: str, options: dict[str, str]
@@ -153,13 +156,28 @@ def test_images_do_not_depend_on_batch_shard_or_stop(
     assert draw(generator, tmp_path / "shards", shard=(1, 3)) == whole
 
 
-def test_an_image_is_what_the_pipeline_itself_draws_from_that_seed(folders: dict[str, Path], tmp_path: Path) -> None:
-    draw(on_cpu(folders["sd"]), tmp_path / "out", seed=5)
+@pytest.mark.parametrize(("name", "options"), [("sd", {}), ("flux", SMALL)])
+def test_an_image_is_what_the_pipeline_itself_draws_from_that_seed(
+    folders: dict[str, Path], tmp_path: Path, name: str, options: dict[str, str]
+) -> None:
+    draw(on_cpu(folders[name], **options), tmp_path / "out", seed=5)
     seed = int(streams.generator(5, "evaluate", "00001", 1).integers(2**63))
-    pipeline = diffusers.StableDiffusionPipeline.from_pretrained(folders["sd"])
-    output = pipeline("a blue dog", num_inference_steps=2, generator=torch.Generator().manual_seed(seed))
+    pipeline = diffusers.DiffusionPipeline.from_pretrained(folders[name])
+    numbers = {key: int(value) for key, value in options.items()}
+    output = pipeline("a blue dog", num_inference_steps=2, generator=torch.Generator().manual_seed(seed), **numbers)
     with Image.open(tmp_path / "out/images/lab/00001-1.png") as picture:
         assert np.array_equal(np.asarray(picture), np.asarray(output.images[0]))
+
+
+@pytest.mark.parametrize(("name", "options"), [("sd", {"negative_prompt": "red"}), ("flux", SMALL)])
+def test_a_batch_that_goes_through_the_networks_together_is_the_same_up_to_rounding(
+    folders: dict[str, Path], name: str, options: dict[str, str]
+) -> None:
+    """As it does on a GPU."""
+    generator = on_cpu(folders[name], **options)
+    texts_B, seeds_B = ["a cat", "a blue dog", ""], [1, 2**62, 3]
+    for one, other in zip(generator(texts_B, seeds_B), generator._draw(texts_B, seeds_B), strict=True):
+        assert np.abs(one.image_YXC.astype(int) - other.image_YXC).max() <= 1
 
 
 def test_whatever_lies_there_says_who_drew_it(folders: dict[str, Path], tmp_path: Path) -> None:
@@ -173,7 +191,6 @@ def test_whatever_lies_there_says_who_drew_it(folders: dict[str, Path], tmp_path
         "generator": "diffusers:x",
         "pipeline": "StableDiffusionPipeline",
         "weights": generator.settings()["weights"],
-        "variant": None,
         "diffusers": diffusers.__version__,
         "device": "cpu",
         "dtype": "float32",
@@ -341,6 +358,12 @@ def test_a_generator_of_ones_own(tmp_path: Path, cli: Cli) -> None:
     drawn = [streams.generator(0, "evaluate", "00000", index).integers(2**63) % 251 for index in range(4)]
     assert metrics["brightness/a"].value == pytest.approx(np.mean(drawn))
     assert cli(*arguments).code == 5  # the same settings again, tuples and all
+
+
+def test_ctrl_c_is_told(cli: Cli) -> None:
+    result = cli("evaluate", "--generator", "lab:Painter", "--bench", "lab:bench", "--generator-option", "stop=now")
+    assert result.code == 130
+    assert "error: interrupted\nhint: what was finished is kept" in result.err
 
 
 @pytest.mark.parametrize(

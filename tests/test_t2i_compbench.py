@@ -17,7 +17,7 @@ from PIL import Image
 from gcpo_bench import prompt_sets
 from gcpo_bench.datasets import Prompt
 from gcpo_bench.errors import ConfigError, CorruptDataError, PrerequisiteError
-from gcpo_bench.evaluators import compbench, judging, phrases
+from gcpo_bench.evaluators import judging, phrases
 from gcpo_bench.evaluators.images import of_folder
 from gcpo_bench.evaluators.judging import Place, observe
 from gcpo_bench.evaluators.layouts import compbench_file
@@ -27,9 +27,7 @@ from gcpo_bench.evaluators.scorers.blip_vqa import BlipVqa, load_blip_vqa
 from gcpo_bench.evaluators.t2i_compbench import (
     AttributeBenchmark,
     NonSpatialBenchmark,
-    read_detections,
-    score_detections,
-    summarize,
+    own_options,
 )
 from gcpo_bench.registry import BENCHMARKS
 
@@ -93,6 +91,12 @@ def test_pictures_from_files_are_kept_and_averaged(model: BlipVqa, tmp_path: Pat
     assert metric.value == pytest.approx(np.mean(means))
     assert (metric.n, metric.unscored) == (3, 1)
 
+    (text,) = made.export(samples, {}).values()
+    answers = {row["question_id"]: row["answer"] for row in json.loads(text)}
+    assert answers == {
+        2 * int(s.prompt_id) + s.image_index: f"{s.values['attribute']:.4f}" for s in samples if s.values
+    }
+
     def gone() -> Any:
         raise AssertionError("the model is loaded again")
 
@@ -152,7 +156,7 @@ def test_what_is_missing_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     for category in ("color", "shape", "texture"):
         with pytest.raises(PrerequisiteError, match=r"blip-vqa lacks model_base_vqa_capfilt_large\.pth"):
             BENCHMARKS.load(f"t2i-compbench-{category}")(world="scenes-12").prompts()
-    with pytest.raises(ConfigError, match="no option 'antialias'"):
+    with pytest.raises(ConfigError, match="t2i-compbench-color has no option 'antialias'"):
         BENCHMARKS.load("t2i-compbench-color")(options={"antialias": "false"})
     with pytest.raises(PrerequisiteError, match="clip-score-b32"):
         BENCHMARKS.load("t2i-compbench-non-spatial")(world="scenes-12").prompts()
@@ -182,9 +186,19 @@ class Tagger:
             yield type("Doc", (), {"noun_chunks": chunks, "__iter__": lambda self, words=words: iter(words)})()
 
 
+def test_options_may_name_their_category() -> None:
+    given = {"model": "tiny", "spatial.detections": "a", "3d-spatial.fidelity": "fixed", "color.noun_phrases": "b"}
+    assert own_options("spatial", given) == {"model": "tiny", "detections": "a"}
+    assert own_options("3d-spatial", given) == {"model": "tiny", "fidelity": "fixed"}
+    for category, wrong in (("color", "model"), ("spatial", "color.model"), ("spatial", "place.model"), ("color", "")):
+        with pytest.raises(ConfigError, match=f"t2i-compbench-{category} has no option '{wrong}'"):
+            own_options(category, {wrong: "x"})
+
+
 def test_a_table_of_phrases_survives_being_saved(tmp_path: Path) -> None:
     found = phrases.parse(["a dog", "a cube and a dog"], Tagger(), "a tagger 1.0")
-    assert found.of("a cube and a dog") == Parsed(phrases=("a cube", "a dog"), nouns=("cube", "dog"))
+    assert found.of("a dog") == Parsed(phrases=("a dog",), nouns=("dog",), words=(("a", "DET"), ("dog", "NOUN")))
+    assert found.of("a cube and a dog").nouns == ("cube", "dog")
     phrases.save(found, tmp_path / "table.json")
     assert phrases.load(tmp_path / "table.json") == found
     assert phrases.load(tmp_path / "table.json").parser == "a tagger 1.0"
@@ -198,6 +212,7 @@ def test_a_table_of_phrases_survives_being_saved(tmp_path: Path) -> None:
         '{"parser": "x", "prompts": []}',
         '{"parser": "x", "prompts": {"a": {"phrases": ["a"]}}}',
         '{"parser": "x", "prompts": {"a": {"phrases": "a", "nouns": []}}}',
+        '{"parser": "x", "prompts": {"a": {"phrases": [], "nouns": [], "words": [["a"]]}}}',
     ],
 )
 def test_a_damaged_table_is_named(tmp_path: Path, content: str) -> None:
@@ -230,90 +245,6 @@ def test_the_tool_writes_a_table_of_every_prompt_once(
     assert list(table.prompts) == ["a dog", "a cube"]
     assert table.parser == "a tagger, en_core_web_sm"
     assert "2 prompts with a tagger" in capsys.readouterr().out
-
-
-# ---------------------------------------------------------------- from stored detections
-
-
-def stored(path: Path, *rows: dict[str, Any]) -> Path:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return path
-
-
-def row(prompt_id: str, index: int, *found: tuple[str, float, list[float]]) -> dict[str, Any]:
-    labels, confidences, boxes = ([each[part] for each in found] for part in range(3))
-    return {
-        "prompt_id": prompt_id,
-        "image_index": index,
-        "labels": labels,
-        "confidences": confidences,
-        "boxes": boxes,
-    }
-
-
-def test_stored_detections_are_scored_and_missing_ones_counted(tmp_path: Path) -> None:
-    prompts = (Prompt(id="00000", text="a cat on the left of a dog"), Prompt(id="00001", text="a cat near a dog"))
-    table = Phrases(parser="", prompts={prompt.text: Parsed(phrases=(), nouns=("cat", "dog")) for prompt in prompts})
-    cat, dog = ("cat", 0.8, [0.0, 0.0, 10.0, 10.0]), ("dog", 0.6, [200.0, 0.0, 210.0, 10.0])
-    path = stored(tmp_path / "found.jsonl", row("00000", 0, cat, dog), row("00000", 1), row("00001", 0, dog, cat))
-    samples = score_detections("spatial", prompts, read_detections(path), images_per_prompt=2, found=table)
-    assert [sample.values.get("spatial") for sample in samples] == [pytest.approx(0.85), 0.0, pytest.approx(0.85), None]
-    assert samples[3].unscored == "no detections of this image are stored"
-    assert samples[2].image == "samples/a cat near a dog_000002.png"
-    metric = summarize(samples, "spatial")["overall"]
-    assert metric.value == pytest.approx((0.85 / 2 + 0.85) / 2)
-    assert (metric.n, metric.unscored) == (2, 1)
-    flat = score_detections(
-        "3d-spatial",
-        prompts,
-        read_detections(path),
-        images_per_prompt=1,
-        found=table,
-        depths=lambda prompt_id, index: np.zeros((479, 479)),
-    )
-    assert flat[0].values == {"3d-spatial": pytest.approx(0.35)}
-
-
-def test_numbers_come_from_stored_detections_too(tmp_path: Path) -> None:
-    prompts = (Prompt(id="00000", text="two dogs"), Prompt(id="00001", text="dogs"))
-    dogs = [("dog", 0.9, [50.0 * left, 0.0, 50.0 * left + 20, 20.0]) for left in range(2)]
-    path = stored(tmp_path / "found.jsonl", row("00000", 0, *dogs), row("00001", 0, *dogs))
-    nouns = compbench.read_nouns("dog - dogs")
-    samples = score_detections("numeracy", prompts, read_detections(path), images_per_prompt=1, nouns=nouns)
-    assert [sample.values for sample in samples] == [{"numeracy": 1.0}, {}]
-    assert samples[1].unscored == "the prompt asks for no number of objects"
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"labels": ["cat"]},
-        {"labels": [1, 2]},
-        {"confidences": [0.5, "x"]},
-        {"confidences": [0.5, float("nan")]},
-        {"boxes": [[0, 0, 1], [0, 0, 1, 1]]},
-        {"image_index": "0"},
-        {"prompt_id": 0},
-        {"boxes": None},
-    ],
-)
-def test_a_damaged_line_of_detections_is_named(tmp_path: Path, change: dict[str, Any]) -> None:
-    good = row("00000", 0, ("cat", 0.5, [0.0, 0.0, 1.0, 1.0]), ("dog", 0.5, [0.0, 0.0, 1.0, 1.0]))
-    with pytest.raises(CorruptDataError, match="line 2 is no image's detections"):
-        read_detections(stored(tmp_path / "found.jsonl", good, good | {"image_index": 1} | change))
-    missing = {key: value for key, value in good.items() if key != "boxes"}
-    with pytest.raises(CorruptDataError, match="no 'boxes'"):
-        read_detections(stored(tmp_path / "found.jsonl", missing))
-    with pytest.raises(CorruptDataError, match="again"):
-        read_detections(stored(tmp_path / "found.jsonl", good, good))
-
-
-def test_what_a_category_needs_is_asked_for() -> None:
-    for category in ("spatial", "3d-spatial", "numeracy"):
-        with pytest.raises(ConfigError, match="cannot be scored without"):
-            score_detections(category, PROMPTS, {})
-    with pytest.raises(ConfigError, match="is not scored from detections"):
-        score_detections("color", PROMPTS, {})
 
 
 # ---------------------------------------------------------------- non-spatial, and the published prompts

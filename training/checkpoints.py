@@ -20,6 +20,8 @@ from torch import Tensor, nn
 from gcpo_bench import runs
 from gcpo_bench.errors import CorruptDataError, RunError
 
+from .optimizers import Optimizer
+
 WEIGHTS, OPTIMIZER, STATE = "policy.safetensors", "optimizer.pt", "state.json"
 HINT = "delete this checkpoint's folder to go on from the one before it, or train again under another --name"
 
@@ -75,15 +77,18 @@ def _check(path: Path, expected: str) -> None:
 # ---------------------------------------------------------------- checkpoints
 
 
-def save(run: runs.Run, step: int, policy: nn.Module, optimizer: torch.optim.Optimizer | None, *, keep: int) -> None:
-    """Write the checkpoint of `step` and drop all but the newest `keep`."""
+def save(run: runs.Run, step: int, policy: nn.Module, optimizer: Optimizer | None, *, keep: int) -> None:
+    """Write the checkpoint of `step` and drop all but the newest `keep`. Of several processes all call it."""
+    state = optimizer.state_dict() if optimizer is not None else None
+    if not run.writable:
+        return
     folder = run.checkpoint_path(step)
     (folder / STATE).unlink(missing_ok=True)  # while its files are replaced, the folder is not complete
     save_weights(policy, folder / WEIGHTS)
     files = [WEIGHTS]
-    if optimizer is not None:
+    if state is not None:
         buffer = io.BytesIO()
-        torch.save(optimizer.state_dict(), buffer)
+        torch.save(state, buffer)
         runs.write_bytes(folder / OPTIMIZER, buffer.getvalue())
         files.append(OPTIMIZER)
     checksums = {name: runs.checksum(folder / name) for name in files}
@@ -103,7 +108,7 @@ def latest_step(run: runs.Run) -> int:
     return steps[-1]
 
 
-def load(run: runs.Run, step: int, policy: nn.Module, optimizer: torch.optim.Optimizer | None = None) -> None:
+def load(run: runs.Run, step: int, policy: nn.Module, optimizer: Optimizer | None = None) -> None:
     """Fill `policy` (and `optimizer`) from a checkpoint; every file's checksum is verified first."""
     folder = run.checkpoint_path(step)
     state = _read_state(folder)
@@ -115,8 +120,10 @@ def load(run: runs.Run, step: int, policy: nn.Module, optimizer: torch.optim.Opt
                 f"{folder} holds weights only, training cannot resume from it", hint="start a new run from it"
             )
         _check(path, state["checksums"][OPTIMIZER])
-        # weights_only: plain tensors and numbers; anything else in the pickle is refused, not run
-        optimizer.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+        # weights_only: plain tensors and numbers; anything else in the pickle is refused, not run. Several processes
+        # share the file's pages, each reads those of its own part
+        many = optimizer.world.size > 1
+        optimizer.load_state_dict(torch.load(path, map_location="cpu", weights_only=True, mmap=many))
 
 
 def _read_state(folder: Path) -> dict[str, Any]:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from .graphs import GraphedDecoder
-from .parallel import Workers, slices
+from .parallel import Workers
 from .types import Policy, Samples
 
 
@@ -126,12 +126,13 @@ def sample_in_batches(
     workers: Workers | None = None,
     **options: Any,
 ) -> Samples:
-    """`sample`, `batch_rows` images at once, one batch a thread of `workers`."""
+    """`sample`, `batch_rows` images at once, one batch a thread of `workers`, in any of their processes."""
 
     def part(rows: slice) -> Samples:
         return sample(policy, texts_B[rows], uniforms_BT[rows], **options)
 
-    parts = list((workers or Workers(1)).map(part, slices(len(texts_B), batch_rows)))
+    workers = workers or Workers(1)
+    parts = list(workers.map(part, workers.parts(len(texts_B), batch_rows)))
     return Samples(
         tokens_BT=torch.cat([part.tokens_BT for part in parts]),
         logprobs_BT=torch.cat([part.logprobs_BT for part in parts]),

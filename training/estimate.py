@@ -7,6 +7,7 @@ seen to copy 4.3 TB/s and to multiply bfloat16 matrices at 790 TFLOP/s.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from .logprobs import CHUNK_LOGITS
 from .loop import train_step
 from .metrics import peak_memory_bytes
 from .policies.shared import recomputes
+from .sharding import EXCHANGED
 from .types import Policy
 
 TRIED_PARAMETERS = 20_000_000
@@ -54,14 +56,14 @@ class Estimate:
     """What the memory goes to, bytes; empty where it was measured."""
 
 
-def estimate(config: RunConfig) -> Estimate:
-    """Raises ConfigError and PrerequisiteError as building the policy does."""
+def estimate(config: RunConfig, processes: int = 1) -> Estimate:
+    """Of one of `processes`, each with a GPU. Raises ConfigError and PrerequisiteError as building the policy does."""
     with torch.device("meta"):
         policy = starts.build(config.policy)
     parameters = sum(parameter.numel() for parameter in policy.parameters())
     if config.policy.device == "cpu" and parameters <= TRIED_PARAMETERS:
         return _tried(config)
-    return _computed(config, policy)
+    return _computed(config, policy, processes)
 
 
 def _tried(config: RunConfig) -> Estimate:
@@ -83,7 +85,7 @@ def _tried(config: RunConfig) -> Estimate:
     )
 
 
-def _computed(config: RunConfig, policy: Policy) -> Estimate:
+def _computed(config: RunConfig, policy: Policy, processes: int) -> Estimate:
     work, module = policy.work(), as_module(policy)
     size = 2 if config.policy.dtype == "bfloat16" else 4
     tokens = policy.grid[0] * policy.grid[1]
@@ -94,27 +96,32 @@ def _computed(config: RunConfig, policy: Policy) -> Estimate:
     if config.policy.lora is not None:
         trained = _adapters(config, module)
     rounded = size == 2 and config.policy.lora is None
-    rows = min(config.sampling.batch_rows, images)
-    micro = min(config.optimizer.micro_batch_rows, images)
+    share = -(-images // processes)
+    rows = min(config.sampling.batch_rows, share)
+    micro = min(config.optimizer.micro_batch_rows, share)
+    owned = -(-trained // processes)
+    exchanged = 2 * min(EXCHANGED, trained) * size if processes > 1 else 0
     again = recomputes(config.policy.recompute, work.width)
     kept = KEPT_PER_LAYER_RECOMPUTED if again else KEPT_PER_LAYER
     always = {
         "weights": held * size,
         "reference": 0 if config.policy.lora is not None else held * size,
-        "optimizer moments": 2 * trained * 4,
-        "float32 copies": trained * 4 if rounded else 0,
+        "optimizer moments": 2 * owned * 4,
+        "float32 copies": owned * 4 if rounded else 0,
         "text encoder": 0 if config.policy.random_init else getattr(policy, "text_encoder_bytes", 0),
     }
     # the cache is kept from rollout to rollout, with the graphs recorded on it, so all of this adds up
     in_turn = {
         "keys and values": rows * guided * (tokens + PROMPT_SLOTS) * work.cache_per_slot * size,
-        "gradients": trained * (4 + size),
+        "gradients": owned * 4 + trained * size,
+        "gradients on the way": exchanged,
         "activations": micro * (tokens + PROMPT_SLOTS) * work.width * size * (work.layers * kept + KEPT_PER_LAYER),
         "logits": min(CHUNK_LOGITS, micro * tokens * policy.vocab_size) * (2 * 4 + 2 * size),
     }
     parts = always | in_turn
-    moved = rollout_bytes(work, rows * guided, tokens, size, PROMPT_SLOTS) * -(-images // rows)
-    seconds = moved / H200_BYTES_PER_S + update_flops(work, images, tokens) / H200_FLOPS_PER_S
+    rounds = math.ceil(math.ceil(images / rows) / processes)
+    moved = rollout_bytes(work, rows * guided, tokens, size, PROMPT_SLOTS) * rounds
+    seconds = moved / H200_BYTES_PER_S + update_flops(work, share, tokens) / H200_FLOPS_PER_S
     checkpoint = trained * (size + 8 + (4 if rounded else 0))
     return Estimate(
         seconds_per_step=seconds,
@@ -135,18 +142,18 @@ def _adapters(config: RunConfig, module: torch.nn.Module) -> int:
     return sum(config.policy.lora.rank * (rows + columns) for rows, columns in shapes)
 
 
-def check_memory(config: RunConfig) -> None:
+def check_memory(config: RunConfig, processes: int = 1) -> None:
     """`require_memory` of the GPU that the run is for, if it is for one."""
     device = torch.device(config.policy.device)
     if device.type == "cuda" and torch.cuda.is_available():
-        require_memory(config, torch.cuda.mem_get_info(device)[0])
+        require_memory(config, torch.cuda.mem_get_info(device)[0], processes)
 
 
-def require_memory(config: RunConfig, free_bytes: int) -> None:
-    """Raises PrerequisiteError where a GPU with so much free memory cannot hold the run."""
+def require_memory(config: RunConfig, free_bytes: int, processes: int = 1) -> None:
+    """Raises PrerequisiteError where a GPU with so much free memory cannot hold its share of the run."""
     with torch.device("meta"):
         policy = starts.build(config.policy)
-    needed = _computed(config, policy)
+    needed = _computed(config, policy, processes)
     if needed.peak_memory_bytes > free_bytes:
         largest = max(needed.parts, key=lambda name: needed.parts[name])
         raise PrerequisiteError(

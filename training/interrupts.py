@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
+import time
 from types import FrameType
 from typing import Any
 
@@ -14,10 +15,16 @@ STOPPED_BY: dict[int, type[GcpoBenchError]] = {signal.SIGINT: Interrupted, signa
 
 
 class StopRequests:
-    """Context manager; `received` is the first signal that arrived inside it, or None."""
+    """Context manager; `received` is the first signal that arrived inside it, or None.
 
-    def __init__(self) -> None:
+    Args:
+        echo_s: a signal so soon after the first is the same: a launcher hands on what it gets, and may not be the only
+            one to do so.
+    """
+
+    def __init__(self, echo_s: float = 0.0) -> None:
         self.received: int | None = None
+        self._at, self._echo_s = 0.0, echo_s
         self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> StopRequests:
@@ -30,14 +37,15 @@ class StopRequests:
             signal.signal(number, handler)
 
     def _handle(self, number: int, _frame: FrameType | None) -> None:
-        if self.received is not None:
+        if self.received is None:
+            self.received, self._at = number, time.monotonic()
+        elif time.monotonic() - self._at >= self._echo_s:
             os._exit(STOPPED_BY[number].exit_code)
-        self.received = number
 
-    def error(self, run_name: str, step: int) -> GcpoBenchError:
-        """What to raise once the state is saved."""
-        assert self.received is not None
-        return STOPPED_BY[self.received](
-            f"stopped by {signal.Signals(self.received).name} after step {step}; the state is saved",
-            hint=f"continue with: gcpo-bench train --resume --name {run_name}",
-        )
+
+def stopped(number: int, run_name: str, step: int) -> GcpoBenchError:
+    """What to raise once the state is saved."""
+    return STOPPED_BY[number](
+        f"stopped by {signal.Signals(number).name} after step {step}; the state is saved",
+        hint=f"continue with: gcpo-bench train --resume --name {run_name}",
+    )

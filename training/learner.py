@@ -7,7 +7,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor, nn
 
 from gcpo_bench.config import RunConfig
@@ -15,7 +14,8 @@ from gcpo_bench.errors import ConfigError
 from gcpo_bench.runs import Run
 
 from . import lora, starts
-from .optimizers import build_optimizer
+from .distributed import ALONE, World
+from .optimizers import Optimizer
 from .parallel import Workers
 from .rewards import WeightedSum
 from .selectors import build_selectors
@@ -28,10 +28,11 @@ class Learner:
     """What a step works with; only `policy` and `optimizer` change."""
 
     config: RunConfig
+    world: World
     policy: Policy
     parameters: Sequence[nn.Parameter]
     """Those of the policy that are trained."""
-    optimizer: torch.optim.Optimizer
+    optimizer: Optimizer
     reward: WeightedSum
     selectors: Sequence[tuple[str, Selector]]
     weighting: Weighting
@@ -51,7 +52,8 @@ class Learner:
                 yield self.policy
 
 
-def build_learner(config: RunConfig, run: Run | None = None) -> Learner:
+def build_learner(config: RunConfig, run: Run | None = None, world: World = ALONE) -> Learner:
+    config = world.settled(config)
     policy = starts.start_policy(config, run.path.parent if run else None)
     module = as_module(policy)
     trained = {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
@@ -59,13 +61,14 @@ def build_learner(config: RunConfig, run: Run | None = None) -> Learner:
     start = dict(frozen_copy.named_parameters()) if frozen_copy else {k: v.detach().clone() for k, v in trained.items()}
     return Learner(
         config=config,
+        world=world,
         policy=policy,
         parameters=list(trained.values()),
-        optimizer=build_optimizer(list(trained.values()), config.optimizer),
+        optimizer=Optimizer(list(trained.values()), config.optimizer, world),
         reward=WeightedSum(config.rewards),
         selectors=build_selectors(config.selection),
         weighting=build_weighting(config.weighting),
-        workers=Workers(config.num_threads, config.policy.device),
+        workers=Workers(config.num_threads, config.policy.device, world),
         frozen_copy=frozen_copy,  # type: ignore[arg-type]
         start=[start[name] for name in trained],
     )

@@ -8,18 +8,24 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from gcpo_bench import environment
+import torch
+
+from gcpo_bench import __version__, environment
 from gcpo_bench.config import RunConfig
 from gcpo_bench.errors import GcpoBenchError, Interrupted, Preempted
 from gcpo_bench.runs import Run
 
 from . import checkpoints, health, starts
-from .interrupts import StopRequests
+from .distributed import ALONE, World
+from .interrupts import StopRequests, stopped
 from .learner import Learner, as_module, build_learner
 from .metrics import Metrics, Stopwatch, describe, peak_memory_bytes
 from .observation import draw_prompts, observe
 from .token_maps import save_token_maps
 from .update import update
+
+ECHO_S = 5.0
+"""Of several processes, each may get a signal from the launcher and from whoever sent it to the launcher."""
 
 
 def train_step(learner: Learner, step: int) -> Metrics:
@@ -36,7 +42,7 @@ def train_step(learner: Learner, step: int) -> Metrics:
         **learned,
         **clock.seconds,
         "throughput/tokens_per_s": seen.rollout.tokens_BT.numel() / clock.seconds["time/step_s"],
-        "memory/peak_bytes": peak_memory_bytes(),
+        "memory/peak_bytes": max(learner.world.gather(peak_memory_bytes())),
     }
 
 
@@ -46,20 +52,23 @@ def train(
     *,
     resume: bool = False,
     on_step: Callable[[Mapping[str, float]], None] | None = None,
+    world: World = ALONE,
 ) -> None:
-    """Train `run` to `config.num_steps`.
+    """Train `run` to `config.num_steps`. The processes of `world` all call it, the first with a run that it may write.
 
     Raises:
         TrainingError: numbers went bad, or nothing could be learned; the last checkpoint is untouched.
         Interrupted, Preempted: a signal arrived; the state is saved.
     """
-    with run.lock(), StopRequests() as stop:
+    with run.lock(), StopRequests(ECHO_S if world.size > 1 else 0.0) as stop:
         step = 0
         try:
-            learner = build_learner(config, run)
-            step = _restore(learner, run) if resume else 0
             start = starts.start_weights(config, run.path.parent)[1]
-            run.add_environment({**environment.record(), "start_weights": start})
+            world.require_equal("version", f"{__version__} on torch {torch.__version__}")
+            world.require_equal("start weights", start)
+            learner = build_learner(config, run, world)
+            step = _restore(learner, run) if resume else 0
+            run.add_environment({**environment.record(), **world.record(), "start_weights": start})
             run.set_status("running", step)
             if step == 0:
                 _keep(learner, run, 0, stopping=False)
@@ -69,14 +78,17 @@ def train(
                 run.log(metrics)
                 if on_step:
                     on_step(metrics)
-                if step == health.PATIENCE_STEPS:
+                if step == health.PATIENCE_STEPS and world.first:
                     health.check_learning(run.metrics(), learner.parameters, learner.start)
-                _keep(learner, run, step, stopping=stop.received is not None)
-                if stop.received is not None and step < config.num_steps:
-                    raise stop.error(run.name, step)
+                # a signal that reached one process stops all of them, after the same step
+                signal = max(world.gather(stop.received or 0))
+                _keep(learner, run, step, stopping=signal != 0)
+                if signal and step < config.num_steps:
+                    raise stopped(signal, run.name, step)
             run.set_status("finished", step)
         except (Interrupted, Preempted) as error:
             run.set_status("interrupted" if isinstance(error, Interrupted) else "preempted", step)
+            world.wait()  # as soon as one process is gone, the launcher ends the others
             raise
         except GcpoBenchError as error:
             run.set_status("failed", step, str(error))
@@ -96,7 +108,7 @@ def _keep(learner: Learner, run: Run, step: int, *, stopping: bool) -> None:
 
 def _restore(learner: Learner, run: Run) -> int:
     """Continue from the newest checkpoint; metrics after it are dropped and will be made again, equal."""
-    steps = run.checkpoint_steps()
+    steps = learner.world.from_first(run.checkpoint_steps)
     step = steps[-1] if steps else 0
     if steps:
         checkpoints.load(run, step, as_module(learner.policy), learner.optimizer)

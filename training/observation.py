@@ -17,10 +17,9 @@ from .decoding import sample_in_batches
 from .learner import Learner
 from .logprobs import token_logprobs
 from .metrics import Stopwatch
-from .parallel import slices
 from .selectors import select
 from .signals import group_similarity_of
-from .types import Observation, Rollout, TokenSignals
+from .types import Observation, RewardOutput, Rollout, TokenSignals
 
 
 def draw_prompts(config: RunConfig, step: int) -> list[Prompt]:
@@ -39,8 +38,7 @@ def observe(learner: Learner, prompts: Sequence[Prompt], stream: str, clock: Sto
     with clock.phase("rollout"):
         rollout = roll_out(learner, prompts, stream)
     with clock.phase("reward"):
-        images_BYXC = learner.policy.decode(rollout.tokens_BT)
-        reward = learner.reward(images_BYXC, rollout.prompts_B)
+        reward = judge(learner, rollout)
         rewards_B = torch.tensor(reward.values_B, dtype=torch.float32, device=rollout.tokens_BT.device)
     with clock.phase("reference"), torch.no_grad():
         ref_logprobs_BT = reference_logprobs(learner, rollout)
@@ -54,7 +52,6 @@ def observe(learner: Learner, prompts: Sequence[Prompt], stream: str, clock: Sto
         )
     return Observation(
         rollout=rollout,
-        images_BYXC=images_BYXC,
         reward=reward,
         rewards_B=rewards_B,
         advantages_B=group_advantages(rewards_B, rollout.group_size, learner.config.advantages.std_epsilon),
@@ -96,10 +93,26 @@ def roll_out(learner: Learner, prompts: Sequence[Prompt], stream: str) -> Rollou
     )
 
 
+def judge(learner: Learner, rollout: Rollout) -> RewardOutput:
+    """Rewards of whole groups: a reward may compare the images of a prompt."""
+
+    def of(prompts: slice) -> RewardOutput:
+        rows = slice(prompts.start * rollout.group_size, prompts.stop * rollout.group_size)
+        return learner.reward(learner.policy.decode(rollout.tokens_BT[rows]), rollout.prompts_B[rows])
+
+    count = len(rollout.prompts)
+    found = list(learner.workers.map(of, learner.workers.parts(count, count)))  # one call a process
+    names = dict.fromkeys(name for output in found for name in output.anomalies)
+    return RewardOutput(
+        values_B=[value for output in found for value in output.values_B],
+        anomalies={name: [x for output in found for x in output.anomalies.get(name, ())] for name in names},
+    )
+
+
 def reference_logprobs(learner: Learner, rollout: Rollout) -> Tensor:
-    """(B, T), a micro-batch a thread."""
+    """(B, T), a micro-batch a thread and process."""
     texts_B, tokens_BT = rollout.texts_B, rollout.tokens_BT
-    parts = slices(len(tokens_BT), learner.config.optimizer.micro_batch_rows)
+    parts = learner.workers.parts(len(tokens_BT), learner.config.optimizer.micro_batch_rows)
     with learner.reference() as reference:
         found = learner.workers.map(lambda rows: token_logprobs(reference, texts_B[rows], tokens_BT[rows]), parts)
         return torch.cat(list(found))

@@ -26,6 +26,8 @@ def save_token_maps(learner: Learner, run: Run, step: int) -> None:
     """
     prompts = tracked_prompts(learner.config.logging)
     seen = observe(learner, prompts, "tracked", Stopwatch())
+    if not learner.world.first:
+        return
     with torch.no_grad():
         logprobs_BT = token_logprobs(learner.policy, seen.rollout.texts_B, seen.rollout.tokens_BT)
         weight_BT = learner.weighting(logprobs_BT, seen.ref_logprobs_BT, seen.selection.selected_BT)
@@ -36,7 +38,7 @@ def save_token_maps(learner: Learner, run: Run, step: int) -> None:
 
     arrays = {
         "prompts": np.array([prompt.text for prompt in prompts]),
-        "images": seen.images_BYXC[shown],
+        "images": learner.policy.decode(seen.rollout.tokens_BT)[shown],
         "entropy": maps(seen.signals.entropy_BT),
         "entropy_gradient": maps(entropy_gradient(seen.signals.entropy_BT, seen.rollout.grid)),
         "similarity": maps(seen.signals.similarity_BT),

@@ -10,8 +10,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -155,7 +153,6 @@ class Observation:
     """A rollout and everything known about it before the update."""
 
     rollout: Rollout
-    images_BYXC: npt.NDArray[np.uint8]
     reward: RewardOutput
     rewards_B: Tensor
     advantages_B: Tensor

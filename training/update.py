@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from gcpo_bench import streams
 from gcpo_bench.config import OptimizerConfig, RunConfig
@@ -18,8 +18,6 @@ from .learner import Learner
 from .logprobs import token_logprobs
 from .losses import denominators, policy_loss
 from .metrics import Metrics
-from .optimizers import learned
-from .parallel import slices
 from .types import Batch, Observation
 
 
@@ -27,8 +25,7 @@ def update(learner: Learner, seen: Observation, step: int) -> Metrics:
     """Every optimiser step that this rollout pays for; one, unless epochs or minibatches say more."""
     config = learner.config.optimizer
     rate = config.learning_rate * rate_scale(config, step, learner.config.num_steps)
-    for group in learner.optimizer.param_groups:
-        group["lr"] = rate
+    learner.optimizer.set_rate(rate)
     learns_B = rows_that_learn(learner.config, seen)
     is_only_update = config.epochs * config.minibatches == 1
     totals: dict[str, list[float]] = defaultdict(list)
@@ -80,37 +77,32 @@ class Share:
 
 def optimizer_step(learner: Learner, texts_B: list[str], tokens_BT: Tensor, batch: Batch, step: int) -> Metrics:
     """One gradient, gathered over micro-batches, clipped and applied."""
-    config = learner.config
-    shares = learner.workers.map(
-        lambda rows: micro_batch(learner, texts_B[rows], tokens_BT[rows], batch.rows(rows)),
-        slices(len(texts_B), config.optimizer.micro_batch_rows),
+    config, optimizer = learner.config.optimizer, learner.optimizer
+    parts = learner.workers.parts(len(texts_B), config.micro_batch_rows)
+    shares = learner.workers.own(
+        lambda rows: micro_batch(learner, texts_B[rows], tokens_BT[rows], batch.rows(rows)), parts
     )
+    found: list[Share] = []
+    for _ in range(-(-len(parts) // learner.world.size)):
+        share = next(shares, None)
+        optimizer.add(None if share is None else share.gradients)
+        found += [] if share is None else [replace(share, gradients=())]
+        del share  # before the next is computed: the gradients of a large model do not fit many times
+    found = learner.world.collected(found)
     sums: Metrics = defaultdict(float)
-    changed = learned(learner.optimizer)
-    gradients: list[Tensor | None] = [None] * len(changed)
-    weights, gradient_abs = [], []
-    for share in shares:  # one after the other: the gradients of a large model do not fit many times
+    for share in found:
         for name, value in share.sums.items():
             sums[name] += value
-        weights.append(share.weights_on_selected)
-        gradient_abs.append(share.gradient_abs)
-        for index, (gradient, target) in enumerate(zip(share.gradients, changed, strict=True)):
-            if gradient is not None:
-                known, own = gradients[index], gradient.to(target.dtype)
-                gradients[index] = own if known is None else known.add_(own)
     sums["loss/kl_all"] /= tokens_BT.numel()
     health.check_finite({"the loss": sums["loss/total"]}, step)
-    for tensor, gradient in zip(changed, gradients, strict=True):
-        tensor.grad = gradient
-    norm = float(nn.utils.clip_grad_norm_(changed, config.optimizer.max_grad_norm))
-    health.check_finite({"the gradient norm": norm}, step)
-    learner.optimizer.step()
-    learner.optimizer.zero_grad(set_to_none=True)  # nothing of the update is held during the next rollout
-    weight = torch.cat(weights)
-    absolute = torch.stack(gradient_abs).sum(dim=0)
+    norm = optimizer.norm()
+    health.check_finite({"the gradient norm": float(norm)}, step)
+    optimizer.step(norm, config.max_grad_norm)
+    weight = torch.cat([share.weights_on_selected for share in found])
+    absolute = torch.stack([share.gradient_abs for share in found]).sum(dim=0)
     return {
         **sums,
-        "optimizer/gradient_norm": norm,
+        "optimizer/gradient_norm": float(norm),
         "weight/mean": float(weight.mean()),
         "weight/min": float(weight.min()),
         "weight/max": float(weight.max()),

@@ -19,17 +19,18 @@ from transformers import Mask2FormerForUniversalSegmentation
 from transformers.utils import logging as transformers_logging
 
 from gcpo_bench.catalogue import GENEVAL_CLASSIFIER, GENEVAL_DETECTOR
-from gcpo_bench.errors import CorruptDataError
+from gcpo_bench.errors import ConfigError, CorruptDataError
 from gcpo_bench.files import checksum
 from gcpo_bench.weights import locate
 
-from ..fidelity import MIN_CONFIDENCE, Fidelity
+from ..fidelity import BACKENDS, MIN_CONFIDENCE, Fidelity
 from ..scorers.compute import usable_device
 from ..types import Detection
-from . import colors, mask2former_weights
-from .mask2former import Instance, Mask2Former, instances, preprocess
+from . import colors, mask2former_weights, mmdet
+from .mask2former import Detector, Instance, Mask2Former, instances, preprocess
 
 UInt8 = npt.NDArray[np.uint8]
+TRANSFORMERS, MMDET = BACKENDS
 CLASSIFIED = 16
 """Of a class that a colour is asked of, the colours of so many of the surest objects are told: all that can count."""
 
@@ -38,7 +39,7 @@ CLASSIFIED = 16
 class GenEvalVision:
     """Images in, detections out."""
 
-    detector: Mask2Former
+    detector: Detector
     classifier: colors.ColorClassifier
     fidelity: Fidelity
 
@@ -77,25 +78,31 @@ def through_jpeg(image_YXC: UInt8, quality: int) -> UInt8:
 
 
 def build(
-    fidelity: Fidelity, *, detector: Path | None = None, classifier: Path | None = None, device: str = ""
+    fidelity: Fidelity,
+    *,
+    backend: str = TRANSFORMERS,
+    detector: Path | None = None,
+    classifier: Path | None = None,
+    device: str = "",
 ) -> tuple[GenEvalVision, dict[str, Any]]:
     """GenEval's eyes, and which weights they have.
 
     Args:
+        backend: whose code runs the detector, one of `BACKENDS`.
         detector: an mmdet checkpoint or a transformers folder instead of the published one.
         classifier: a CLIP folder instead of the published one.
         device: "cpu", "cuda", "cuda:1"; empty for a GPU where there is one.
     Raises:
         PrerequisiteError: weights are missing. CorruptDataError: they are not what they should be, or the self-test
-        fails. ConfigError: there is no such device.
+        fails. ConfigError: there is no such device, or the backend cannot read these weights.
     """
     device = usable_device(device)
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    network, origin = _detector(detector)
+    eyes, origin = (_mmdet if backend == MMDET else _transformers)(detector, device, fidelity.antialias)
     folder = classifier or locate(GENEVAL_CLASSIFIER)
     model, tokenizer = colors.load(folder, "quick_gelu" if fidelity.quick_gelu else "gelu")
     vision = GenEvalVision(
-        Mask2Former(network, device=device, antialias=fidelity.antialias),
+        eyes,
         colors.ColorClassifier(model, tokenizer, device=device, half_precision=fidelity.half_precision),
         fidelity,
     )
@@ -108,7 +115,24 @@ def build(
     }
 
 
-def _detector(path: Path | None) -> tuple[Mask2FormerForUniversalSegmentation, dict[str, Any]]:
+def _mmdet(path: Path | None, device: str, antialias: bool) -> tuple[Detector, dict[str, Any]]:
+    if path is not None and path.is_dir():
+        raise ConfigError(
+            f"{path} is a folder in transformers' layout, which mmdet does not read",
+            hint="name an mmdet checkpoint, or leave --option backend=mmdet out",
+        )
+    file = path or locate(GENEVAL_DETECTOR)
+    network, digest = mmdet.load(file, sha256_prefix=_prefix(path), device=device)
+    origin = {"backend": MMDET, **mmdet.versions(), **_origin(digest)}
+    return mmdet.MmdetMask2Former(network, device=device, antialias=antialias), origin
+
+
+def _transformers(path: Path | None, device: str, antialias: bool) -> tuple[Detector, dict[str, Any]]:
+    network, origin = _network(path)
+    return Mask2Former(network, device=device, antialias=antialias), {"backend": TRANSFORMERS, **origin}
+
+
+def _network(path: Path | None) -> tuple[Mask2FormerForUniversalSegmentation, dict[str, Any]]:
     if path is not None and path.is_dir():
         try:
             loaded: Any = Mask2FormerForUniversalSegmentation.from_pretrained(
@@ -127,11 +151,19 @@ def _detector(path: Path | None) -> tuple[Mask2FormerForUniversalSegmentation, d
                 hint="fetch the folder again",
             )
         return model, {"detector": "other", "detector_digest": checksum(path / "model.safetensors")}
-    published = GENEVAL_DETECTOR
-    prefix = published.sha256 if path is None else ""
-    model, digest = mask2former_weights.load(path or locate(published), sha256_prefix=prefix)
-    is_published = digest.startswith(published.sha256)
-    return model, {"detector": "published" if is_published else "other", "detector_digest": f"sha256:{digest}"}
+    file = path or locate(GENEVAL_DETECTOR)
+    model, digest = mask2former_weights.load(file, sha256_prefix=_prefix(path))
+    return model, _origin(digest)
+
+
+def _prefix(path: Path | None) -> str:
+    """How the digest of the checkpoint must begin."""
+    return GENEVAL_DETECTOR.sha256 if path is None else ""
+
+
+def _origin(digest: str) -> dict[str, str]:
+    is_published = digest.startswith(GENEVAL_DETECTOR.sha256)
+    return {"detector": "published" if is_published else "other", "detector_digest": f"sha256:{digest}"}
 
 
 # ---------------------------------------------------------------- self-test
@@ -159,7 +191,7 @@ def self_test(vision: GenEvalVision) -> None:
     cut_YXC = np.asarray(colors.crop(page_YXC, blue))
     _expect("a crop shows its object", cut_YXC.shape == (20, 30, 3) and (cut_YXC == (0, 0, 255)).all())
     _expect("a colour is one of ten", vision.classifier(page_YXC, [blue])[0] in colors.COLORS)
-    for each in vision.detector(page_YXC):
+    for each in next(vision.detector.detect([page_YXC])):
         left, top, right, bottom = each.box
         inside = 0 <= left <= right <= 60 and 0 <= top <= bottom <= 40
         _expect("the detector's numbers are in range", 0 <= each.confidence <= 1 and inside)

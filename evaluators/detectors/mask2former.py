@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -167,6 +167,23 @@ def _boxes(masks_QYX: Tensor) -> Tensor:
 # ---------------------------------------------------------------- the detector
 
 
+class Detector(Protocol):
+    def detect(self, images: Sequence[UInt8], min_confidence: float = -1.0) -> Iterator[list[Instance]]:
+        """The instances above `min_confidence` in each RGB image, uint8 (Y, X, 3)."""
+        ...
+
+
+def rows_on(device: str) -> int:
+    return 1 if torch.device(device).type == "cpu" else ROWS_ON_GPU
+
+
+def portions(images: Sequence[UInt8], rows: int) -> Iterator[list[UInt8]]:
+    """Neighbours of one size, `rows` at most."""
+    for _, run in groupby(images, key=np.shape):
+        alike = list(run)
+        yield from (alike[start : start + rows] for start in range(0, len(alike), rows))
+
+
 class Mask2Former:
     """Finds instances of COCO's classes; on a CPU one image at a time, as GenEval runs it."""
 
@@ -185,7 +202,7 @@ class Mask2Former:
         self.device = device
         self.antialias = antialias
         self.classes = classes
-        self.rows = rows or (1 if torch.device(device).type == "cpu" else ROWS_ON_GPU)
+        self.rows = rows or rows_on(device)
 
     def __call__(self, image_YXC: UInt8, min_confidence: float = -1.0) -> list[Instance]:
         """The instances above `min_confidence` in an RGB image, uint8 (Y, X, 3)."""
@@ -193,10 +210,8 @@ class Mask2Former:
 
     def detect(self, images: Sequence[UInt8], min_confidence: float = -1.0) -> Iterator[list[Instance]]:
         """The same for each image, in order. Neighbours of one size may go through the network together."""
-        for _, run in groupby(images, key=np.shape):
-            alike = list(run)
-            for start in range(0, len(alike), self.rows):
-                yield from self._together(alike[start : start + self.rows], min_confidence)
+        for alike in portions(images, self.rows):
+            yield from self._together(alike, min_confidence)
 
     @torch.inference_mode()
     def _together(self, images_BYXC: Sequence[UInt8], min_confidence: float) -> list[list[Instance]]:

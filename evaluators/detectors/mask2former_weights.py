@@ -14,6 +14,7 @@ import math
 import pickle
 import re
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -248,13 +249,20 @@ def from_state(state: Mapping[str, Tensor]) -> Mask2FormerForUniversalSegmentati
 
 
 def load(path: Path, *, sha256_prefix: str = "") -> tuple[Mask2FormerForUniversalSegmentation, str]:
-    """The network of an mmdet checkpoint file, and the file's SHA-256.
+    """The network of an mmdet checkpoint file, and the file's SHA-256. Raises as `read`, also for another network."""
+    state, digest = read(path, sha256_prefix=sha256_prefix)
+    with refusing(path):
+        return from_state(state), digest
+
+
+def read(path: Path, *, sha256_prefix: str = "") -> tuple[dict[str, Tensor], str]:
+    """The state dict of an mmdet checkpoint file, and the file's SHA-256.
 
     Args:
         sha256_prefix: how the digest must begin, as in OpenMMLab's file names; empty accepts any.
     Raises:
         PrerequisiteError: there is no such file.
-        CorruptDataError: another digest, no checkpoint of plain tensors, or not of this network.
+        CorruptDataError: another digest, or no checkpoint of plain tensors.
     """
     if not path.is_file():
         raise PrerequisiteError(f"{path}: there is no such checkpoint", hint="gcpo-bench models ls says what is needed")
@@ -264,13 +272,20 @@ def load(path: Path, *, sha256_prefix: str = "") -> tuple[Mask2FormerForUniversa
             f"{path}: SHA-256 is {digest}, should begin with {sha256_prefix}",
             hint="it was cut off in a download, or is another checkpoint; fetch it again",
         )
-    try:
+    with refusing(path):
         with torch.serialization.safe_globals(NUMPY_NUMBERS):
             content = torch.load(path, map_location="cpu", weights_only=True)
         state = content.get("state_dict", content) if isinstance(content, dict) else None
         if not isinstance(state, dict) or not all(isinstance(tensor, Tensor) for tensor in state.values()):
             raise ValueError("it holds no state dict")
-        return from_state(state), digest
+        return state, digest
+
+
+@contextmanager
+def refusing(path: Path) -> Iterator[None]:
+    """Turns what goes wrong with a checkpoint into a CorruptDataError that names the file."""
+    try:
+        yield
     except (ValueError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
         reason = " ".join(str(error).split())[:300]
         raise CorruptDataError(

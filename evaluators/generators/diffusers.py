@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import inspect
 import logging
-import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -41,12 +40,10 @@ except ModuleNotFoundError as error:
         "the package diffusers is not installed", hint="pip install 'gcpo-bench[diffusers]'"
     ) from error
 
-from .checkpoints import Checkpoint, locate, one_line
+from .checkpoints import locate, one_line
+from .pipelines import pipeline_class
 from .settings import call_settings, split
 
-FROM_IMAGES = re.compile(r"image|images|mask_image|control_image|input_images_mask")
-NO_IMAGES = re.compile(r".*(video|audio|waveform|frame).*")
-"""Parameters of a call that makes films or sounds."""
 BLANKED = "the pipeline's safety checker blanked the image"
 NOT_FINITE = "the pipeline's numbers are not finite"
 
@@ -58,7 +55,7 @@ class DiffusersGenerator:
         """
         Args:
             target: a folder that `save_pretrained` wrote, or an id on the hub.
-            options: see `settings`.
+            options: see `settings.split` and `settings.call_settings`.
         Raises:
             ConfigError: no such pipeline, option or device. PrerequisiteError: the hub cannot be reached, or refuses.
         """
@@ -66,7 +63,7 @@ class DiffusersGenerator:
         self._device = torch.device(usable_device(device))
         with _quiet():
             self._checkpoint = locate(target, self._loading.revision)
-            self._class = _pipeline_class(self._checkpoint)
+            self._class = pipeline_class(self._checkpoint)
         self._call = _with_packages(call_settings(self._class, given), given)
         self._given = {name: self._call[name] for name in self._call if name in given or name == "clean_caption"}
         self._dtype = self._loading.dtype or ("float32" if self._device.type == "cpu" else "bfloat16")
@@ -75,13 +72,14 @@ class DiffusersGenerator:
         if self._loading.safety_checker and "safety_checker" not in self._checkpoint.components():
             raise ConfigError(f"{target} has no safety checker", hint="leave the option safety_checker out")
         self._has_drawn = False
+        """Whether an image was more than numbers that are not finite."""
 
     def settings(self) -> dict[str, Any]:
         """What an image depends on beside its prompt and seed. Reads the weights of a folder, for their checksum."""
         return {
             "pipeline": self._class.__name__,
             "weights": self._weights,
-            "variant": self._loading.variant,
+            **({"variant": self._loading.variant} if self._loading.variant else {}),
             "diffusers": diffusers.__version__,
             "device": self._device.type,
             "dtype": self._dtype,
@@ -94,6 +92,11 @@ class DiffusersGenerator:
         drawn: list[Drawn] = []
         for start in range(0, len(texts_B), rows):
             drawn += self._draw(texts_B[start : start + rows], seeds_B[start : start + rows])
+        self._has_drawn = self._has_drawn or any(each.problem != NOT_FINITE for each in drawn)
+        if not self._has_drawn:
+            raise RunError(
+                f"{NOT_FINITE} with dtype {self._dtype}", hint="try --generator-option dtype=bfloat16 or float32"
+            )
         return drawn
 
     @cached_property
@@ -191,11 +194,6 @@ class DiffusersGenerator:
         blanked_B = getattr(output, "nsfw_content_detected", None) or [False] * len(texts_B)
         drawn_B = [_drawn(image, bool(blanked)) for image, blanked in zip(images_B, blanked_B, strict=True)]
         self._require_size(drawn_B[0].image_YXC.shape)
-        self._has_drawn = self._has_drawn or any(drawn.problem != NOT_FINITE for drawn in drawn_B)
-        if not self._has_drawn:
-            raise RunError(
-                f"{NOT_FINITE} with dtype {self._dtype}", hint="try --generator-option dtype=bfloat16 or float32"
-            )
         return drawn_B
 
     def _require_size(self, shape: tuple[int, ...]) -> None:
@@ -215,45 +213,6 @@ class DiffusersGenerator:
             f"{self._device.type} is out of memory {what}: {one_line(error)}",
             hint=f"try {fewer}a smaller height and width, dtype=bfloat16 or, on a GPU, offload=model",
         )
-
-
-def _pipeline_class(checkpoint: Checkpoint) -> Any:
-    """The pipeline's class in diffusers, if it draws from text alone."""
-    class_name = checkpoint.index["_class_name"]
-    if not isinstance(class_name, str):
-        raise ConfigError(
-            f"{checkpoint.name} brings code of its own, which is never run",
-            hint="use a checkpoint of a pipeline that diffusers has, or write a generator: docs/extending.md",
-        )
-    kind = getattr(diffusers, class_name, None)
-    if not (isinstance(kind, type) and issubclass(kind, diffusers.DiffusionPipeline)):
-        raise ConfigError(
-            f"{checkpoint.name} is a {class_name}, which diffusers {diffusers.__version__} does not have",
-            hint="pip install --upgrade diffusers, or choose another checkpoint",
-        )
-    accepted = inspect.signature(kind.__call__).parameters
-    required = [
-        each.name
-        for each in accepted.values()
-        if each.default is each.empty and each.kind not in (each.VAR_POSITIONAL, each.VAR_KEYWORD)
-    ]
-    takes = {"prompt", "generator"} <= accepted.keys() and set(required) <= {"self", "prompt"}
-    makes_images = not any(NO_IMAGES.fullmatch(name) for name in accepted)
-    needs_images = any(FROM_IMAGES.fullmatch(name) for name in accepted) and not _is_listed(kind)
-    if not takes or not makes_images or needs_images:
-        raise ConfigError(
-            f"{checkpoint.name} is a {class_name}, which does not draw images from texts alone",
-            hint="choose a text-to-image pipeline",
-        )
-    return kind
-
-
-def _is_listed(kind: type) -> bool:
-    """Whether diffusers lists a pipeline for text-to-image: it may also take images then, but with a control network
-    it needs them."""
-    from diffusers.pipelines.auto_pipeline import AUTO_TEXT2IMAGE_PIPELINES_MAPPING  # takes seconds
-
-    return kind in AUTO_TEXT2IMAGE_PIPELINES_MAPPING.values() and "Control" not in kind.__name__
 
 
 def _with_packages(call: dict[str, Any], given: Mapping[str, str]) -> dict[str, Any]:

@@ -34,6 +34,7 @@ from . import (
 
 UsageError: type[Exception] = typer.BadParameter.__mro__[1]  # Typer bundles its own click: this finds either
 INTERNAL_ERROR = 70
+INTERRUPTED = 130
 
 app = typer.Typer(
     name="gcpo-bench",
@@ -98,6 +99,8 @@ def _guarded(arguments: list[str], debug: bool) -> int:
     try:
         result = app(args=arguments, prog_name="gcpo-bench", standalone_mode=False)
         sys.stdout.flush()
+        if result == INTERRUPTED:  # Typer makes this of Ctrl-C, without a word
+            raise KeyboardInterrupt
         return result if isinstance(result, int) else 0
     except BrokenPipeError:  # the reader, such as `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -105,17 +108,17 @@ def _guarded(arguments: list[str], debug: bool) -> int:
     except (Exception, KeyboardInterrupt) as error:
         if debug:
             traceback.print_exc()
-        message, hint, code = _explain(error)
+        message, hint, code = explain(error)
         print(f"error: {_one_line(message)}\nhint: {_one_line(hint)}", file=sys.stderr)
         return code
 
 
-def _explain(error: BaseException) -> tuple[str, str, int]:
+def explain(error: BaseException) -> tuple[str, str, int]:
     """Message, hint and exit code."""
     if isinstance(error, GcpoBenchError):
         return str(error), error.hint, error.exit_code
     if isinstance(error, KeyboardInterrupt | typer.Abort):
-        return "interrupted", "what was finished is kept; a training run goes on with --resume", 130
+        return "interrupted", "what was finished is kept; a training run goes on with --resume", INTERRUPTED
     if isinstance(error, UsageError):
         context = getattr(error, "ctx", None)
         command = context.command_path if context else "gcpo-bench"

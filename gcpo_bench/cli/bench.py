@@ -1,4 +1,4 @@
-"""`gcpo-bench bench`: speed and memory of the parts of a step on this machine, beside its own floor."""
+"""`gcpo-bench bench`: speed and memory on this machine: the parts of a step beside its own floor, and scorers."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from .options import ModelOption, OverrideOption, PresetOption
+from .options import ModelOption, OverrideOption, PresetOption, complete_benchmarks
 from .output import note, print_json, print_table, size
 
 
@@ -17,6 +17,12 @@ class Part(StrEnum):
     update = "update"
     select = "select"
     step = "step"
+    evaluate = "evaluate"
+
+
+class RandomSize(StrEnum):
+    small = "small"
+    published = "published"
 
 
 def bench_command(
@@ -24,13 +30,33 @@ def bench_command(
     model: ModelOption = None,
     preset: PresetOption = None,
     override: OverrideOption = None,
+    scorers: Annotated[
+        str | None, typer.Option(metavar="A+B", help="evaluate: scorers, blip-vqa or geneval; default: each kind.")
+    ] = None,
+    benchmark: Annotated[
+        str | None,
+        typer.Option(help="evaluate: what this benchmark looks with.", autocompletion=complete_benchmarks),
+    ] = None,
+    side: Annotated[int, typer.Option("--size", min=8, metavar="PX", help="evaluate: side of the images.")] = 512,
+    random: Annotated[
+        RandomSize | None,
+        typer.Option(help="evaluate: random weights of this size; default: published where there, else small."),
+    ] = None,
+    device: Annotated[str | None, typer.Option(help="evaluate: cpu, cuda, cuda:1; default: what is there.")] = None,
     images: Annotated[int, typer.Option(min=2, help="Images at once.")] = 8,
     repeats: Annotated[int, typer.Option(min=1, help="Timed runs after one to warm up; their median counts.")] = 3,
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads; default: usable cores.")] = None,
     out: Annotated[Path | None, typer.Option(help="Also write the JSON to this file.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Measure rollout, update, selection or a whole step with random weights: seconds, memory, ratio to the floor."""
+    """Measure rollout, update, selection or a whole step with random weights: seconds, memory, ratio to the floor.
+
+    `evaluate` measures how fast scorers look at images.
+    """
+    if part is Part.evaluate:
+        names = _scorers(scorers, benchmark)
+        _evaluate(names, images, side, repeats, threads, device, random, out, as_json)
+        return
     from gcpo_bench import environment
     from gcpo_bench.environment import usable_cores
     from gcpo_bench.files import write_json
@@ -83,4 +109,97 @@ def bench_command(
     note(
         f"this machine copies {rates.copy_bytes_per_s / 1e9:.1f} GB/s (read and written) and multiplies matrices at "
         f"{rates.matmul_flops_per_s / 1e9:,.0f} GFLOP/s in {config.policy.dtype}; the floor follows from these two"
+    )
+
+
+# ---------------------------------------------------------------- scorers
+
+
+def _scorers(scorers: str | None, benchmark: str | None) -> list[str]:
+    from gcpo_bench.errors import ConfigError
+    from gcpo_bench.evaluators import bench
+
+    if scorers and benchmark:
+        raise ConfigError("both --scorers and --benchmark are given", hint="name one of them")
+    if benchmark:
+        return [*bench.scorers_of(benchmark)]
+    return scorers.split("+") if scorers else [*bench.DEFAULT]
+
+
+def _evaluate(
+    names: list[str],
+    images: int,
+    side: int,
+    repeats: int,
+    threads: int | None,
+    device: str | None,
+    random: RandomSize | None,
+    out: Path | None,
+    as_json: bool,
+) -> None:
+    from gcpo_bench import environment
+    from gcpo_bench.evaluators import bench
+    from gcpo_bench.evaluators.scorers.usage import device_name
+    from gcpo_bench.files import write_json
+
+    spec = bench.Spec(
+        images=images,
+        side=side,
+        repeats=repeats,
+        threads=threads or environment.usable_cores(),
+        device=device_name(device),
+        random=random.value if random else None,
+    )
+    note(f"measuring {', '.join(names)} on {spec.device}, {images} images of {side}x{side}")
+    decode_s, found = bench.measure(names, spec)
+    rows = [measured.to_json(spec) for measured in found]
+    record: dict[str, Any] = {
+        "part": Part.evaluate.value,
+        "device": spec.device,
+        "images": images,
+        "side": side,
+        "threads": spec.threads,
+        "repeats": repeats,
+        "decode_s_per_image": decode_s,
+        "scorers": rows,
+        "environment": environment.record(),
+    }
+    if out is not None:
+        write_json(out, record)
+    if as_json:
+        print_json(record)
+        return
+    print_table(
+        (
+            "scorer",
+            "weights",
+            "load>",
+            "one by one>",
+            "together>",
+            "speed-up>",
+            "CPU>",
+            "decoding>",
+            "rescore>",
+            "memory>",
+        ),
+        [
+            (
+                row["scorer"],
+                row["weights"],
+                f"{row['load_s']:.3g} s",
+                f"{row['images_per_s_one_by_one']:.3g}/s",
+                f"{row['images_per_s_together']:.3g}/s",
+                f"{row['one_by_one_s'] / row['together_s']:.2f}x",
+                f"{row['together_cpu_s'] / images:.3g} s",
+                f"{decode_s * images / row['together_s']:.1%}",
+                f"{row['rescore_s']:.3g} s",
+                size(row["peak_bytes"]),
+            )
+            for row in rows
+        ],
+        title=f"evaluate, {images} images of {side}x{side}",
+    )
+    note(
+        f"CPU: processor time an image; decoding: {1000 * decode_s:.1f} ms to read and decode a PNG, as a share of "
+        f"scoring; rescore: to judge all {images} images again from what is kept; scores of random weights mean nothing"
     )

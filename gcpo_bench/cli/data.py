@@ -26,6 +26,18 @@ def ls_command(as_json: JsonOption = False) -> None:
         return
     columns = ("name", "prompts>", "state", "licence", "source")
     print_table(columns, [[row[c.rstrip(">")] for c in columns] for row in rows])
+    _note_phrases()
+
+
+def _note_phrases() -> None:
+    """T2I-CompBench also needs a table that is made, not fetched."""
+    from gcpo_bench.errors import GcpoBenchError
+    from gcpo_bench.evaluators import phrases
+
+    try:
+        note(f"noun phrases of T2I-CompBench: {phrases.load().parser}")
+    except GcpoBenchError as error:
+        note(f"{error}; {error.hint}")
 
 
 def _row(name: str) -> dict[str, Any]:
@@ -58,11 +70,11 @@ def fetch_command(
         Path | None, typer.Option("--from", help="A folder with copies, for machines without network.", exists=True)
     ] = None,
 ) -> None:
-    """Put sets into the data folder, from their source or from --from, and check their SHA-256."""
+    """Put sets into the data folder with what belongs to them, from their source or --from, and check their SHA-256."""
     from gcpo_bench.errors import GcpoBenchError
-    from gcpo_bench.prompt_sets import SETS, fetch, get
+    from gcpo_bench.prompt_sets import SETS, fetch, with_parts
 
-    wanted = [get(name).name for name in names or SETS]
+    wanted = list(dict.fromkeys(each for name in names or SETS for each in with_parts(name)))
     failures: list[GcpoBenchError] = []
     for name in wanted:
         try:

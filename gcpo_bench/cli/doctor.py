@@ -148,7 +148,7 @@ def _published() -> Iterator[Check]:
     """Which published benchmarks and models can be run; none is required, but a damaged copy is told."""
     from gcpo_bench import catalogue
     from gcpo_bench.errors import GcpoBenchError
-    from gcpo_bench.prompt_sets import SETS, verify
+    from gcpo_bench.prompt_sets import SETS, verify, with_parts
     from gcpo_bench.registry import BENCHMARKS
     from gcpo_bench.weights import missing_files, state
 
@@ -167,15 +167,34 @@ def _published() -> Iterator[Check]:
     for name in BENCHMARKS:
         needed = catalogue.NEEDS.get(name, ())
         lacking = sum(bool(missing_files(weights, weights.path)) for weights in needed)
-        no_prompts = name in SETS and (name in damaged or not SETS[name].path.exists())
+        sets = with_parts(name) if name in SETS else ()
+        no_prompts = any(each in damaged or not SETS[each].path.exists() for each in sets)
         if needed or name in SETS:
             mends = [f"gcpo-bench data fetch {name}"] * no_prompts + [f"gcpo-bench models fetch {name}"] * (lacking > 0)
             parts = ["prompts"] * no_prompts + [f"{lacking} of {len(needed)} weights"] * (lacking > 0)
             yield Check(f"benchmark {name}", "ok", f"lacks {', '.join(parts)}" if parts else "ready", "; ".join(mends))
+    yield _phrases()
     for name in catalogue.POLICIES:
         found = state(catalogue.CATALOGUE[name])
         mend = "" if found == "there" else f"gcpo-bench models fetch {name}"
         yield Check(f"model {name}", "ok", "ready" if found == "there" else "not fetched", mend)
+
+
+def _phrases() -> Check:
+    """The table of noun phrases that T2I-CompBench needs, and spaCy, which makes it."""
+    from gcpo_bench.environment import package_version
+    from gcpo_bench.errors import GcpoBenchError, PrerequisiteError
+    from gcpo_bench.evaluators import phrases
+
+    name, version = "noun phrases t2i-compbench", package_version("spacy")
+    try:
+        table = phrases.load()
+    except PrerequisiteError as error:
+        found = f"not made; spaCy {version or 'is not installed'}"
+        return Check(name, "ok", found, error.hint if version else f"pip install 'gcpo-bench[spacy]'; {error.hint}")
+    except GcpoBenchError as error:
+        return Check(name, "warning", str(error), error.hint)
+    return Check(name, "ok", f"{len(table.prompts)} prompts, {table.parser}")
 
 
 def _extras() -> Iterator[Check]:

@@ -11,6 +11,7 @@ from .evaluate_images import Outcomes, evaluated_folder, evaluated_generator, pl
 from .evaluate_results import print_result, refuse_unscored
 from .evaluate_runs import Settings, evaluated_run
 from .evaluate_usage import Asked, check_benchmarks, check_usage, pairs_of, parse_shard
+from .groups import expanded, print_overall
 from .options import JsonOption, RunsDirOption, complete_benchmarks, complete_runs
 from .output import note, print_json, shell_quote
 
@@ -25,7 +26,7 @@ def evaluate_command(
         typer.Option(
             "--benchmark",
             "--bench",
-            help="Benchmark, or several with commas; default: the run's own, else geneval.",
+            help="Benchmark, several with commas, or t2i-compbench; default: the run's own, else geneval.",
             autocompletion=complete_benchmarks,
         ),
     ] = None,
@@ -50,7 +51,9 @@ def evaluate_command(
     out: Annotated[
         Path | None, typer.Option(help="With --images or --generator: where results go; default: evaluations/<name>.")
     ] = None,
-    images_per_prompt: Annotated[int | None, typer.Option(min=1, help="Default: the run's own, 4.")] = None,
+    images_per_prompt: Annotated[
+        int | None, typer.Option(min=1, help="Default: the run's own, or the benchmark's.")
+    ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Only so many prompts of each task.")] = None,
     batch_size: Annotated[
         int | None,
@@ -107,7 +110,7 @@ def evaluate_command(
         shard=parse_shard(shard),
         rescore=rescore,
     )
-    benchmarks = benchmark.split(",") if benchmark else []
+    benchmarks = expanded(benchmark.split(","), asked.options, images, rescore=rescore) if benchmark else []
     check_benchmarks(benchmarks)
     outcomes: Outcomes = []
     if images is not None:
@@ -134,7 +137,8 @@ def evaluate_command(
     else:
         for result in done:
             print_result(result)
-    if opened and not as_json:
+        print_overall(done)
+    if (opened or (generator is not None and out is None)) and not as_json:
         where = [] if runs_dir == Path("runs") else ["--runs-dir", str(runs_dir)]
         note(f"next: {shell_quote(['gcpo-bench', 'report', *where])}")
     refuse_unscored([evaluation for evaluation in evaluations if evaluation is not None])

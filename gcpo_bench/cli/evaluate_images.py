@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from .evaluate_usage import Asked
 
 ROOT = Path("evaluations")
-IMAGES_PER_PROMPT = 4
 Outcomes = list[tuple["Evaluation | None", dict[str, Any]]]
 """Each benchmark's evaluation, None where only a share of it is done, and what is printed."""
 
@@ -54,7 +53,7 @@ def evaluated_folder(
                 images,
                 place.path / benchmark,
                 benchmark,
-                images_per_prompt=asked.images_per_prompt or IMAGES_PER_PROMPT,
+                images_per_prompt=asked.images_per_prompt,
                 limit=asked.limit,
                 batch_rows=asked.batch_rows,
                 options=asked.options,
@@ -89,7 +88,7 @@ def evaluated_generator(
                 benchmark,
                 name=place.name,
                 seed=seed,
-                images_per_prompt=asked.images_per_prompt or IMAGES_PER_PROMPT,
+                images_per_prompt=asked.images_per_prompt,
                 limit=asked.limit,
                 batch_rows=asked.batch_rows,
                 options=asked.options,

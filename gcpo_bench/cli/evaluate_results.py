@@ -11,7 +11,7 @@ from .output import note, print_table
 if TYPE_CHECKING:
     from gcpo_bench.evaluators.types import Evaluation, Metric
 
-SHOWN = ("overall", "task/", "strict", "extra_objects", "images_correct", "prompts_correct")
+SHOWN = ("overall", "task/", "part/", "strict", "extra_objects", "images_correct", "prompts_correct")
 Z_95 = 1.96
 MAX_NOTES = 50
 """Lines about single images that are printed; scores.json has them all."""
@@ -30,6 +30,9 @@ def _label(evaluation: Evaluation) -> str:
     look = evaluation.identity.get("look", {})
     parts = [f"fidelity {look['fidelity']['name']}"] if "fidelity" in look else []
     parts += [f"{name} is not the published one" for name in ("detector", "classifier") if look.get(name) == "other"]
+    if look.get("backend") == "mmdet":
+        parts.append(f"detector run by mmdet {look['mmdet']}")
+    parts += [look["label"]] if "label" in look else []
     if missing := evaluation.identity.get("missing"):
         parts.append(f"PARTIAL: {missing} images are missing")
     return "; ".join(parts)

@@ -31,9 +31,10 @@ def complete_models(incomplete: str) -> list[tuple[str, str]]:
 
 
 def complete_benchmarks(incomplete: str) -> list[tuple[str, str]]:
-    from gcpo_bench.registry import BENCHMARKS
+    from gcpo_bench.registry import BENCHMARK_GROUPS, BENCHMARKS
 
-    return _starting(incomplete, {name: entry.summary for name, entry in BENCHMARKS.entries.items()})
+    summaries = {name: entry.summary for name, entry in BENCHMARKS.entries.items()}
+    return _starting(incomplete, summaries | dict.fromkeys(BENCHMARK_GROUPS, "all of them"))
 
 
 def complete_runs(context: typer.Context, incomplete: str) -> list[str]:

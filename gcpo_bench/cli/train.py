@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from gcpo_bench.environment import place
+
 from .options import (
     MethodOption,
     ModelOption,
@@ -21,10 +23,12 @@ from .options import (
 )
 from .output import duration, note, print_table, shell_quote, size
 from .progress import describe, progress
+from .together import together
 
 if TYPE_CHECKING:
     from gcpo_bench.config import RunConfig
     from gcpo_bench.runs import Run
+    from gcpo_bench.training.distributed import World
     from gcpo_bench.training.estimate import Estimate
 
 MAY_CHANGE = ("num_steps", "num_threads", "logging.")
@@ -49,37 +53,74 @@ def train_command(
         bool, typer.Option("--resume", help="Continue --name, or the run that stopped last; same settings.")
     ] = False,
 ) -> None:
-    """Train a policy; without options GCPO on the embedded world."""
+    """Train a policy; without options GCPO on the embedded world. Under torchrun on several GPUs."""
+    flags = {"method": method, "model": model, "ratio": ratio, "seed": seed, "num_steps": num_steps}
+
+    def prepare(world: World | None = None) -> Run | None:
+        if resume:
+            return _resumed(name, runs_dir, preset, override or [], flags, dry_run)
+        return _new(name, runs_dir, preset, override or [], flags, dry_run, world)
+
+    if dry_run:  # needs no other process: WORLD_SIZE=8 gcpo-bench train --dry-run says what 8 would take
+        if place().rank == 0:
+            prepare()
+        return
+    with together() as world:
+        run = prepare() if world is None else world.from_first(lambda: prepare(world))
+        if run is not None:
+            _train(run, runs_dir, world, resume=resume)
+
+
+Flags = Mapping[str, Any]
+
+
+def _resumed(
+    name: str | None, root: Path, preset: str | None, override: list[str], flags: Flags, dry_run: bool
+) -> Run | None:
+    """The run to go on with; None where nothing is left to do."""
+    from gcpo_bench import runs
+
+    run = runs.open_run(name, root) if name else _stopped_last(root)
+    config = _resumed_config(run, preset, override, flags)
+    if dry_run:
+        _print_plan(config, run.path, done=run.status().step)
+        return None
+    if run.status().state == "finished" and run.status().step >= config.num_steps:
+        note(f"{run.path} is finished; train on with a larger --num-steps")
+        print(run.path)
+        return None
+    if config != run.config:
+        with run.lock():
+            run.replace_config(config)
+    return run
+
+
+def _new(
+    name: str | None,
+    root: Path,
+    preset: str | None,
+    override: list[str],
+    flags: Flags,
+    dry_run: bool,
+    world: World | None,
+) -> Run | None:
+    """A new run; None where nothing is to be written."""
     from gcpo_bench import runs
     from gcpo_bench.resolve import resolve
 
-    flags = {"method": method, "model": model, "ratio": ratio, "seed": seed, "num_steps": num_steps}
-    if resume:
-        run = runs.open_run(name, runs_dir) if name else _stopped_last(runs_dir)
-        config = _resumed_config(run, preset, override or [], flags)
-        if dry_run:
-            _print_plan(config, run.path, done=run.status().step)
-            return
-        if run.status().state == "finished" and run.status().step >= config.num_steps:
-            note(f"{run.path} is finished; train on with a larger --num-steps")
-            print(run.path)
-            return
-        if config != run.config:
-            with run.lock():
-                run.replace_config(config)
-    else:
-        config = resolve(preset, override or (), flags).config
-        stem = f"{config.method}-{config.policy.name}-seed{config.seed}"
-        name = runs.unused_name(runs_dir, stem) if name is None else name
-        runs.check_new(runs_dir, name)
-        if dry_run:
-            _print_plan(config, runs_dir / name)
-            return
-        from gcpo_bench.training.starts import start_weights
+    config = resolve(preset, override, flags).config
+    if name is None:
+        name = runs.unused_name(root, f"{config.method}-{config.policy.name}-seed{config.seed}")
+    runs.check_new(root, name)
+    if dry_run:
+        _print_plan(config, root / name)
+        return None
+    from gcpo_bench.training.starts import start_weights
 
-        start_weights(config, runs_dir)  # what is missing is told before there is a run
-        run = runs.create(runs_dir, name, config)
-    _train(config, run, runs_dir, resume=resume)
+    if world is not None:
+        world.settled(config)
+    start_weights(config, root)  # what is missing is told before there is a run
+    return runs.create(root, name, config)
 
 
 def _stopped_last(root: Path) -> Run:
@@ -116,15 +157,21 @@ def _resumed_config(run: Run, preset: str | None, override: list[str], flags: Ma
     return config
 
 
-def _train(config: RunConfig, run: Run, root: Path, *, resume: bool) -> None:
+def _train(run: Run, root: Path, world: World | None, *, resume: bool) -> None:
     from gcpo_bench.errors import GcpoBenchError
     from gcpo_bench.files import writing
+    from gcpo_bench.runs import WatchedRun
+    from gcpo_bench.training.distributed import ALONE
     from gcpo_bench.training.estimate import check_memory
     from gcpo_bench.training.loop import train
 
-    check_memory(config)
-    note(f"training {config.method} on {config.policy.name}: {run.path}")
-    _warn_of_leaks(config)
+    world, config = world or ALONE, run.config
+    run = run if world.first else WatchedRun(run.path, config)
+    check_memory(world.settled(config), world.size)
+    many = f" in {world.size} processes" if world.size > 1 else ""
+    note(f"training {config.method} on {config.policy.name}{many}: {run.path}")
+    if world.first:
+        _warn_of_leaks(config)
     started = time.perf_counter()
     done = (run.checkpoint_steps() or [0])[-1] if resume else 0
     with writing(run.log_path), run.log_path.open("a", encoding="utf-8") as log, progress("step", done) as show:
@@ -135,15 +182,17 @@ def _train(config: RunConfig, run: Run, root: Path, *, resume: bool) -> None:
             print(f"step {step}/{config.num_steps}  {describe(metrics)}", file=log, flush=True)
 
         try:
-            train(config, run, resume=resume, on_step=on_step)
+            train(config, run, resume=resume, on_step=on_step, world=world)
         except GcpoBenchError as error:
             print(f"stopped: {error}", file=log)
             raise
         except Exception as error:
             # training marks the failures it knows; a defect must not leave the run "running" either
-            run.set_status("failed", run.status().step, f"internal error: {type(error).__name__}: {error}")
+            if world.first:
+                run.set_status("failed", run.status().step, f"internal error: {type(error).__name__}: {error}")
             raise
-    _print_summary(run, root, time.perf_counter() - started)
+    if world.first:
+        _print_summary(run, root, time.perf_counter() - started)
 
 
 def _warn_of_leaks(config: RunConfig) -> None:
@@ -171,10 +220,12 @@ def _print_summary(run: Run, root: Path, seconds: float) -> None:
 
 
 def _time(cost: Estimate, steps: int) -> str:
-    seconds = cost.seconds_per_step
+    seconds, many = cost.seconds_per_step, place().size
     if cost.measured:
-        return f"about {duration(seconds * steps)}, {seconds:.2f} s a step (one measured)"
-    return f"at least {duration(seconds * steps)} on one H200, {seconds:.2f} s a step (computed floor, without rewards)"
+        alone = ", in one process" if many > 1 else ""
+        return f"about {duration(seconds * steps)}, {seconds:.2f} s a step (one measured{alone})"
+    where = f"{many} H200 (without what they send each other)" if many > 1 else "one H200"
+    return f"at least {duration(seconds * steps)} on {where}, {seconds:.2f} s a step (computed floor, without rewards)"
 
 
 def _differentiated(config: RunConfig) -> str:
@@ -189,7 +240,8 @@ def _differentiated(config: RunConfig) -> str:
 def _print_plan(config: RunConfig, path: Path, done: int = 0) -> None:
     from gcpo_bench.training.estimate import estimate
 
-    cost = estimate(config)
+    many = place().size
+    cost = estimate(config, many)
     steps = max(config.num_steps - done, 0)
     images = config.sampling.prompts_per_step * config.sampling.group_size
     selectors = [f"{item.name} {item.ratio:g}" if item.ratio else item.name for item in config.selection.selectors]
@@ -206,7 +258,8 @@ def _print_plan(config: RunConfig, path: Path, done: int = 0) -> None:
         ("output layer", _differentiated(config)),
         ("time", _time(cost, steps)),
         ("disk", size(cost.bytes_on_disk)),
-        ("memory", f"{size(cost.peak_memory_bytes)} at the peak"),
+        *([("processes", many)] if many > 1 else []),
+        ("memory", f"{size(cost.peak_memory_bytes)} at the peak{' of each process' * (many > 1)}"),
         *((f"  {name}", size(count)) for name, count in cost.parts.items() if count),
     ]
     print_table(("would run", ""), rows)

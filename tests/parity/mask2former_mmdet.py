@@ -12,12 +12,9 @@ otherwise, and it pads after normalising; so the sizes are such that a scaled im
 from __future__ import annotations
 
 import argparse
-import importlib.machinery
 import json
-import sys
 import tempfile
 import time
-import types
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +24,9 @@ from PIL import Image, ImageDraw
 
 from gcpo_bench.evaluators.detectors.mask2former import Instance, Mask2Former
 from gcpo_bench.evaluators.detectors.mask2former_weights import from_state
+from gcpo_bench.evaluators.detectors.mmdet import CONFIG, has_operators
 from gcpo_bench.geneval_prompts import CLASSES
 
-CONFIG = "mask2former/mask2former_swin-s-p4-w7-224_8xb2-lsj-50e_coco.py"
 SIZES = ((512, 512), (1024, 1024), (400, 544))
 """Enlarged, reduced, and not square; height, width."""
 
@@ -47,27 +44,9 @@ def picture(height: int, width: int, seed: int) -> Image.Image:
     return page
 
 
-def without_operators() -> None:
-    """Lets mmcv-lite be imported where mmcv's compiled operators are expected but never called."""
-
-    class Operators(types.ModuleType):
-        def __getattr__(self, name: str) -> Any:
-            if name.startswith("__"):
-                raise AttributeError(name)
-
-            def missing(*_: Any, **__: Any) -> Any:
-                raise RuntimeError(f"mmcv operator {name} is not compiled")
-
-            return missing
-
-    module = Operators("mmcv._ext")
-    module.__spec__ = importlib.machinery.ModuleSpec("mmcv._ext", loader=None)
-    sys.modules["mmcv._ext"] = module
-
-
 def theirs() -> Any:
     """mmdet's detector with random weights; the classes' are larger than at its start, so that scores are far apart."""
-    without_operators()
+    has_operators()
     import mmdet
     from mmdet.apis import init_detector
     from mmengine import Config

@@ -89,6 +89,9 @@ def spatial_2d(prompt: str, nouns: list[str], found: Found) -> float:
 
 
 def mean_depth(box: Any, depth: Any) -> float:
+    """From a map, or from what is known of boxes."""
+    if isinstance(depth, dict):
+        return float(depth[box])
     values = []
     for row in range(max(0, int(box[0])), min(len(depth), int(box[2]))):
         for col in range(max(0, int(box[1])), min(len(depth[0]), int(box[3]))):
@@ -161,3 +164,38 @@ def numeracy(asked: list[tuple[str, int]], found: Found) -> float:
         if names.count(name) == number:
             total += 0.5 * weight
     return total
+
+
+def complex_objects(words: list[tuple[str, str]]) -> list[str] | None:
+    """Words come with their parts of speech."""
+    wanted = ["on top of", "on bottom of", "on the left", "on the right", "next to", "on side of", "near"]
+    objects: list[str] = []
+    for at in range(len(words)):
+        taken = 0
+        for length in (1, 2, 3):
+            window = words[at : at + length]
+            if " ".join(word for word, _ in window) in wanted:
+                taken = length
+        if taken == 0:
+            continue
+        for row in range(at - 1, -1, -1):
+            if words[row][1] in ("NOUN", "PROPN"):
+                objects.append(words[row][0])
+                break
+        row, found = at + taken, False
+        while row < len(words) and not found:
+            if words[row][1] == "NOUN":
+                objects.append(words[row][0])
+                found = True
+            row += 1
+        if not found:
+            for row in range(at + taken, len(words) - 1):
+                if words[row][1] == "PROPN" and words[row + 1][1] != "PROPN":
+                    objects.append(words[row][0])
+                    break
+    if len(objects) != 2:
+        return None
+    for row in (0, 1):
+        if objects[row] in ("girl", "boy", "man", "woman"):
+            objects[row] = "person"
+    return objects
