@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -53,13 +53,18 @@ class Evaluation:
     """Values that are compared, the headline first; most benchmarks have only that."""
     measures: Mapping[str, Measure]
     """Of each value that an image has."""
+    _scores: dict[str, dict[str, tuple[str, float]]] = field(default_factory=dict, repr=False, compare=False)
+    """Prompt scores that were asked for: every column of a table asks again."""
 
     def prompt_scores(self, metric: str) -> dict[str, tuple[str, float]]:
-        """prompt id -> (task, mean over its scored images)."""
+        """prompt id -> (task, mean over its scored images); not to be changed."""
         if metric not in self.by_prompt:
             return {}
-        means = self.by_prompt[["tag", metric]].dropna(subset=[metric])
-        return dict(zip(means.index, zip(means["tag"], means[metric].tolist(), strict=True), strict=True))
+        if metric not in self._scores:
+            means = self.by_prompt[["tag", metric]].dropna(subset=[metric])
+            rows = zip(means["tag"], means[metric].tolist(), strict=True)
+            self._scores[metric] = dict(zip(means.index, rows, strict=True))
+        return self._scores[metric]
 
     def prompt_texts(self) -> dict[str, str]:
         return {sample.prompt_id: sample.prompt for sample in self.samples}
@@ -125,9 +130,7 @@ def _sample(row: Mapping[str, Any], path: Path, number: int) -> Sample:
         if values.keys() & {"prompt_id", "tag"}:
             raise ValueError("a value has the name of a column")
         detections = tuple(row.get("detections") or ())
-        if not all(
-            len(item["box"]) == 4 and all(math.isfinite(float(edge)) for edge in item["box"]) for item in detections
-        ):
+        if not all(len(box := item["box"]) == 4 and all(map(math.isfinite, map(float, box))) for item in detections):
             raise ValueError("a box does not have 4 finite edges")
         return Sample(
             prompt_id=str(row["prompt_id"]),
