@@ -87,6 +87,14 @@ def by_confidence(detections: Sequence[Detection]) -> list[Detection]:
     return sorted(detections, key=lambda detection: -detection.confidence)
 
 
+def from_frame(box: Box, height: int, width: int) -> Box:
+    """A box of the detector's frame in pixels of the picture, which has this size."""
+    frame_height, frame_width = frame_size(height, width)
+    scales = (width / frame_width, height / frame_height) * 2
+    left, top, right, bottom = (round(side * scale, 2) for side, scale in zip(box, scales, strict=True))
+    return left, top, right, bottom
+
+
 # ---------------------------------------------------------------- spatial
 
 PERSONS = frozenset({"girl", "boy", "man", "woman"})

@@ -178,10 +178,10 @@ class ComplexBenchmark:
 
     def summarize(self, samples: Sequence[SampleScore]) -> dict[str, Metric]:
         """`overall`, and the mean of each part over the prompts that are about it."""
-        found = summarize(samples, CATEGORY, unit="score")
+        found = summarize(samples, CATEGORY, unit="raw")
         for part in compbench.PARTS if found else ():
             about = [sample for sample in samples if part in sample.values]
-            found |= {f"part/{part}": metric for metric in summarize(about, part, unit="score").values()}
+            found |= {f"part/{part}": metric for metric in summarize(about, part, unit="raw").values()}
         return found
 
     def export(self, samples: Sequence[SampleScore], prompts: Mapping[str, Prompt]) -> dict[str, str]:

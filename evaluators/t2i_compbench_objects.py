@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, Protocol
@@ -52,6 +52,11 @@ class Found:
     depths: tuple[float, ...]
     """Mean depth of each detection, larger where nearer; NaN where it is not known."""
 
+    def shown(self, size: Sequence[int]) -> tuple[Detection, ...]:
+        """The detections in pixels of the picture, which has this height and width."""
+        height, width = size
+        return tuple(replace(each, box=compbench.from_frame(each.box, height, width)) for each in self.detections)
+
 
 # ---------------------------------------------------------------- what finds objects
 
@@ -74,7 +79,7 @@ class Finder(Protocol):
         ...
 
     def observe(self, image_YXC: npt.NDArray[np.uint8], question: Any) -> Any:
-        """As JSON."""
+        """As JSON, an object; its `size` is height and width of the picture."""
         ...
 
     def found(self, observation: Any, names: Sequence[str]) -> Found: ...
@@ -167,7 +172,7 @@ class Imported:
         return ""
 
     def observe(self, image_YXC: npt.NDArray[np.uint8], question: Sequence[Any]) -> Mapping[str, Any]:
-        return self._stored.rows[question[0], question[1]]
+        return {**self._stored.rows[question[0], question[1]], "size": list(image_YXC.shape[:2])}
 
     def found(self, observation: Mapping[str, Sequence[Any]], names: Sequence[str]) -> Found:
         rows = zip(observation["labels"], observation["confidences"], observation["boxes"], strict=True)
@@ -392,11 +397,11 @@ class ObjectsBenchmark:
     def settings(self) -> dict[str, Any]:
         return {**self.task.settings(), **self.finder.settings()}
 
-    def judge(self, observation: Any, prompt: Prompt) -> Judged:
-        """The score, what is not as asked, and the objects found, their boxes in the detector's frame."""
+    def judge(self, observation: Mapping[str, Any], prompt: Prompt) -> Judged:
+        """The score, what is not as asked, and the objects found."""
         found = self.finder.found(observation, self.task.objects(prompt))
         score, reason = self.task.score(prompt, found)
-        return {self.headline: score}, reason, found.detections
+        return {self.headline: score}, reason, found.shown(observation["size"])
 
     def score(self, images_BYXC: npt.NDArray[np.uint8], prompts_B: Sequence[Prompt]) -> list[Judged]:
         seen = self.observe(list(images_BYXC), [self.question(prompt) for prompt in prompts_B])

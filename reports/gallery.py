@@ -54,13 +54,12 @@ def gallery(data: ReportData) -> Fragment:
     """For each variant the prompts it changed most, against its start; then image sets that are no runs, beside one."""
     albums = [*_own_albums(data), *_reference_albums(data)]
     nothing = "No pair of images before and after: evaluate a start and a run."
-    fields = ("variant", "benchmark", "run", "better", "worse", "same")
+    fields = ("variant", "benchmark", "run", "against", "better", "worse", "same")
+    named = len(data.benchmarks) > 1
     return Fragment(
         title="Before and after",
-        html=render("gallery", albums=albums, named=len(data.benchmarks) > 1)
-        if albums
-        else render("nothing", text=nothing),
-        markdown="\n".join(map(_album_markdown, albums)) or f"{nothing}\n",
+        html=render("gallery", albums=albums, named=named) if albums else render("nothing", text=nothing),
+        markdown="\n".join(_album_markdown(album, named) for album in albums) or f"{nothing}\n",
         data={"gallery": [{key: album[key] for key in fields} for album in albums]},
     )
 
@@ -223,7 +222,7 @@ def read_image(folder: Path, relative: str) -> tuple[np.ndarray | None, str]:
         return None, "the image is damaged"
 
 
-def _album_markdown(album: dict[str, Any]) -> str:
+def _album_markdown(album: dict[str, Any], named: bool) -> str:
     rows = [
         [
             markdown_text(pair["prompt"]),
@@ -234,9 +233,10 @@ def _album_markdown(album: dict[str, Any]) -> str:
         for pair in group["pairs"]
     ]
     unit, against = markdown_text(album["unit"]), markdown_text(album["against"])
+    where = f", {markdown_text(album['benchmark'])}" if named else ""
+    head = f"{markdown_text(album['variant'])} against {against}{where}"
     return (
-        f"{markdown_text(album['variant'])} against {against}: {album['better']} prompts better, {album['worse']} "
-        f"worse, {album['same']} the same.\n\n"
+        f"{head}: {album['better']} prompts better, {album['worse']} worse, {album['same']} the same.\n\n"
         + markdown_table(["prompt", f"change, {unit}", *map(markdown_text, album["heads"])], rows)
     )
 

@@ -26,7 +26,9 @@ def claims(data: ReportData) -> Fragment:
     findings = [finding for benchmark in data.run_benchmarks[:1] for finding in judge_all(data, benchmark)]
     where = ", ".join(sorted({variant.policy for variant in data.trained})) or "no model"
     if len(data.run_benchmarks) > 1 or any(not data.headline(name).is_verdict for name in data.run_benchmarks):
-        where += f" and {data.run_benchmarks[0]} ({data.headline(data.run_benchmarks[0]).label})"
+        first = data.run_benchmarks[0]
+        scale = "" if data.headline(first).is_verdict else f" ({data.headline(first).label})"
+        where += f" and {first}{scale}"
     records = [_claim_record(finding) for finding in findings]
     header = ["claim", "status", "setting", "found"]
     return Fragment(

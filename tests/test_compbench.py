@@ -23,6 +23,7 @@ from gcpo_bench.evaluators.compbench import (
     complex_parts,
     distinct,
     frame_size,
+    from_frame,
     numeracy,
     pair,
     questions,
@@ -287,6 +288,10 @@ def test_the_frame_has_479_pixels_on_its_short_side_and_480_at_most(
     size: tuple[int, int], expected: tuple[int, int]
 ) -> None:
     assert frame_size(*size) == expected  # int(479 * 640 / 480) = 638 is too long; int(480 * 479 / 638) = 360
+    (height, width), (frame_height, frame_width) = size, expected
+    assert from_frame((0, 0, frame_width, frame_height), height, width) == (0, 0, width, height)
+    half = from_frame((frame_width / 4, 0, frame_width / 2, frame_height / 2), height, width)
+    assert half == (width / 4, 0, width / 2, height / 2)
 
 
 def test_damaged_lists_of_nouns_are_refused() -> None:

@@ -191,7 +191,6 @@ def test_whatever_lies_there_says_who_drew_it(folders: dict[str, Path], tmp_path
         "generator": "diffusers:x",
         "pipeline": "StableDiffusionPipeline",
         "weights": generator.settings()["weights"],
-        "variant": None,
         "diffusers": diffusers.__version__,
         "device": "cpu",
         "dtype": "float32",

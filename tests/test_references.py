@@ -248,3 +248,55 @@ def test_the_command_shows_them_beside_runs_on_two_benchmarks(cli: Cli, root: Pa
     shutil.rmtree(tmp_path / "evaluations")
     nothing = cli("report")
     assert (nothing.code, "no run in runs" in nothing.err) == (2, True)
+
+
+WARMTH = """
+from gcpo_bench.evaluators.metrics import stratified
+from gcpo_bench.scenes import held_out_prompts
+
+class Warmth:
+    \"\"\"How red pictures are, in grey levels: nothing is right or wrong.\"\"\"
+    name = prompt_set = "lab_warmth:Warmth"
+    version = "1"
+    headline = "warmth"
+
+    def __init__(self, world=""):
+        pass
+
+    def prompts(self):
+        return [prompt for prompt in held_out_prompts() if prompt.tag in ("colors", "counting")][::8]
+
+    def problem(self, image_YXC):
+        return ""
+
+    def score(self, images_BYXC, prompts_B):
+        return [({"warmth": float(image[..., 0].mean() - image[..., 2].mean())}, "", ()) for image in images_BYXC]
+
+    def summarize(self, samples):
+        scored = [sample for sample in samples if sample.values]
+        return {"overall": stratified(scored, "warmth", by_prompt=True, unit="raw")} if scored else {}
+"""
+
+
+def test_a_run_and_a_folder_really_evaluated_meet_in_the_report(
+    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The folder holds the run's own images, so that the difference is known: none."""
+    (tmp_path / "lab_warmth.py").write_text(WARMTH, encoding="utf-8")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    bench = ("--bench", "lab_warmth:Warmth", "--images-per-prompt", "1")
+    assert cli("train", "--model", "scenes-8", "--num-steps", "1", "--name", "a").code == 0
+    evaluated = cli("evaluate", "a", *bench, "--json")
+    assert evaluated.code == 0, evaluated.err
+    shutil.copytree(tmp_path / "runs/a/images/lab_warmth:Warmth", tmp_path / "copy")
+    assert cli("evaluate", "--images", "copy", *bench).code == 0
+    assert cli("report", "--format", "md,json,csv").code == 0
+    text = (tmp_path / "report/report.md").read_text(encoding="utf-8").replace("\\", "")
+    assert "lab_warmth:Warmth, warmth: this gcpo checkpoint and copy score the same on every prompt (12 prompts" in text
+    assert "| copy (not trained here; folder of images; 1 image a prompt) |" in text
+    found = json.loads((tmp_path / "report/report.json").read_text())["verdict"]["comparisons"]
+    (against_start,) = [each for each in found if each["against"] == "start"]
+    printed = json.loads(evaluated.out)["difference"]
+    assert [against_start[key] for key in ("difference", "low", "high")] == pytest.approx(
+        [printed[key] for key in ("value", "low", "high")]
+    )

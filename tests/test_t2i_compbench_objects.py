@@ -218,8 +218,12 @@ def test_what_is_judged_is_what_was_seen(fidelity: str, go: Callable[..., Path])
     for row in samples(out):
         seen, nouns = by_digest[row["image_digest"]], list(parsed(row["prompt"]).nouns)
         assert seen["question"] == nouns
-        assert set(seen["value"]) == {"boxes", "surest", "least", "depths"}
-        found = [(each["label"], each["confidence"], tuple(each["box"])) for each in row["detections"]]
+        assert set(seen["value"]) == {"size", "boxes", "surest", "least", "depths"}
+        height, width = seen["value"]["size"]
+        assert (height, width) == (48, 40 + 8 * row["image_index"])
+        boxes = map(tuple, seen["value"]["boxes"])
+        in_frame = {compbench.from_frame(box, height, width): box for box in boxes}
+        found = [(each["label"], each["confidence"], in_frame[tuple(each["box"])]) for each in row["detections"]]
         pairs = zip(map(tuple, seen["value"]["boxes"]), seen["value"]["depths"], strict=True)
         depths = {box: math.nan if None in pair else pair[fidelity == "fixed"] for box, pair in pairs}
         expected = reference.spatial_3d(row["prompt"], nouns, found, depths)
@@ -273,7 +277,7 @@ def test_complex_prompts_are_asked_what_they_are_about(go: Callable[..., Path]) 
 def test_without_one_of_its_parts_3_in_1_has_no_value(small_world: Path) -> None:
     made = BENCHMARKS.load("t2i-compbench-complex")()
     prompt = made.prompts()[0]
-    nothing: dict[str, list[Any]] = {"boxes": [], "surest": [], "least": []}
+    nothing: dict[str, list[Any]] = {"size": [8, 8], "boxes": [], "surest": [], "least": []}
     values, reason, _ = made.judge({"attribute": [["a cat?", math.nan]], "spatial": nothing}, prompt)
     assert values == {"spatial": 0.0}
     assert reason == "BLIP-VQA's answer is not a number"

@@ -31,13 +31,15 @@ class Eyes:
     depth: depths.Depth | None
 
     def __call__(self, image_YXC: UInt8, names: Sequence[str]) -> dict[str, list[Any]]:
-        """As plain values, one of each list a box: `boxes`, for each name `surest` and `least`, see `grounding`.
+        """As plain values: `size`, height and width of the picture, and lists that hold one value a box: `boxes`, in
+        the detector's frame, and for each name `surest` and `least`, see `grounding`.
 
         With depth also `depths`: means over the box, 0 to 1, larger where nearer; the first with rows and columns
         exchanged, as published, the second without; None where a box holds no pixel.
         """
         found = self.detector(image_YXC, names)
         seen: dict[str, list[Any]] = {
+            "size": list(image_YXC.shape[:2]),
             "boxes": [list(each.box) for each in found],
             "surest": [list(each.surest) for each in found],
             "least": [list(each.least) for each in found],

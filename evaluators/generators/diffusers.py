@@ -79,7 +79,7 @@ class DiffusersGenerator:
         return {
             "pipeline": self._class.__name__,
             "weights": self._weights,
-            "variant": self._loading.variant,
+            **({"variant": self._loading.variant} if self._loading.variant else {}),
             "diffusers": diffusers.__version__,
             "device": self._device.type,
             "dtype": self._dtype,

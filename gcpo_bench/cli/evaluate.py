@@ -138,7 +138,7 @@ def evaluate_command(
         for result in done:
             print_result(result)
         print_overall(done)
-    if opened and not as_json:
+    if (opened or (generator is not None and out is None)) and not as_json:
         where = [] if runs_dir == Path("runs") else ["--runs-dir", str(runs_dir)]
         note(f"next: {shell_quote(['gcpo-bench', 'report', *where])}")
     refuse_unscored([evaluation for evaluation in evaluations if evaluation is not None])

@@ -30,9 +30,9 @@ def _label(evaluation: Evaluation) -> str:
     look = evaluation.identity.get("look", {})
     parts = [f"fidelity {look['fidelity']['name']}"] if "fidelity" in look else []
     parts += [f"{name} is not the published one" for name in ("detector", "classifier") if look.get(name) == "other"]
-    parts += [look["label"]] if "label" in look else []
     if look.get("backend") == "mmdet":
         parts.append(f"detector run by mmdet {look['mmdet']}")
+    parts += [look["label"]] if "label" in look else []
     if missing := evaluation.identity.get("missing"):
         parts.append(f"PARTIAL: {missing} images are missing")
     return "; ".join(parts)

@@ -59,5 +59,6 @@ def print_overall(results: Sequence[Mapping[str, Any]]) -> None:
         low, high = overall["low"], overall["high"]
         interval = "-" if low is None else f"{low:.3f} to {high:.3f}"
         row = [result["run"], result["benchmark"], f"{overall['value']:.3f}", interval, overall["n"]]
-        rows.append([*row, overall["unscored"]])
-    print_table(["", "benchmark", "overall>", "95 % interval>", "n>", "unscored>"], rows, title="all")
+        rows.append([*row, overall["unscored"], result["label"]])
+    columns = ["", "benchmark", "overall>", "95 % interval>", "n>", "unscored>", "to be told with it"]
+    print_table(columns, rows, title="overview")
