@@ -141,6 +141,12 @@ def test_scorers_are_measured_from_the_command_line(cli: Cli, tmp_path: Path) ->
     assert "random, small" in table.out
 
 
+def test_options_of_another_part_are_told(cli: Cli) -> None:
+    result = cli("bench", "select", "--model", "scenes-8", "--scorers", "hps-v2.1")
+    assert result.code == 2
+    assert "--scorers has no meaning for `bench select`" in result.err
+
+
 def test_an_error_comes_through_from_another_process() -> None:
     error = pickle.loads(pickle.dumps(CorruptDataError("it is damaged", hint="mend it")))
     assert (type(error), str(error), error.hint) == (CorruptDataError, "it is damaged", "mend it")
@@ -154,6 +160,7 @@ def test_an_error_comes_through_from_another_process() -> None:
         (("--scorers", "hpsv2-package-v2.1", "--random", "small"), "'hpsv2-package-v2.1' has no random weights"),
         (("--benchmark", "scenes"), "what benchmark 'scenes' looks with is not measured here"),
         (("--benchmark", "geneval", "--scorers", "deqa"), "both --scorers and --benchmark"),
+        (("--model", "scenes-8"), "--model has no meaning for `bench evaluate`"),
     ],
 )
 def test_scorers_that_cannot_be_measured_are_told(cli: Cli, options: tuple[str, ...], message: str) -> None:

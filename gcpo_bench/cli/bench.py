@@ -53,6 +53,9 @@ def bench_command(
 
     `evaluate` measures how fast scorers look at images.
     """
+    of_scorers = {"--scorers": scorers, "--benchmark": benchmark, "--random": random, "--device": device}
+    of_steps = {"--model": model, "--preset": preset, "--override": override}
+    _refuse(of_steps if part is Part.evaluate else of_scorers, part)
     if part is Part.evaluate:
         names = _scorers(scorers, benchmark)
         _evaluate(names, images, side, repeats, threads, device, random, out, as_json)
@@ -110,6 +113,15 @@ def bench_command(
         f"this machine copies {rates.copy_bytes_per_s / 1e9:.1f} GB/s (read and written) and multiplies matrices at "
         f"{rates.matmul_flops_per_s / 1e9:,.0f} GFLOP/s in {config.policy.dtype}; the floor follows from these two"
     )
+
+
+def _refuse(others: dict[str, Any], part: Part) -> None:
+    """Options that this part does not read are told, not ignored."""
+    from gcpo_bench.errors import ConfigError
+
+    for name, value in others.items():
+        if value is not None:
+            raise ConfigError(f"{name} has no meaning for `bench {part.value}`", hint="leave it out")
 
 
 # ---------------------------------------------------------------- scorers
