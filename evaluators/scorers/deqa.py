@@ -109,6 +109,6 @@ def deqa() -> Deqa:
         raise PrerequisiteError(
             f"DeQA-Score needs a program of its own, and {COMMAND_VARIABLE} names none",
             hint=f"{COMMAND_VARIABLE}='/path/to/its/python deqa_worker.py /path/to/DeQA-Score-Mix3'; "
-            "see docs/evaluators-hps-drawbench.md",
+            "see docs/scorers.md",
         )
     return Deqa(command)
