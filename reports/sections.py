@@ -425,6 +425,7 @@ def _panel_table(data: ReportData, benchmark: str) -> Table:
     for measure in panel:
         scored = [(variant, variant_score(variant, benchmark, measure)) for variant in data.scored]
         low, high = _axis(measure, [score for _, score in scored])
+        several = sum(score is not None for _, score in scored) > 1  # one alone has nothing to stand beside
         for variant, score in scored:
             if score is None:
                 continue
@@ -443,7 +444,7 @@ def _panel_table(data: ReportData, benchmark: str) -> Table:
                     "about": _about(variant, benchmark),
                     "text": _labelled(variant, benchmark),
                     "score": _split(score, measure),
-                    "bar": whisker(score, low, high),
+                    "bar": whisker(score, low, high) if several else None,
                     "differences": [_difference_cell(c) for c in differences],
                     **_basis(variant, [score]),
                 }
