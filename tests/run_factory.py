@@ -129,7 +129,9 @@ def _metrics(step: int, steps: int, generator: np.random.Generator, method: str)
     }
 
 
-def draw_scene(generator: np.random.Generator, count: int, pixels: int = 48) -> tuple[np.ndarray, list[dict[str, Any]]]:
+def draw_scene(
+    generator: np.random.Generator, count: int, pixels: int = 48, *, paint: bool = True
+) -> tuple[np.ndarray, list[dict[str, Any]]]:
     """A picture of up to `count` coloured squares and discs, and what a detector would say about it."""
     image_YXC = np.full((pixels, pixels, 3), BACKGROUND, dtype=np.uint8)
     rows, columns = np.mgrid[0:pixels, 0:pixels]
@@ -140,13 +142,15 @@ def draw_scene(generator: np.random.Generator, count: int, pixels: int = 48) -> 
         left = (4 + 16 * (index % 3)) // 4 * 4
         color = str(generator.choice(list(COLORS)))
         shape = str(generator.choice(SHAPES[:2]))
+        detections.append(
+            {"label": shape, "color": color, "confidence": 0.97, "box": [left, top, left + size, top + size]}
+        )
+        if not paint:
+            continue
         inside = (abs(rows - top - size / 2 + 0.5) < size / 2) & (abs(columns - left - size / 2 + 0.5) < size / 2)
         if shape == "circle":
             inside = (rows - top - size / 2 + 0.5) ** 2 + (columns - left - size / 2 + 0.5) ** 2 < (size / 2) ** 2
         image_YXC[inside] = COLORS[color]
-        detections.append(
-            {"label": shape, "color": color, "confidence": 0.97, "box": [left, top, left + size, top + size]}
-        )
     return image_YXC, detections
 
 
@@ -219,7 +223,7 @@ def evaluate(
                 luck = shared.random()
                 correct = float(0.7 * luck + 0.3 * own.random() < skill - difficulty)
                 extra = float(own.random() < 0.3 * (1 - skill))
-                image_YXC, detections = draw_scene(own, objects)
+                image_YXC, detections = draw_scene(own, objects, paint=draw)
                 path = run.images_dir("scenes") / f"{prompt_id}-{index}.png"
                 if draw:
                     Image.fromarray(image_YXC).save(path)

@@ -18,7 +18,7 @@ from gcpo_bench.reports.study import paper_table, unlike_released
 
 from .run_factory import make_run, make_study
 
-SIZE = {"prompts_per_task": 40, "images_per_prompt": 4, "maps": False, "steps": 4}
+SIZE = {"prompts_per_task": 40, "images_per_prompt": 4, "maps": False, "draw": False, "steps": 4}
 
 
 def runs_of(root: Path, skills: dict[str, float], seeds: int = 3, **more: object) -> list[Path]:

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from transformers.activations import ACT2FN
 
 from gcpo_bench import __version__, runs
 from gcpo_bench.cli.output import duration, size
@@ -330,6 +331,13 @@ def test_doctor_recognises_a_torchvision_that_breaks_transformers(tmp_path: Path
     result = in_process_of_its_own(["doctor"], tmp_path, PYTHONPATH=str(tmp_path))
     assert "9.9 does not work with this torch" in refused(result, 4)
     assert "pip uninstall torchvision" in result.err
+
+
+def test_doctor_tells_an_activation_that_is_another(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = {row["name"]: row for row in json.loads(cli("doctor", "--json").out)}
+    assert (rows["activation"]["state"], rows["antialias"]["state"]) == ("ok", "ok")
+    monkeypatch.setitem(ACT2FN, "quick_gelu", type(ACT2FN["gelu"]))
+    assert "activation: QuickGELU(1) is 0.841" in refused(cli("doctor"), 4)
 
 
 def test_doctor_notices_weights_that_are_not_what_was_shipped(

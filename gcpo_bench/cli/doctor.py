@@ -42,7 +42,7 @@ def doctor_command(runs_dir: RunsDirOption = Path("runs"), as_json: JsonOption =
     """Check the installation: packages, weights, disk, cores, GPU. Exit code 4 if something required is missing."""
     from gcpo_bench.errors import PrerequisiteError
 
-    checks = [*_interpreter(), *_torch(), *_weights(), *_machine(runs_dir), *_published(), *_extras()]
+    checks = [*_interpreter(), *_torch(), *_pixels(), *_weights(), *_machine(runs_dir), *_published(), *_extras()]
     if as_json:
         print_json([asdict(check) for check in checks])
     else:
@@ -79,6 +79,27 @@ def _torch() -> Iterator[Check]:
     else:
         yield Check("GPU", "ok", "none that torch sees; the embedded world needs none")
     yield _torchvision()
+
+
+def _pixels() -> Iterator[Check]:
+    """What an installed package decided unsaid in published evaluators: the activation of CLIP, and how it is resized."""
+    try:
+        import torch
+        from transformers.activations import ACT2FN
+
+        from gcpo_bench.evaluators.scorers.images import resize_floats
+    except Exception:
+        return
+    one = torch.ones(1)
+    quick, exact = (round(float(ACT2FN[name](one)), 3) for name in ("quick_gelu", "gelu"))
+    right = (quick, exact) == (0.846, 0.841)
+    mend = "" if right else "reinstall transformers: scores of CLIP models would be wrong"
+    yield Check("activation", "ok" if right else "missing", f"QuickGELU(1) is {quick}, GELU(1) is {exact}", mend)
+    lines_CYX = (torch.arange(18) % 3 == 1).float().expand(1, 1, 18)  # every third is white
+    smooth, bare = (resize_floats(lines_CYX, (1, 6), "bilinear", antialias=each)[0, 0, 2] for each in (True, False))
+    right = (round(float(smooth), 3), float(bare)) == (0.333, 1.0)
+    mend = "" if right else "reinstall torch: scores of HPS would be wrong"
+    yield Check("antialias", "ok" if right else "missing", "an option of each scorer, and it works", mend)
 
 
 def _torchvision() -> Check:
