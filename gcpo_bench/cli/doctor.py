@@ -82,7 +82,7 @@ def _torch() -> Iterator[Check]:
 
 
 def _pixels() -> Iterator[Check]:
-    """What an installed package decided unsaid in published evaluators: CLIP's activation, and how pixels are resized."""
+    """What an installed package decided unsaid in published evaluators: CLIP's activation, the resizing of pixels."""
     try:
         import torch
         from transformers.activations import ACT2FN
