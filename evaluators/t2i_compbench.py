@@ -37,8 +37,6 @@ from .types import Judged, Metric, SampleScore
 
 ATTRIBUTES = ("color", "shape", "texture", "complex")
 """Categories with attributes that BLIP-VQA is asked about; of complex it is one part of three."""
-IMAGES_PER_PROMPT = 10
-VERSION = "1"
 _FINDER = ("detections", "made_by", "model", "box_threshold", "text_threshold", "nms_threshold")
 OPTIONS: Mapping[str, tuple[str, ...]] = {
     "color": ("noun_phrases",),
@@ -119,6 +117,17 @@ def published_results(category: str, samples: Sequence[SampleScore], key: str) -
     return {f"{RESULTS[category]}/vqa_result.json": json.dumps(rows)}
 
 
+class CompBench:
+    """What the categories have in common."""
+
+    version = "1"
+    images_per_prompt = 10
+
+    def official_pictures(self, folder: Path, prompts: Sequence[Prompt], images_per_prompt: int) -> ImageSet | None:
+        """A folder in T2I-CompBench's layout; None where it is none."""
+        return of_compbench_folder(folder, prompts, images_per_prompt)
+
+
 # ---------------------------------------------------------------- attributes
 
 
@@ -131,11 +140,9 @@ class Answerer(Protocol):
     def answers(self, images: Sequence[Image], questions: Sequence[Sequence[str]]) -> Iterable[Sequence[float]]: ...
 
 
-class AttributeBenchmark:
+class AttributeBenchmark(CompBench):
     """Colour, shape or texture. See `types.ObservingBenchmark`."""
 
-    version = VERSION
-    images_per_prompt = IMAGES_PER_PROMPT
     headline = "attribute"
 
     def __init__(
@@ -171,10 +178,6 @@ class AttributeBenchmark:
 
     def problem(self, image_YXC: npt.NDArray[np.uint8]) -> str:
         return ""
-
-    def official_pictures(self, folder: Path, prompts: Sequence[Prompt], images_per_prompt: int) -> ImageSet | None:
-        """A folder in T2I-CompBench's layout; None where it is none."""
-        return of_compbench_folder(folder, prompts, images_per_prompt)
 
     def look(self) -> dict[str, Any]:
         return dict(self.model.identity)
@@ -262,19 +265,13 @@ def texture(
 # ---------------------------------------------------------------- non-spatial
 
 
-class NonSpatialBenchmark(PanelBenchmark):
+class NonSpatialBenchmark(CompBench, PanelBenchmark):
     name = prompt_set = prompt_set("non-spatial")
-    version = VERSION
-    images_per_prompt = IMAGES_PER_PROMPT
 
     def __init__(self, panel: Panel, read: Callable[[], Sequence[Prompt]]) -> None:
         """`panel` has one scorer."""
         super().__init__(panel, read)
         (self.headline,) = panel.names
-
-    def official_pictures(self, folder: Path, prompts: Sequence[Prompt], images_per_prompt: int) -> ImageSet | None:
-        """A folder in T2I-CompBench's layout; None where it is none."""
-        return of_compbench_folder(folder, prompts, images_per_prompt)
 
     def summarize(self, samples: Sequence[SampleScore]) -> dict[str, Metric]:
         return summarize(samples, self.headline, unit="raw")

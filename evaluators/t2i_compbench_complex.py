@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,14 +21,11 @@ from gcpo_bench.datasets import Prompt
 from gcpo_bench.errors import CorruptDataError
 
 from . import compbench
-from .images import ImageSet
-from .layouts import of_compbench_folder
 from .scorers.types import aspect_problem
 from .t2i_compbench import (
-    IMAGES_PER_PROMPT,
-    VERSION,
     Answerer,
     AttributeBenchmark,
+    CompBench,
     NonSpatialBenchmark,
     non_spatial,
     own_options,
@@ -45,12 +41,10 @@ About = Callable[[str], Sequence[str]]
 """Which of `compbench.PARTS` a prompt is about."""
 
 
-class ComplexBenchmark:
+class ComplexBenchmark(CompBench):
     """See `types.PartedBenchmark` and `types.NumberingBenchmark`."""
 
     name = prompt_set = prompt_set(CATEGORY)
-    version = VERSION
-    images_per_prompt = IMAGES_PER_PROMPT
     headline = CATEGORY
 
     def __init__(
@@ -81,10 +75,6 @@ class ComplexBenchmark:
 
     def problem(self, image_YXC: npt.NDArray[np.uint8]) -> str:
         return aspect_problem(*image_YXC.shape[:2])
-
-    def official_pictures(self, folder: Path, prompts: Sequence[Prompt], images_per_prompt: int) -> ImageSet | None:
-        """A folder in T2I-CompBench's layout; None where it is none."""
-        return of_compbench_folder(folder, prompts, images_per_prompt)
 
     def notes(self, wanted: Sequence[tuple[Prompt, int]]) -> tuple[str, ...]:
         return self.spatial.notes(wanted)

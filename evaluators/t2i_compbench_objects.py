@@ -29,12 +29,10 @@ from gcpo_bench.weights import locate
 from . import compbench, grounding, phrases, stored_detections
 from .compbench import Nouns
 from .grounding import Candidate, Thresholds
-from .images import ImageSet
-from .layouts import of_compbench_folder
 from .phrases import Phrases
 from .scorers.types import aspect_problem
 from .stored_detections import StoredDetections
-from .t2i_compbench import IMAGES_PER_PROMPT, VERSION, own_options, prompt_set, published_results, summarize
+from .t2i_compbench import CompBench, own_options, prompt_set, published_results, summarize
 from .types import Detection, Image, Judged, Metric, SampleScore
 
 OBSERVER = 1
@@ -328,11 +326,8 @@ class Numeracy:
 # ---------------------------------------------------------------- the benchmarks
 
 
-class ObjectsBenchmark:
+class ObjectsBenchmark(CompBench):
     """2D or 3D positions or numeracy. See `types.ObservingBenchmark` and `types.NumberingBenchmark`."""
-
-    version = VERSION
-    images_per_prompt = IMAGES_PER_PROMPT
 
     def __init__(self, category: str, task: Task, finder: Finder, read: Callable[[], Sequence[Prompt]]) -> None:
         """`read` gives the prompts, and says what is missing on this machine, when they are asked for."""
@@ -351,10 +346,6 @@ class ObjectsBenchmark:
 
     def problem(self, image_YXC: npt.NDArray[np.uint8]) -> str:
         return aspect_problem(*image_YXC.shape[:2])
-
-    def official_pictures(self, folder: Path, prompts: Sequence[Prompt], images_per_prompt: int) -> ImageSet | None:
-        """A folder in T2I-CompBench's layout; None where it is none."""
-        return of_compbench_folder(folder, prompts, images_per_prompt)
 
     def notes(self, wanted: Sequence[tuple[Prompt, int]]) -> tuple[str, ...]:
         """What is remarkable about imported detections, a line each."""

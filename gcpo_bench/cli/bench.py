@@ -62,7 +62,6 @@ def bench_command(
         return
     from gcpo_bench import environment
     from gcpo_bench.environment import usable_cores
-    from gcpo_bench.files import write_json
     from gcpo_bench.resolve import resolve
     from gcpo_bench.training.bench import measure, spec_for
 
@@ -85,10 +84,7 @@ def bench_command(
         "variants": rows,
         "environment": environment.record(),
     }
-    if out is not None:
-        write_json(out, record)
-    if as_json:
-        print_json(record)
+    if _handed_over(record, out, as_json=as_json):
         return
     first = rows[0]["seconds"]
     print_table(
@@ -113,6 +109,17 @@ def bench_command(
         f"this machine copies {rates.copy_bytes_per_s / 1e9:.1f} GB/s (read and written) and multiplies matrices at "
         f"{rates.matmul_flops_per_s / 1e9:,.0f} GFLOP/s in {config.policy.dtype}; the floor follows from these two"
     )
+
+
+def _handed_over(record: dict[str, Any], out: Path | None, *, as_json: bool) -> bool:
+    """Writes the record where it is asked for; whether it is printed, and a table is not."""
+    from gcpo_bench.files import write_json
+
+    if out is not None:
+        write_json(out, record)
+    if as_json:
+        print_json(record)
+    return as_json
 
 
 def _refuse(others: dict[str, Any], part: Part) -> None:
@@ -152,7 +159,6 @@ def _evaluate(
     from gcpo_bench import environment
     from gcpo_bench.evaluators import bench
     from gcpo_bench.evaluators.scorers.usage import device_name
-    from gcpo_bench.files import write_json
 
     spec = bench.Spec(
         images=images,
@@ -176,10 +182,7 @@ def _evaluate(
         "scorers": rows,
         "environment": environment.record(),
     }
-    if out is not None:
-        write_json(out, record)
-    if as_json:
-        print_json(record)
+    if _handed_over(record, out, as_json=as_json):
         return
     print_table(
         (
