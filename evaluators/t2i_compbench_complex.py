@@ -33,7 +33,9 @@ from .t2i_compbench import (
     published_results,
     summarize,
 )
-from .t2i_compbench_objects import ComplexPosition2D, ObjectsBenchmark, make_finder, parser, require
+from .t2i_compbench_finders import make_finder
+from .t2i_compbench_objects import ObjectsBenchmark, parser, require
+from .t2i_compbench_tasks import ComplexPosition2D
 from .types import Detection, Image, Judged, Metric, SampleScore
 
 CATEGORY = "complex"
