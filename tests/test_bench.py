@@ -172,3 +172,12 @@ def test_scorers_that_cannot_be_measured_are_told(cli: Cli, options: tuple[str, 
 def test_an_unknown_part_is_named() -> None:
     with pytest.raises(ConfigError, match="unknown part 'decode'"):
         bench.measure("decode", spec("scenes-8"))
+
+
+def test_peak_memory_is_that_of_what_ran() -> None:
+    cpu = torch.device("cpu")
+    large = torch.ones(60_000_000)  # 240 MB that are gone before the measurement begins
+    del large
+    before = bench._memory(cpu, reset=True)
+    held = torch.ones(20_000_000)
+    assert bench._memory(cpu) - before == pytest.approx(held.numel() * 4, rel=0.2)

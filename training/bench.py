@@ -19,7 +19,9 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -141,12 +143,19 @@ def _wait(device: torch.device) -> None:
 
 
 def _memory(device: torch.device, *, reset: bool = False) -> int:
-    """Peak so far, bytes: of the device, or of this process."""
+    """Peak so far, bytes: of the device, or of this process. With `reset`, what is in use, and the peak begins here."""
     if device.type == "cuda":
         if reset:
             torch.cuda.reset_peak_memory_stats()
             return torch.cuda.memory_allocated()
         return torch.cuda.max_memory_allocated()
+    status = Path("/proc/self/status")
+    with suppress(OSError):
+        if reset:
+            Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # Linux: forgets the peak
+        field = "VmRSS" if reset else "VmHWM"
+        found = next(line for line in status.read_text(encoding="ascii").splitlines() if line.startswith(field))
+        return int(found.split()[1]) * 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
