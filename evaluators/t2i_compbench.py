@@ -32,7 +32,7 @@ from .layouts import of_compbench_folder
 from .metrics import stratified
 from .panel import Panel, PanelBenchmark
 from .phrases import Phrases
-from .scorers.types import Image
+from .scorers.types import Image, aspect_problem
 from .types import Judged, Metric, SampleScore
 
 ATTRIBUTES = ("color", "shape", "texture", "complex")
@@ -122,6 +122,9 @@ class CompBench:
 
     version = "1"
     images_per_prompt = 10
+
+    def problem(self, image_YXC: npt.NDArray[np.uint8]) -> str:
+        return aspect_problem(*image_YXC.shape[:2])
 
     def official_pictures(self, folder: Path, prompts: Sequence[Prompt], images_per_prompt: int) -> ImageSet | None:
         """A folder in T2I-CompBench's layout; None where it is none."""

@@ -21,7 +21,6 @@ from gcpo_bench.datasets import Prompt
 from gcpo_bench.errors import CorruptDataError
 
 from . import compbench
-from .scorers.types import aspect_problem
 from .t2i_compbench import (
     Answerer,
     AttributeBenchmark,
@@ -74,9 +73,6 @@ class ComplexBenchmark(CompBench):
         prompts = self._read()
         self.settings()
         return prompts
-
-    def problem(self, image_YXC: npt.NDArray[np.uint8]) -> str:
-        return aspect_problem(*image_YXC.shape[:2])
 
     def notes(self, wanted: Sequence[tuple[Prompt, int]]) -> tuple[str, ...]:
         return self.spatial.notes(wanted)

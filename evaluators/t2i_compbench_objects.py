@@ -23,7 +23,6 @@ from gcpo_bench.errors import CorruptDataError, GcpoBenchError
 from . import compbench, phrases
 from .compbench import Nouns
 from .phrases import Phrases
-from .scorers.types import aspect_problem
 from .t2i_compbench import CompBench, own_options, prompt_set, published_results, summarize
 from .t2i_compbench_finders import FIDELITIES, Finder, depth_folder, make_finder, model_folder, remembered
 from .t2i_compbench_tasks import Numeracy, Position2D, Position3D, Task
@@ -47,9 +46,6 @@ class ObjectsBenchmark(CompBench):
         prompts = self._read()
         self.settings()
         return prompts
-
-    def problem(self, image_YXC: npt.NDArray[np.uint8]) -> str:
-        return aspect_problem(*image_YXC.shape[:2])
 
     def notes(self, wanted: Sequence[tuple[Prompt, int]]) -> tuple[str, ...]:
         """What is remarkable about imported detections, a line each."""
