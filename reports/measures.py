@@ -67,9 +67,10 @@ class Measure:
         if self.is_share:
             return 100.0
         match = SCALED.fullmatch(self.unit)
-        if match is None or not float(match[2]):
+        scale = float(match[2]) if match else 0.0
+        if match is None or not 1e-9 <= scale <= 1e9:  # no scale that anybody reads
             return 1.0
-        return float(match[2]) if match[1] == "x" else 1 / float(match[2])
+        return scale if match[1] == "x" else 1 / scale
 
     @property
     def bounds(self) -> tuple[float, float]:
@@ -135,8 +136,9 @@ def measures(record: Mapping[str, Any], spreads: Mapping[str, float]) -> dict[st
 
 def with_digits(measure: Measure, spread: float) -> Measure:
     digits = 1 if measure.is_share else 2
-    if not measure.is_share and measure.unit != "per image" and spread > 0:
-        digits = min(max(round(2 - math.log10(measure.factor * spread)), 0), MOST_DIGITS)
+    if not measure.is_share and measure.unit != "per image" and 0 < spread < math.inf:
+        magnitude = math.log10(measure.factor) + math.log10(spread)  # their product may be too small for a float
+        digits = min(max(round(2 - magnitude), 0), MOST_DIGITS)
     return replace(measure, digits=digits)
 
 

@@ -15,7 +15,9 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # equal sums on every machine, an
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a test run put in the background hands on that it is ignored
 
-settings.register_profile("default", deadline=None)  # a busy machine is not a failure
+# a busy machine is not a failure, and the same code gives the same result
+settings.register_profile("default", deadline=None, derandomize=True)
+settings.register_profile("search", deadline=None, max_examples=2000)  # new examples: --hypothesis-profile=search
 settings.load_profile("default")
 
 

@@ -22,7 +22,7 @@ from gcpo_bench.reports.comparisons import Comparison, compare_all, interval_of,
 from gcpo_bench.reports.gate import gate, overall
 from gcpo_bench.reports.gate_formats import markdown, words
 from gcpo_bench.reports.load import load
-from gcpo_bench.reports.measures import Measure, measures, with_digits
+from gcpo_bench.reports.measures import SCALED, Measure, measures, with_digits
 from gcpo_bench.reports.page import build
 from gcpo_bench.reports.sections import sentence
 from gcpo_bench.reports.statistics import (
@@ -175,6 +175,11 @@ def test_intervals_move_with_the_scale(tables: tuple[PromptScores, PromptScores]
         ("raw", 0.0, 0.3, "0.30"),
         ("x0", 1.0, 0.3, "0.30"),
         ("score", 0.2, 0.731, "0.731"),
+        ("/2", 5e-324, 0.0, "0.000000"),
+        ("raw", math.inf, 0.3, "0.30"),
+        ("x" + "9" * 400, 1.0, 0.3, "0.30"),
+        ("/" + "9" * 400, 1.0, 0.3, "0.30"),
+        ("/0." + "0" * 400 + "1", 1.0, 0.3, "0.30"),
     ],
 )
 def test_a_number_is_shown_on_its_scale_with_sensible_decimals(
@@ -183,7 +188,10 @@ def test_a_number_is_shown_on_its_scale_with_sensible_decimals(
     assert with_digits(Measure(name="x", unit=unit), spread).text(value) == text
 
 
-@given(st.text(max_size=12) | st.sampled_from(["share", "x100", "/26"]), st.floats(0, 1e6), st.floats(-1e6, 1e6))
+UNITS = st.text(max_size=12) | st.sampled_from(["share", "x100", "/26"]) | st.from_regex(SCALED, fullmatch=True)
+
+
+@given(UNITS, st.floats(0), st.floats(-1e6, 1e6))
 def test_any_unit_gives_a_number(unit: str, spread: float, value: float) -> None:
     shown = with_digits(Measure(name="x", unit=unit), spread).text(value).replace("−", "-")
     assert math.isfinite(float(shown))
