@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -18,8 +19,13 @@ SUFFIXES = {".py", ".yaml", ".json", ".safetensors", ".html", ".css", ".js", ".t
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("wheel")
+    source = folder / "source"  # a copy: an earlier build/ of the checkout would be packed again
+    for name in FOLDERS.values():
+        shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source)
     command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation"]
-    build = subprocess.run([*command, "-w", str(folder), str(ROOT)], capture_output=True, text=True, check=False)
+    build = subprocess.run([*command, "-w", str(folder), str(source)], capture_output=True, text=True, check=False)
     assert build.returncode == 0, build.stderr[-2000:]
     return next(folder.glob("*.whl"))
 
