@@ -142,7 +142,7 @@ class PanelBenchmark:
             if name not in scorers:
                 raise RunError(
                     f"nothing is stored of scorer {name!r}, only of {', '.join(scorers)}",
-                    hint="name those, or evaluate once without --rescore",
+                    hint=f"--option scorers={'+'.join(scorers)}, or evaluate once without --rescore",
                 )
         return {name: scorers[name] for name in self.panel.names}
 

@@ -446,5 +446,6 @@ def _allowed(node: dict[str, Any]) -> str:
         ("maximum", "at most {}"),
         ("minItems", "of at least {}"),
     )
-    bounds = [words.format(node[limit]) for limit, words in limits if limit in node]
+    # a bound of 1.0 is said as 1, which a schema has in some versions of pydantic
+    bounds = [words.format(int(b) if (b := node[limit]) == int(b) else b) for limit, words in limits if limit in node]
     return " ".join([nouns.get(node.get("type", ""), "valid"), " and ".join(bounds)]).strip()

@@ -48,12 +48,17 @@ def detector(seed: int = 0, num_queries: int = 12) -> Mask2FormerForUniversalSeg
         "dim_feedforward": 16,
     }
     config = Mask2FormerConfig(backbone_config=SwinConfig(**backbone), **options)
-    torch.manual_seed(seed)
     model = Mask2FormerForUniversalSegmentation(config)
+    generator = torch.Generator().manual_seed(seed)  # the same weights whatever a version of torch starts with
     with torch.no_grad():
         for name, parameter in model.named_parameters():
+            drawn = torch.randn(parameter.shape, generator=generator)
             if name.startswith("class_predictor") or "mask_embedder" in name:
-                parameter.copy_(torch.randn_like(parameter))
+                parameter.copy_(drawn)
+            elif parameter.ndim > 1:
+                parameter.copy_(drawn * 0.3 / parameter[0].numel() ** 0.5)
+            elif name.endswith("bias") and "sampling_offsets" not in name:
+                parameter.zero_()
     model.train(mode=False)
     return model
 

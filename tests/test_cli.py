@@ -23,7 +23,7 @@ from gcpo_bench.cli.output import duration, size
 from gcpo_bench.cli.progress import describe, progress
 from gcpo_bench.config import RunConfig
 from gcpo_bench.methods import METHODS
-from gcpo_bench.registry import BENCHMARKS, POLICIES, REWARDS, SCORERS, SELECTORS, WEIGHTINGS, Entry
+from gcpo_bench.registry import BENCHMARK_GROUPS, BENCHMARKS, POLICIES, REWARDS, SCORERS, SELECTORS, WEIGHTINGS, Entry
 from gcpo_bench.resolve import list_presets
 from gcpo_bench.scenes import held_out_prompts
 
@@ -87,7 +87,7 @@ def test_version(cli: Cli) -> None:
         ("scorers", list(SCORERS)),
         ("selectors", list(SELECTORS)),
         ("weightings", list(WEIGHTINGS)),
-        ("benchmarks", list(BENCHMARKS)),
+        ("benchmarks", [*BENCHMARKS, *BENCHMARK_GROUPS]),
         ("presets", [preset.name for preset in list_presets()]),
     ],
 )

@@ -481,7 +481,7 @@ def lacking(file: str, key: str) -> Callable[[Path], None]:
         (lambda f: edited(f, _class_name="StableDiffusionImg2ImgPipeline"), ConfigError, "from texts alone"),
         (lambda f: edited(f, _class_name="StableDiffusionControlNetPipeline"), ConfigError, "from texts alone"),
         (lambda f: edited(f, _class_name="AnimateDiffPipeline"), ConfigError, "from texts alone"),
-        (lambda f: edited(f, unet=["my_unet", "Unet"]), CorruptDataError, "cannot be loaded"),
+        (lambda f: edited(f, unet=["my_unet", "Unet"]), GcpoBenchError, "cannot be loaded|needs a package"),
         (cut_off, CorruptDataError, "cannot be loaded"),
         (lambda f: shutil.rmtree(f / "vae"), CorruptDataError, "cannot be loaded"),
         (

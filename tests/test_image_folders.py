@@ -40,8 +40,8 @@ DEMANDS: list[dict[str, Any]] = [
     {"tag": "single_object", "include": [{"class": "toaster", "count": 1}], "prompt": "a photo of a toaster"},
     {
         "tag": "two_object",
-        "include": [{"class": "cow", "count": 1}, {"class": "airplane", "count": 1}],
-        "prompt": "a photo of a cow and an airplane",
+        "include": [{"class": "cow", "count": 1}, {"class": "sink", "count": 1}],
+        "prompt": "a photo of a cow and a sink",
     },
     {
         "tag": "counting",
@@ -51,18 +51,18 @@ DEMANDS: list[dict[str, Any]] = [
     },
     {
         "tag": "colors",
-        "include": [{"class": "airplane", "count": 1, "color": "brown"}],
-        "prompt": "a photo of a brown airplane",
+        "include": [{"class": "sink", "count": 1, "color": "brown"}],
+        "prompt": "a photo of a brown sink",
     },
     {
         "tag": "position",
-        "include": [{"class": "cow", "count": 1}, {"class": "airplane", "count": 1, "position": ["left of", 0]}],
-        "prompt": "a photo of an airplane left of a cow",
+        "include": [{"class": "cow", "count": 1}, {"class": "sink", "count": 1, "position": ["left of", 0]}],
+        "prompt": "a photo of a sink left of a cow",
     },
     {
         "tag": "color_attr",
-        "include": [{"class": "cow", "count": 1, "color": "red"}, {"class": "elephant", "count": 1, "color": "blue"}],
-        "prompt": "a photo of a red cow and a blue elephant",
+        "include": [{"class": "cow", "count": 1, "color": "red"}, {"class": "tie", "count": 1, "color": "blue"}],
+        "prompt": "a photo of a red cow and a blue tie",
     },
 ]  # fmt: skip
 """A small GenEval: classes that the detector in miniature sees in everything, and one it never sees."""

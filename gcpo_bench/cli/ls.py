@@ -73,7 +73,13 @@ def _registered(kind: Kind) -> list[dict[str, Any]]:
         Kind.generators: registry.GENERATORS,
         Kind.scorers: registry.SCORERS,
     }
-    return [{"name": name, "summary": entry.summary} for name, entry in registries[kind].entries.items()]
+    rows = [{"name": name, "summary": entry.summary} for name, entry in registries[kind].entries.items()]
+    if kind is Kind.benchmarks:
+        rows += [
+            {"name": name, "summary": f"all {len(members)} benchmarks {name}-..."}
+            for name, members in registry.BENCHMARK_GROUPS.items()
+        ]
+    return rows
 
 
 def _cells(root: Path) -> list[dict[str, Any]]:
