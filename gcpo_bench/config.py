@@ -133,6 +133,8 @@ class OptimizerConfig(Config):
     max_grad_norm: float = Field(1.0, gt=0)
     schedule: Literal["constant", "linear", "cosine"] = "constant"
     warmup_steps: int = Field(0, ge=0)
+    min_rate: float = Field(0.0, ge=0, le=1)
+    """Where `linear` and `cosine` end, as a share of the learning rate."""
     epochs: int = Field(1, ge=1)
     """Optimiser passes over each rollout."""
     minibatches: int = Field(1, ge=1)

@@ -492,7 +492,8 @@ def test_what_an_outside_scorer_could_not_say_is_asked_again_and_nothing_else(
     assert well.asked == []
     assert set(both["00000-0.png"].values) == {"brightness", "deqa", "pickscore"}
     monkeypatch.setattr("tests.test_hps_drawbench.GIVEN", bench(Brightness(), Brightness(name="aesthetic")))
-    with pytest.raises(RunError, match="nothing is stored of scorer 'aesthetic', only of brightness, deqa, pickscore") as caught:
+    stored = "nothing is stored of scorer 'aesthetic', only of brightness, deqa, pickscore"
+    with pytest.raises(RunError, match=stored) as caught:
         rescore(out, "drawbench")
     assert caught.value.hint.startswith("--option scorers=brightness+deqa+pickscore, or")
 

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import transformers
 
 from gcpo_bench import runs
 from gcpo_bench.config import RunConfig
@@ -233,15 +234,37 @@ def test_groups_without_variance_can_be_dropped(tmp_path: Path) -> None:
         assert (row["optimizer/updates"] == 0) == (row["groups/zero_variance_share"] == 1)
 
 
-@pytest.mark.parametrize("schedule", ["constant", "linear", "cosine"])
-def test_schedules_start_high_and_end_low(schedule: str) -> None:
-    optimizer = config(f"optimizer.schedule={schedule}", "optimizer.warmup_steps=4").optimizer
-    scale = [rate_scale(optimizer, step, 20) for step in range(1, 21)]
-    assert scale[0] == pytest.approx(0.25, abs=0.01)
-    assert max(scale) <= 1
-    assert scale[-1] == (
-        1 if schedule == "constant" else pytest.approx(0.05 if schedule == "linear" else 0.006, abs=1e-3)
-    )
+@pytest.mark.parametrize("warmup", [0, 4])
+@pytest.mark.parametrize(
+    ("schedule", "theirs", "options"),
+    [
+        ("constant", "constant_with_warmup", {}),
+        ("linear", "linear", {}),
+        ("cosine", "cosine", {}),
+        ("cosine", "cosine_with_min_lr", {"min_lr_rate": 0.1}),
+    ],
+)
+def test_schedules_are_those_of_transformers(
+    schedule: str, theirs: str, options: dict[str, float], warmup: int
+) -> None:
+    optimizer = config(
+        f"optimizer.schedule={schedule}",
+        f"optimizer.warmup_steps={warmup}",
+        f"optimizer.min_rate={options.get('min_lr_rate', 0.0)}",
+    ).optimizer
+    oracle = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    scheduler = transformers.get_scheduler(theirs, oracle, warmup, 20, scheduler_specific_kwargs=options)
+    expected = []
+    for _ in range(20):
+        expected.append(oracle.param_groups[0]["lr"])
+        oracle.step()
+        scheduler.step()
+    assert [rate_scale(optimizer, step, 20) for step in range(1, 21)] == pytest.approx(expected, abs=1e-12)
+
+
+def test_a_run_shorter_than_its_warmup_only_warms_up() -> None:
+    optimizer = config("optimizer.schedule=cosine", "optimizer.warmup_steps=40").optimizer
+    assert [rate_scale(optimizer, step, 20) for step in (1, 11, 20)] == [0, 0.25, 0.475]
 
 
 def test_prompts_of_a_step_are_distinct_and_visit_the_tasks_in_turn() -> None:

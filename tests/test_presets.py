@@ -65,4 +65,6 @@ def test_the_released_settings_are_those_of_the_released_scripts() -> None:
     assert resolve("janus-pro-1b-official-hps", (), {}).config.optimizer.learning_rate == 1e-6
     assert (llamagen.sampling.guidance_scale, llamagen.sampling.group_size) == (1.0, 8)
     assert (llamagen.optimizer.learning_rate, llamagen.loss.beta) == (1e-5, 0.04)
+    schedule = llamagen.optimizer
+    assert (schedule.schedule, schedule.min_rate, schedule.warmup_steps) == ("cosine", 0.1, math.ceil(0.1 * 1875))
     assert llamagen.selection.similarity_embedding == "codebook"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from dataclasses import dataclass, replace
 
@@ -146,11 +147,16 @@ def minibatches(config: RunConfig, rows: int, step: int, epoch: int) -> list[Ten
 
 
 def rate_scale(config: OptimizerConfig, step: int, num_steps: int) -> float:
-    """Factor of the learning rate at `step` (from 1): linear warm-up, then the schedule, 0 after the last step."""
-    warmup = min(1.0, step / config.warmup_steps) if config.warmup_steps else 1.0
-    left = 1.0 - (step - 1) / max(num_steps, 1)
-    if config.schedule == "linear":
-        return warmup * left
-    if config.schedule == "cosine":
-        return float(warmup * 0.5 * (1 - np.cos(np.pi * left)))
-    return warmup
+    """Factor of the learning rate at `step` (from 1): linear warm-up, then the schedule.
+
+    As transformers' `linear` and `cosine_with_min_lr`, which the released trainers take: with a warm-up the first
+    update has rate 0, and the step after the last one would have `min_rate`.
+    """
+    done = step - 1
+    if done < config.warmup_steps:
+        return done / config.warmup_steps
+    if config.schedule == "constant":
+        return 1.0
+    progress = min((done - config.warmup_steps) / max(num_steps - config.warmup_steps, 1), 1.0)
+    left = 1 - progress if config.schedule == "linear" else 0.5 * (1 + math.cos(math.pi * progress))
+    return config.min_rate + (1 - config.min_rate) * left
