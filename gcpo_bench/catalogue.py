@@ -15,6 +15,7 @@ from gcpo_bench.weights import Weights, local
 
 _HUB = "https://huggingface.co"
 _SAFETENSORS = ("config.json", "*.safetensors")
+_JANUS = "gcpo_bench.training.published:check_folder"
 _LLAMAGEN = "gcpo_bench.training.policies.llamagen_checkpoint:convert_folder"
 _MASK2FORMER = "mask2former_swin-s-p4-w7-224_lsj_8x2_50e_coco"
 _MODEL = ("config.json", "model.safetensors")
@@ -30,8 +31,9 @@ _POLICIES = (
         source="deepseek-community/Janus-Pro-1B",
         licence="DeepSeek model licence",
         bytes_about=4_200_000_000,
-        files=_SAFETENSORS,
+        files=(*_SAFETENSORS, "tokenizer.json"),
         more_files=("*.json",),
+        check=_JANUS,
     ),
     Weights(
         name="janus-pro-7b",
@@ -39,17 +41,19 @@ _POLICIES = (
         source="deepseek-community/Janus-Pro-7B",
         licence="DeepSeek model licence",
         bytes_about=14_900_000_000,
-        files=_SAFETENSORS,
+        files=(*_SAFETENSORS, "tokenizer.json"),
         more_files=("*.json",),
+        check=_JANUS,
     ),
     Weights(
         name="llamagen-xl-256",
         purpose="the policy llamagen-xl-256, converted when fetched",
         source="peizesun/llamagen_t2i",
         licence="MIT",
-        bytes_about=6_700_000_000,  # half of it made by conversion
+        bytes_about=6_700_000_000,
         files=("t2i_XL_stage1_256.pt", "vq_ds16_t2i.pt"),
         convert=_LLAMAGEN,
+        converted_bytes=3_282_000_000,
     ),
     Weights(
         name="llamagen-xl-512",
@@ -59,6 +63,7 @@ _POLICIES = (
         bytes_about=6_700_000_000,
         files=("t2i_XL_stage2_512.pt", "vq_ds16_t2i.pt"),
         convert=_LLAMAGEN,
+        converted_bytes=3_282_000_000,
     ),
     Weights(
         name="flan-t5-xl",

@@ -19,6 +19,7 @@ from typing import Any, Literal
 
 from gcpo_bench.errors import ConfigError, CorruptDataError, GcpoBenchError, PrerequisiteError
 from gcpo_bench.files import checksum, read_json, sha256, storage, write_json, writing
+from gcpo_bench.weight_files import check_whole
 
 RECORD = "gcpo-bench.json"
 FETCHING = {"state": "fetching"}
@@ -50,8 +51,12 @@ class Weights:
     """Of a single file, or how it begins; empty where it is not known."""
     num_bytes: int | None = None
     """Exact size of a single file, where its digest is not known."""
+    check: str = ""
+    """`"module:function"` that raises where a folder of the right files holds another model; called as `convert`."""
     convert: str = ""
-    """`"module:function"` that makes what a policy loads of the files in a folder; called with name and folder."""
+    """`"module:function"` that makes what a policy loads of the files in a folder; called with this and the folder."""
+    converted_bytes: int = 0
+    """Of `bytes_about`, what `convert` makes."""
 
     @property
     def path(self) -> Path:
@@ -65,8 +70,12 @@ def missing_files(weights: Weights, path: Path) -> list[str]:
     """What of these weights `path` lacks; for a single file its own name."""
     if not weights.files:
         return [] if path.is_file() else [path.name]
-    names = [each.name for each in path.iterdir() if each.is_file()] if path.is_dir() else []
+    names = _names(path) if path.is_dir() else []
     return [pattern for pattern in weights.files if not _chosen(pattern, names)]
+
+
+def _names(folder: Path) -> list[str]:
+    return sorted(each.name for each in folder.iterdir() if _is_weights(each))
 
 
 def _chosen(pattern: str, names: Iterable[str]) -> list[str]:
@@ -111,9 +120,10 @@ def verify(weights: Weights) -> str:
     """Read every file again, and compare with what was fetched or what the publisher states.
 
     Returns what could be checked, in words. Raises PrerequisiteError where a file is missing, CorruptDataError where
-    one changed or is another.
+    one changed, was cut off or is another model's.
     """
     path = locate(weights)
+    _check_content(weights, path)
     recorded = recorded_checksums(path)
     for name, expected in recorded.items():
         file = path / name if weights.files else path
@@ -127,6 +137,21 @@ def verify(weights: Weights) -> str:
     if recorded:
         return f"{len(recorded)} files, as they were fetched"
     return "all files are there; they were not fetched by gcpo-bench, and their publisher states no digest"
+
+
+def _check_content(weights: Weights, path: Path) -> None:
+    """Raises CorruptDataError or ConfigError where files are cut off, incomplete or another model's."""
+    if not weights.files:
+        check_whole([path])
+        return
+    check_whole(path / name for name in _wanted(weights, _names(path)))
+    if weights.check:
+        _call(weights.check, weights, path)
+
+
+def _call(target: str, weights: Weights, folder: Path) -> None:
+    module, _, function = target.partition(":")
+    getattr(importlib.import_module(module), function)(weights, folder)
 
 
 def _check(weights: Weights, path: Path) -> str:
@@ -193,7 +218,7 @@ def fetch(weights: Weights, source: Path | None = None) -> Path:
         _fetch_folder(weights, source)
     else:
         _fetch_file(weights, source)
-    files = [path] if path.is_file() else sorted(each for each in path.iterdir() if _is_weights(each))
+    files = [path] if path.is_file() else [path / name for name in _names(path)]
     record = {each.name: {"bytes": each.stat().st_size, "checksum": checksum(each)} for each in files}
     origin = weights.source if source is None else str(source.resolve())
     write_json(_record_path(path), {"name": weights.name, "source": origin, "files": record})
@@ -216,6 +241,7 @@ def _fetch_file(weights: Weights, source: Path | None) -> None:
             shutil.copyfile(found, part)
     try:
         _check(weights, part)
+        _check_content(weights, part)
     except CorruptDataError:
         part.unlink()  # going on with it would not mend it
         raise
@@ -226,23 +252,32 @@ def _fetch_file(weights: Weights, source: Path | None) -> None:
 def _fetch_folder(weights: Weights, source: Path | None) -> None:
     path = weights.path
     found = None if source is None else _found(weights, source)
+    names = [] if found is None else _wanted(weights, _names(found))
+    if found is not None:
+        _check_content(weights, found)  # before a file of it replaces one that is good
+        _require_disk(
+            path.parent, weights.converted_bytes + sum(each.stat().st_size for each in _to_copy(found, path, names))
+        )
     with writing(path):
         path.mkdir(exist_ok=True)
-    if state(weights) != "there":  # what was whole stays so, whatever comes of this
+    if found is not None or state(weights) != "there":  # what is whole stays so where the network fails
         write_json(path / RECORD, FETCHING)
-    present = sum(each.stat().st_size for each in path.rglob("*") if each.is_file())
     if found is None:
+        present = sum(each.stat().st_size for each in path.rglob("*") if each.is_file())
         _require_disk(path, weights.bytes_about - present)
-        _from_hub(weights, path)
+        names = _from_hub(weights, path)
     else:
-        _copy(weights, found, path)
+        _copy(_to_copy(found, path, names), path)
+    for name in set(_wanted(weights, _names(path))) - set(names):
+        (path / name).unlink()  # of an earlier fetch from elsewhere
     if missing := missing_files(weights, path):
         raise PrerequisiteError(
             f"{weights.source} has no {missing[0]}", hint=f"get it by hand, then: {_by_hand(weights)}"
         )
+    if found is None:
+        _check_content(weights, path)
     if weights.convert:
-        module, _, function = weights.convert.partition(":")
-        getattr(importlib.import_module(module), function)(weights, path)
+        _call(weights.convert, weights, path)
 
 
 def _require_disk(folder: Path, wanted: int) -> None:
@@ -270,19 +305,21 @@ def _wanted(weights: Weights, names: Sequence[str]) -> list[str]:
     return sorted({name for found in chosen for name in found})
 
 
-def _copy(weights: Weights, source: Path, path: Path) -> None:
-    names = _wanted(weights, [each.name for each in source.iterdir() if _is_weights(each)])
-    _require_disk(path, sum((source / name).stat().st_size for name in names))
-    for name in names:
-        if (source / name).resolve() == (path / name).resolve():
-            continue
-        part = path / f"{name}.tmp"
+def _to_copy(source: Path, path: Path, names: Sequence[str]) -> list[Path]:
+    """Of the files in `source` those that are not the ones in `path`."""
+    return [source / name for name in names if (source / name).resolve() != (path / name).resolve()]
+
+
+def _copy(files: Sequence[Path], path: Path) -> None:
+    for file in files:
+        part = path / f"{file.name}.tmp"
         with writing(part):
-            shutil.copyfile(source / name, part)
-            os.replace(part, path / name)
+            shutil.copyfile(file, part)
+            os.replace(part, path / file.name)
 
 
-def _from_hub(weights: Weights, path: Path) -> None:
+def _from_hub(weights: Weights, path: Path) -> list[str]:
+    """Returns the names of the files, all of which are in `path` then."""
     import huggingface_hub
     from huggingface_hub import errors
 
@@ -308,6 +345,7 @@ def _from_hub(weights: Weights, path: Path) -> None:
     # without network the hub's client is content with a folder that holds anything at all
     if missing := [name for name in names if not (path / name).is_file()]:
         raise _unreachable(weights, f"{len(missing)} of {len(names)} files are missing, the first is {missing[0]}")
+    return names
 
 
 def _download(weights: Weights, part: Path) -> None:

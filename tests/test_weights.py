@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -15,15 +16,17 @@ from typing import Any
 import pytest
 import torch
 from huggingface_hub import errors
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save, save_file
 
 from gcpo_bench import catalogue
 from gcpo_bench.catalogue import CATALOGUE
 from gcpo_bench.errors import ConfigError, CorruptDataError, PrerequisiteError
 from gcpo_bench.registry import BENCHMARK_GROUPS, BENCHMARKS, SCORERS
+from gcpo_bench.training.policies.janus_pro import SIZES
 from gcpo_bench.weights import RECORD, Weights, fetch, local, locate, state, verify
 
 from .conftest import Cli
+from .miniatures import write_janus
 
 CONTENT = b"a checkpoint of a few bytes"
 FILE = replace(
@@ -50,18 +53,20 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "home" / "weights"
 
 
+def put(path: Path) -> None:
+    path.write_bytes(save({"a": torch.arange(9.0)}) if path.suffix == ".safetensors" else path.name.encode())
+
+
 @pytest.fixture
-def stick(tmp_path: Path) -> Path:
-    """Copies of both, of Janus-Pro, and what nobody asked for."""
+def stick(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Copies of both, of a Janus-Pro-1B that is a miniature, and what nobody asked for."""
     folder = tmp_path / "stick"
-    for name in ("tiny-clip", "janus"):
-        (folder / name).mkdir(parents=True)
+    (folder / "tiny-clip").mkdir(parents=True)
     (folder / "tiny.pth").write_bytes(CONTENT)
     for name in ("a.json", "b.bin", "c.txt", "README.md"):
-        (folder / "tiny-clip" / name).write_text(name)
-    save_file({"a": torch.arange(9.0)}, folder / "janus" / "model.safetensors")
-    (folder / "janus" / "config.json").write_text('{"model_type": "janus"}', encoding="utf-8")
-    (folder / "janus" / "notes.txt").write_text("not needed", encoding="utf-8")
+        put(folder / "tiny-clip" / name)
+    monkeypatch.setitem(SIZES, "janus-pro-1b", SIZES["janus-pro-tiny"])
+    (write_janus(folder / "janus", shards=2) / "notes.txt").write_text("not needed", encoding="utf-8")
     return folder
 
 
@@ -123,6 +128,106 @@ def test_a_folder_without_them_is_told(each: Weights, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"holds no (tiny\.pth|a\.json)"):
         fetch(each, tmp_path)
     assert state(each) == "missing"
+
+
+# ---------------------------------------------------------------- what others made of them
+
+
+def half_a_file(folder: Path) -> None:
+    path = folder / "model-00002-of-00002.safetensors"
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def one_of_two(folder: Path) -> None:
+    (folder / "model-00002-of-00002.safetensors").unlink()
+
+
+def other_shapes(folder: Path) -> None:
+    path = folder / "model-00001-of-00002.safetensors"
+    tensors = load_file(path)
+    name = next(iter(tensors))
+    save_file({**tensors, name: tensors[name][:-1].clone()}, path)
+
+
+def numbers_of_another_kind(folder: Path) -> None:
+    path = folder / "model-00001-of-00002.safetensors"
+    tensors = load_file(path)
+    name = next(iter(tensors))
+    save_file({**tensors, name: tensors[name].int()}, path)
+
+
+def written(name: str, text: str) -> Callable[[Path], None]:
+    def write(folder: Path) -> None:
+        (folder / name).write_text(text, encoding="utf-8")
+
+    return write
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (half_a_file, "model-00002-of-00002.safetensors is no safetensors file, or cut off: its tensors take"),
+        (one_of_two, "is not whole: model-00002-of-00002.safetensors is missing (1 of 2 files)"),
+        (other_shapes, "holds another model: 1 tensors differ"),
+        (numbers_of_another_kind, "1 tensors are no floating point numbers"),
+        (written("config.json", "[]"), "config.json is damaged: it is not a JSON object"),
+        (written("config.json", '{"model_type": "llama"}'), "holds a 'llama' checkpoint, not 'janus'"),
+        (written("config.json", '{"model_type": "janus", "text_config": 3}'), "config.json is damaged: Validation"),
+        (written("config.json", '{"model_type": "janus"}'), "holds another model: 4 settings of config.json differ"),
+        (written("model.safetensors.index.json", "[1]"), "index.json is damaged: it is not a JSON object"),
+        (written("model.safetensors.index.json", '{"weight_map": 3}'), "weight_map names no files"),
+        (written("tokenizer.json", "{}"), "tokenizer.json is no tokenizer"),
+    ],
+)
+def test_weights_that_are_not_whole_or_anothers_are_not_taken(
+    cli: Cli, stick: Path, home: Path, damage: Callable[[Path], None], message: str
+) -> None:
+    assert cli("models", "fetch", "janus-pro-1b", "--from", str(stick / "janus")).code == 0
+    before = {path.name: path.read_bytes() for path in (home / "janus-pro-1b").iterdir()}
+    damage(stick / "janus")
+    refused = cli("models", "fetch", "janus-pro-1b", "--from", str(stick / "janus"))
+    assert refused.code in {2, 5}
+    assert message in refused.err
+    assert len(refused.err.splitlines()) == 2
+    assert {path.name: path.read_bytes() for path in (home / "janus-pro-1b").iterdir()} == before
+    shutil.rmtree(home / "janus-pro-1b")
+    shutil.copytree(stick / "janus", home / "janus-pro-1b")  # put there by hand
+    damaged = cli("models", "verify", "janus-pro-1b")
+    assert (damaged.code, damaged.err.replace(str(home / "janus-pro-1b"), str(stick / "janus"))) == (
+        refused.code,
+        refused.err,
+    )
+
+
+def test_a_miniature_is_not_taken_for_the_published_model(cli: Cli, tmp_path: Path) -> None:
+    tiny = write_janus(tmp_path / "tiny")
+    refused = cli("models", "fetch", "janus-pro-1b", "--from", str(tiny))
+    assert refused.code == 5
+    assert f"{tiny} holds another model" in refused.err
+    assert local(CATALOGUE["janus-pro-1b"]) is None
+
+
+def test_an_archive_that_was_cut_off_is_told_where_no_digest_is_known(
+    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(CATALOGUE, "tiny.pth", replace(FILE, sha256=""))
+    torch.save({"a": torch.zeros(9)}, tmp_path / "tiny.pth")
+    assert cli("models", "fetch", "tiny.pth", "--from", str(tmp_path)).code == 0
+    (tmp_path / "tiny.pth").write_bytes((tmp_path / "tiny.pth").read_bytes()[:-9])
+    refused = cli("models", "fetch", "tiny.pth", "--from", str(tmp_path))
+    assert refused.code == 5
+    assert "is cut off: the end of the archive is missing" in refused.err
+    assert cli("models", "verify", "tiny.pth").code == 0
+
+
+def test_files_of_an_earlier_fetch_go_when_others_come(stick: Path, tmp_path: Path, home: Path) -> None:
+    entry = CATALOGUE["janus-pro-1b"]
+    fetch(entry, stick / "janus")
+    fetch(entry, write_janus(tmp_path / "one-file"))
+    assert [path.name for path in (home / "janus-pro-1b").glob("model*")] == ["model.safetensors"]
+    assert "as they were fetched" in verify(entry)
+    fetch(entry, home)  # from where they lie
+    assert "as they were fetched" in verify(entry)
 
 
 # ---------------------------------------------------------------- from the network
@@ -207,7 +312,7 @@ def test_of_two_formats_the_first_is_fetched(monkeypatch: pytest.MonkeyPatch) ->
     def snapshot(source: str, *, allow_patterns: list[str], local_dir: Path) -> None:
         asked.append((source, allow_patterns))
         for name in allow_patterns:
-            (local_dir / name).write_text(name)
+            put(local_dir / name)
 
     monkeypatch.setattr("huggingface_hub.HfApi", lambda: HUB)
     monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot)
@@ -219,7 +324,7 @@ def test_of_two_formats_the_first_is_fetched(monkeypatch: pytest.MonkeyPatch) ->
 def test_half_a_folder_is_not_taken_for_whole(monkeypatch: pytest.MonkeyPatch, stick: Path) -> None:
     def half(source: str, *, local_dir: Path, **_: Any) -> None:
         for name in ("a.json", "b.safetensors"):
-            (local_dir / name).write_text(name)
+            put(local_dir / name)
         raise ConnectionError("it broke off")
 
     monkeypatch.setattr("huggingface_hub.HfApi", lambda: HUB)
@@ -328,7 +433,8 @@ def test_the_command_line_lists_fetches_and_verifies(cli: Cli, stick: Path, home
     policy = cli("models", "fetch", "janus-pro-1b", "--from", str(stick / "janus"))
     assert (policy.code, policy.out.strip()) == (0, str(home / "janus-pro-1b"))
     assert "gcpo-bench train --model janus-pro-1b" in policy.err
-    assert {path.name for path in (home / "janus-pro-1b").iterdir()} == {"model.safetensors", "config.json", RECORD}
+    names = {path.name for path in (stick / "janus").iterdir()} - {"notes.txt"}
+    assert {path.name for path in (home / "janus-pro-1b").iterdir()} == {*names, RECORD}
     states = {row["name"]: row["state"] for row in json.loads(cli("models", "ls", "--json").out)}
     assert {name for name, found in states.items() if found == "there"} == {"tiny.pth", "tiny-clip", "janus-pro-1b"}
     assert len(cli("models", "verify").out.splitlines()) == 3
@@ -339,13 +445,13 @@ def test_the_command_line_lists_fetches_and_verifies(cli: Cli, stick: Path, home
 
 def test_a_file_that_changed_is_named(cli: Cli, stick: Path, home: Path) -> None:
     cli("models", "fetch", "janus-pro-1b", "--from", str(stick / "janus"))
-    path = home / "janus-pro-1b" / "model.safetensors"
+    path = home / "janus-pro-1b" / "model-00001-of-00002.safetensors"
     content = bytearray(path.read_bytes())
     content[-1] ^= 1
     path.write_bytes(content)
     damaged = cli("models", "verify", "janus-pro-1b")
     assert damaged.code == 5
-    assert "model.safetensors is damaged" in damaged.err
+    assert f"{path.name} is damaged" in damaged.err
     (home / "janus-pro-1b" / RECORD).write_text("{}", encoding="utf-8")
     assert cli("models", "verify", "janus-pro-1b").code == 5
 

@@ -1,25 +1,31 @@
 """Weights as others publish them, read into a policy: safetensors files in a folder, under the publisher's names.
 
-Names and shapes are compared before a tensor is read, so a checkpoint of another model is told at once, whole.
+Names, shapes and what config.json says of the pass are compared before a tensor is read, so a checkpoint of another
+model is told at once, whole.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+import math
+from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 import xxhash
 from safetensors import SafetensorError, safe_open
-from torch import nn
+from torch import Tensor, nn
 
 from gcpo_bench.errors import ConfigError, CorruptDataError
-from gcpo_bench.files import checksum, read_json
-from gcpo_bench.weights import recorded_checksums
+from gcpo_bench.files import checksum, read_object
+from gcpo_bench.registry import POLICIES
+from gcpo_bench.weight_files import HINT, INDEX, SAFETENSORS, Header, indexed_files, read_headers
+from gcpo_bench.weights import Weights, recorded_checksums
 
-INDEX = "model.safetensors.index.json"
+FLOATS = frozenset({"F64", "F32", "F16", "BF16"})
+"""What weights are; anything else is quantised, or no weights."""
+OTHER_MODEL = "these are weights of another model: name the one that they belong to, or fetch this one's"
 
 
 class Publishable(Protocol):
@@ -34,6 +40,14 @@ class Publishable(Protocol):
 
     def is_unused(self, published_name: str) -> bool:
         """Whether a tensor of the publisher is one that drawing images does not need."""
+        ...
+
+    def settings(self) -> Mapping[str, Any]:
+        """What its pass uses beside tensors and no shape tells, by its place in config.json."""
+        ...
+
+    def published_settings(self, config: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The same of a checkpoint's config.json; raises anything where that is damaged."""
         ...
 
 
@@ -51,22 +65,14 @@ def digest(folder: Path) -> str:
     return f"xxh3:{xxhash.xxh3_128_hexdigest(text.encode())}"
 
 
-def _files(folder: Path) -> list[Path]:
-    files = sorted(folder.glob("*.safetensors"))
-    if not files:
-        pickles = [path.name for path in folder.glob("*.bin")] + [path.name for path in folder.glob("*.pt*")]
-        raise ConfigError(
-            f"{folder} holds no .safetensors file" + (f", only {pickles[0]}" if pickles else ""),
-            hint="take the safetensors conversion, such as deepseek-community/Janus-Pro-1B; pickles are not opened",
-        )
-    if (folder / INDEX).is_file():
-        listed = set(read_json(folder / INDEX).get("weight_map", {}).values())
-        if missing := sorted(listed - {path.name for path in files}):
-            raise CorruptDataError(
-                f"{folder} is not whole: {missing[0]} is missing ({len(missing)} of {len(listed)} files)",
-                hint="fetch the model again; an interrupted download goes on",
-            )
-    return files
+def check_folder(weights: Weights, folder: Path) -> None:
+    """For `gcpo-bench models`: raises where the policy of that name could not be filled from the folder.
+
+    Raises as `read_published` does, but for numbers that are not finite: no tensor is read.
+    """
+    with torch.device("meta"):
+        policy = POLICIES.load(weights.name)(weights.name, folder=folder)
+    _compare(policy, folder)
 
 
 def read_published(policy: nn.Module, folder: Path) -> None:
@@ -74,44 +80,89 @@ def read_published(policy: nn.Module, folder: Path) -> None:
 
     Raises:
         ConfigError: a checkpoint of another kind of model.
-        CorruptDataError: a file that is damaged, or tensors that are missing, too many or of another shape.
+        CorruptDataError: a file that is damaged, or tensors that are missing, too many, of another shape, no floating
+            point numbers or not finite, or a config.json by which the same tensors are another model.
     """
+    headers = _compare(policy, folder)
     model: Any = policy
-    found_type = read_json(folder / "config.json").get("model_type")
-    if found_type != model.published_type:
+    with ExitStack() as stack, torch.no_grad():
+        try:
+            files = {path: stack.enter_context(safe_open(path, framework="pt")) for path in _files(folder)}
+            for name, tensor in policy.state_dict().items():
+                published_name = model.published_name(name)
+                path = headers[published_name].file
+                tensor.copy_(files[path].get_tensor(published_name))
+                check_finite(tensor, f"{path}: {published_name!r}")
+        except (SafetensorError, OSError) as error:
+            raise CorruptDataError(f"{folder} cannot be read: {error}", hint=HINT) from error
+
+
+def check_finite(tensor: Tensor, what: str) -> None:
+    """Raises CorruptDataError where a number is infinite or none."""
+    low, high = torch.aminmax(tensor)  # passes NaN on, and takes no memory
+    if not (math.isfinite(low) and math.isfinite(high)):
+        raise CorruptDataError(f"{what} holds numbers that are not finite", hint=HINT)
+
+
+def _compare(policy: nn.Module, folder: Path) -> dict[str, Header]:
+    """What the folder's files say of each tensor, once they can fill `policy`."""
+    model: Any = policy
+    config = read_object(folder / "config.json")
+    if config.get("model_type") != model.published_type:
         raise ConfigError(
-            f"{folder} holds a {found_type!r} checkpoint, not {model.published_type!r}",
-            hint="choose the --model that these weights belong to",
+            f"{folder} holds a {config.get('model_type')!r} checkpoint, not {model.published_type!r}", hint=OTHER_MODEL
         )
-    own = {model.published_name(name): tensor for name, tensor in policy.state_dict().items()}
-    with _opened(folder) as given:
-        shapes = {name: tuple(file.get_slice(name).get_shape()) for name, file in given.items()}
-        expected = {name: tuple(tensor.shape) for name, tensor in own.items()}
-        extra = [name for name in shapes if name not in expected and not model.is_unused(name)]
-        wrong = [name for name in expected if shapes.get(name) != expected[name]]
-        if extra or wrong:
-            first = sorted([*extra, *wrong])[0]
+    headers = _headers(folder)
+    expected = {model.published_name(name): tuple(tensor.shape) for name, tensor in policy.state_dict().items()}
+    given = {name: each.shape for name, each in headers.items() if name in expected or not model.is_unused(name)}
+    _require_equal(folder, "tensors", given, expected)
+    if integers := [name for name in expected if headers[name].dtype not in FLOATS]:
+        raise CorruptDataError(
+            f"{folder}: {len(integers)} tensors are no floating point numbers, first {integers[0]!r} "
+            f"({headers[integers[0]].dtype})",
+            hint="take the unquantised weights",
+        )
+    try:
+        settings = model.published_settings(config)
+    except Exception as error:  # transformers refuses a configuration in many ways
+        reason = " ".join(str(error).split())[:120]
+        raise CorruptDataError(f"{folder / 'config.json'} is damaged: {reason}", hint=HINT) from error
+    _require_equal(folder, "settings of config.json", settings, model.settings())
+    return headers
+
+
+def _require_equal(folder: Path, what: str, given: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
+    wrong = sorted(name for name in given.keys() | expected.keys() if given.get(name) != expected.get(name))
+    if wrong:
+        first = wrong[0]
+        raise CorruptDataError(
+            f"{folder} holds another model: {len(wrong)} {what} differ, first {first!r} "
+            f"(file {given.get(first, 'none')}, model {expected.get(first, 'none')})",
+            hint=OTHER_MODEL,
+        )
+
+
+def _headers(folder: Path) -> dict[str, Header]:
+    headers: dict[str, Header] = {}
+    for path in _files(folder):
+        found = read_headers(path)
+        if doubled := headers.keys() & found.keys():
+            name = min(doubled)
             raise CorruptDataError(
-                f"{folder} holds another model: {len(extra) + len(wrong)} tensors differ, first {first!r} "
-                f"(file {shapes.get(first, 'none')}, model {expected.get(first, 'none')})",
-                hint="choose the --model that these weights belong to",
+                f"{folder} holds {name!r} twice, in {headers[name].file.name} and {path.name}",
+                hint="keep the files of one model",
             )
-        with torch.no_grad():
-            for name, tensor in own.items():
-                tensor.copy_(given[name].get_tensor(name))
+        headers |= found
+    return headers
 
 
-@contextmanager
-def _opened(folder: Path) -> Iterator[dict[str, Any]]:
-    """Tensor name -> the open file that holds it."""
-    with ExitStack() as stack:
-        given: dict[str, Any] = {}
-        for path in _files(folder):
-            try:
-                file = stack.enter_context(safe_open(path, framework="pt"))
-            except (SafetensorError, OSError) as error:
-                raise CorruptDataError(
-                    f"{path} is no safetensors file, or cut off: {error}", hint="delete it and fetch the model again"
-                ) from error
-            given |= dict.fromkeys(file.keys(), file)
-        yield given
+def _files(folder: Path) -> list[Path]:
+    files = sorted(folder.glob(f"*{SAFETENSORS}"))
+    if not files:
+        pickles = [path.name for path in folder.glob("*.bin")] + [path.name for path in folder.glob("*.pt*")]
+        raise ConfigError(
+            f"{folder} holds no .safetensors file" + (f", only {pickles[0]}" if pickles else ""),
+            hint="take the safetensors conversion, such as deepseek-community/Janus-Pro-1B; pickles are not opened",
+        )
+    index = folder / f"model{INDEX}"
+    return indexed_files(index) if index.is_file() else files
