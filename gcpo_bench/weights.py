@@ -184,17 +184,31 @@ def _record(path: Path) -> Any:
     return read_json(record) if record.is_file() else None
 
 
-def recorded_checksums(path: Path) -> dict[str, str]:
-    """Name -> checksum of what was fetched; empty where nothing is recorded."""
+def recorded_checksums(path: Path, *, unchanged: bool = False) -> dict[str, str]:
+    """Name -> checksum of what was fetched; empty where nothing is recorded.
+
+    With `unchanged`, only of files whose size and time of writing still are those recorded.
+    """
     record = _record(path)
     if record is None or record == FETCHING:
         return {}
+    folder = path if path.is_dir() else path.parent
     try:
-        return {name: str(entry["checksum"]) for name, entry in record["files"].items()}
+        return {
+            name: str(entry["checksum"])
+            for name, entry in record["files"].items()
+            if not unchanged or stamp(folder / name) == (entry["bytes"], entry.get("written_ns"))
+        }
     except (TypeError, KeyError, AttributeError) as error:
         raise CorruptDataError(
             f"{_record_path(path)} is damaged", hint=f"fetch it again: delete {path} and the record first"
         ) from error
+
+
+def stamp(file: Path) -> tuple[int, int]:
+    """Bytes, and nanoseconds at the last writing: what tells, unread, that a file is another; zeros where none is."""
+    found = file.stat() if file.is_file() else None
+    return (found.st_size, found.st_mtime_ns) if found else (0, 0)
 
 
 # ---------------------------------------------------------------- fetching
@@ -219,10 +233,15 @@ def fetch(weights: Weights, source: Path | None = None) -> Path:
     else:
         _fetch_file(weights, source)
     files = [path] if path.is_file() else [path / name for name in _names(path)]
-    record = {each.name: {"bytes": each.stat().st_size, "checksum": checksum(each)} for each in files}
+    record = {each.name: _entry(each) for each in files}
     origin = weights.source if source is None else str(source.resolve())
     write_json(_record_path(path), {"name": weights.name, "source": origin, "files": record})
     return path
+
+
+def _entry(file: Path) -> dict[str, Any]:
+    size, written_ns = stamp(file)
+    return {"bytes": size, "written_ns": written_ns, "checksum": checksum(file)}
 
 
 def _is_weights(path: Path) -> bool:

@@ -22,6 +22,7 @@ from gcpo_bench import catalogue
 from gcpo_bench.catalogue import CATALOGUE
 from gcpo_bench.errors import ConfigError, CorruptDataError, PrerequisiteError
 from gcpo_bench.registry import BENCHMARK_GROUPS, BENCHMARKS, SCORERS
+from gcpo_bench.training import published
 from gcpo_bench.training.policies.janus_pro import SIZES
 from gcpo_bench.weights import RECORD, Weights, fetch, local, locate, state, verify
 
@@ -128,6 +129,28 @@ def test_a_folder_without_them_is_told(each: Weights, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"holds no (tiny\.pth|a\.json)"):
         fetch(each, tmp_path)
     assert state(each) == "missing"
+
+
+def test_the_digest_of_a_start_is_that_of_the_files_that_are_there(
+    stick: Path, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = fetch(CATALOGUE["janus-pro-1b"], stick / "janus")
+    by_hand = published.digest(stick / "janus")
+    with monkeypatch.context() as context:
+        context.setattr(published, "checksum", lambda path: pytest.fail(f"{path} was read"))
+        assert published.digest(folder) == by_hand  # as recorded
+    path = folder / "model-00002-of-00002.safetensors"
+    tensors = load_file(path)
+    save_file({name: tensor + 1 for name, tensor in tensors.items()}, path)  # as large as before
+    assert published.digest(folder) != by_hand
+    save_file(tensors, path)
+    assert published.digest(folder) == by_hand
+    record = json.loads((folder / RECORD).read_text())
+    for entry in record["files"].values():
+        del entry["written_ns"]  # as earlier versions recorded
+    (folder / RECORD).write_text(json.dumps(record))
+    save_file({name: tensor + 1 for name, tensor in tensors.items()}, path)
+    assert published.digest(folder) != by_hand
 
 
 # ---------------------------------------------------------------- what others made of them

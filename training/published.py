@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from contextlib import ExitStack
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -21,7 +22,7 @@ from gcpo_bench.errors import ConfigError, CorruptDataError
 from gcpo_bench.files import checksum, read_object
 from gcpo_bench.registry import POLICIES
 from gcpo_bench.weight_files import HINT, INDEX, SAFETENSORS, Header, indexed_files, read_headers
-from gcpo_bench.weights import Weights, recorded_checksums
+from gcpo_bench.weights import Weights, recorded_checksums, stamp
 
 FLOATS = frozenset({"F64", "F32", "F16", "BF16"})
 """What weights are; anything else is quantised, or no weights."""
@@ -57,12 +58,17 @@ def is_published(folder: Path) -> bool:
 
 
 def digest(folder: Path) -> str:
-    """One checksum over all weight files: as recorded when they were fetched, else read now."""
-    recorded = recorded_checksums(folder)
-    found = {name: value for name, value in recorded.items() if name.endswith(".safetensors")}
-    found = found or {path.name: checksum(path) for path in _files(folder)}
+    """One checksum over all weight files; those that did not change since they were fetched are not read for it."""
+    recorded = recorded_checksums(folder, unchanged=True)
+    found = {path.name: recorded.get(path.name) or _checksum(path.resolve(), stamp(path)) for path in _files(folder)}
     text = "\n".join(f"{name} {found[name]}" for name in sorted(found))
     return f"xxh3:{xxhash.xxh3_128_hexdigest(text.encode())}"
+
+
+@lru_cache(maxsize=64)
+def _checksum(path: Path, state: tuple[int, int]) -> str:
+    """Of a file in the state that `stamp` told: a start asks several times, and 15 GB take a while."""
+    return checksum(path)
 
 
 def check_folder(weights: Weights, folder: Path) -> None:
