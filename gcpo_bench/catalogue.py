@@ -6,12 +6,14 @@ source.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from dataclasses import replace
+from pathlib import Path
 
 from gcpo_bench.errors import ConfigError, PrerequisiteError, did_you_mean
 from gcpo_bench.files import storage
-from gcpo_bench.weights import Weights, local
+from gcpo_bench.weights import RECORD, Weights, local
 
 _HUB = "https://huggingface.co"
 _SAFETENSORS = ("config.json", "*.safetensors")
@@ -202,6 +204,15 @@ _EVALUATORS = (
     *GROUNDING_DINO.values(),
     COMPBENCH_DEPTH,
 )
+_ANY_JANUS = replace(
+    _POLICIES[0],
+    purpose="a policy, as others trained it",
+    licence="see its page on the hub",
+    bytes_about=0,  # told by the hub
+    model_type="janus",
+    check="gcpo_bench.training.published:check_any",
+)
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 CATALOGUE: dict[str, Weights] = {each.name: each for each in (*_POLICIES, *_EVALUATORS)}
 POLICIES = tuple(each.name for each in _POLICIES)
 
@@ -235,12 +246,37 @@ NEEDS["t2i-compbench"] = (*NEEDS["t2i-compbench-complex"], COMPBENCH_DEPTH)
 
 
 def get(name: str) -> tuple[Weights, ...]:
-    """Weights by their own name, or by that of a scorer or benchmark. Raises ConfigError for a name that is none."""
+    """Weights by their own name, that of a scorer or benchmark, or a hub id. Raises ConfigError for what is none."""
     if name in CATALOGUE:
         return (CATALOGUE[name],)
-    if name not in NEEDS:
+    if name in NEEDS:
+        return tuple({each.name: CATALOGUE[each.name] for each in NEEDS[name]}.values())
+    if not HUB_ID.fullmatch(name):
         raise ConfigError(f"there are no published weights {name!r}", hint=did_you_mean(name, {**CATALOGUE, **NEEDS}))
-    return tuple({each.name: CATALOGUE[each.name] for each in NEEDS[name]}.values())
+    if len(found := of_hub(name)) > 1:
+        raise ConfigError(
+            f"{name} holds {' and '.join(each.name for each in found)}", hint=f"gcpo-bench models fetch {found[0].name}"
+        )
+    return found
+
+
+def of_hub(hub_id: str) -> tuple[Weights, ...]:
+    """What a repository on the Hugging Face hub holds; one that is not listed here is taken for a policy's."""
+    listed = [each for each in CATALOGUE.values() if each.source.lower() == hub_id.lower()]
+    return tuple(listed) or (replace(_ANY_JANUS, name=hub_id, source=hub_id),)
+
+
+def fetched_from_hub(hub_id: str, model: str) -> Path | None:
+    """Where a repository's weights lie, those of `model` first; None where they were not fetched, or this is no id."""
+    found = of_hub(hub_id) if HUB_ID.fullmatch(hub_id) else ()
+    return next((path for each in sorted(found, key=lambda each: each.name != model) if (path := local(each))), None)
+
+
+def here() -> list[Weights]:
+    """All that is listed, and what else was fetched from the hub."""
+    folder = storage("weights")
+    others = sorted(str(each.parent.relative_to(folder)) for each in folder.glob(f"*/*/{RECORD}"))
+    return [*CATALOGUE.values(), *(each for name in others for each in of_hub(name) if each.name == name)]
 
 
 def require(names: Iterable[str]) -> None:

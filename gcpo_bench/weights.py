@@ -10,15 +10,17 @@ from __future__ import annotations
 
 import fnmatch
 import importlib
+import logging
 import os
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from gcpo_bench.errors import ConfigError, CorruptDataError, GcpoBenchError, PrerequisiteError
-from gcpo_bench.files import checksum, read_json, sha256, storage, write_json, writing
+from gcpo_bench.errors import ConfigError, CorruptDataError, PrerequisiteError
+from gcpo_bench.files import DISK_FULL, NOT_WRITABLE, checksum, read_json, sha256, storage, write_json, writing
 from gcpo_bench.weight_files import check_whole
 
 RECORD = "gcpo-bench.json"
@@ -28,6 +30,9 @@ SPARE_BYTES = 1_000_000_000
 """Disk that stays free after a download."""
 TIMEOUT_S = 60
 
+BLOCK_BYTES = 1 << 20
+
+Show = Callable[[int, int], None]
 State = Literal["there", "unfinished", "missing"]
 
 
@@ -51,6 +56,8 @@ class Weights:
     """Of a single file, or how it begins; empty where it is not known."""
     num_bytes: int | None = None
     """Exact size of a single file, where its digest is not known."""
+    model_type: str = ""
+    """What the hub says that a folder must be; empty where it is not asked."""
     check: str = ""
     """`"module:function"` that raises where a folder of the right files holds another model; called as `convert`."""
     convert: str = ""
@@ -76,6 +83,10 @@ def missing_files(weights: Weights, path: Path) -> list[str]:
 
 def _names(folder: Path) -> list[str]:
     return sorted(each.name for each in folder.iterdir() if _is_weights(each))
+
+
+def _words(pattern: str) -> str:
+    return pattern.replace("|", " or ")
 
 
 def _chosen(pattern: str, names: Iterable[str]) -> list[str]:
@@ -109,7 +120,7 @@ def locate(weights: Weights) -> Path:
         _check_size(weights, path)
         return path
     lacking = missing_files(weights, weights.path)
-    what = weights.path / lacking[0] if weights.files and lacking and weights.path.exists() else weights.path
+    what = weights.path / _words(lacking[0]) if weights.files and lacking and weights.path.exists() else weights.path
     raise PrerequisiteError(
         f"{weights.purpose}: {what} {'is missing' if lacking else 'was not fetched to its end'} ({weights.licence})",
         hint=f"gcpo-bench models fetch {weights.name}, or with --from FOLDER where there is no network",
@@ -214,8 +225,10 @@ def stamp(file: Path) -> tuple[int, int]:
 # ---------------------------------------------------------------- fetching
 
 
-def fetch(weights: Weights, source: Path | None = None) -> Path:
+def fetch(weights: Weights, source: Path | None = None, show: Show = lambda done, total: None) -> Path:
     """Put weights into the weights folder: from `source`, a folder that holds them, or from where they are published.
+
+    `show` is called with the bytes done and the bytes in all while a single file is downloaded.
 
     What is there already is not fetched again; an interrupted download goes on where it stopped. A single file replaces
     what was there before only when it is whole.
@@ -231,7 +244,7 @@ def fetch(weights: Weights, source: Path | None = None) -> Path:
     if weights.files:
         _fetch_folder(weights, source)
     else:
-        _fetch_file(weights, source)
+        _fetch_file(weights, source, show)
     files = [path] if path.is_file() else [path / name for name in _names(path)]
     record = {each.name: _entry(each) for each in files}
     origin = weights.source if source is None else str(source.resolve())
@@ -248,11 +261,11 @@ def _is_weights(path: Path) -> bool:
     return path.is_file() and path.name != RECORD and not path.name.endswith(".tmp")
 
 
-def _fetch_file(weights: Weights, source: Path | None) -> None:
+def _fetch_file(weights: Weights, source: Path | None, show: Show) -> None:
     part = weights.path.with_name(f"{weights.path.name}.part")
     if source is None:
         _require_disk(weights.path.parent, weights.bytes_about - (part.stat().st_size if part.is_file() else 0))
-        _download(weights, part)
+        _download(weights, part, show)
     else:
         found = _found(weights, source)
         _require_disk(weights.path.parent, found.stat().st_size)
@@ -270,33 +283,27 @@ def _fetch_file(weights: Weights, source: Path | None) -> None:
 
 def _fetch_folder(weights: Weights, source: Path | None) -> None:
     path = weights.path
-    found = None if source is None else _found(weights, source)
-    names = [] if found is None else _wanted(weights, _names(found))
-    if found is not None:
-        _check_content(weights, found)  # before a file of it replaces one that is good
-        _require_disk(
-            path.parent, weights.converted_bytes + sum(each.stat().st_size for each in _to_copy(found, path, names))
-        )
-    with writing(path):
-        path.mkdir(exist_ok=True)
-    if found is not None or state(weights) != "there":  # what is whole stays so where the network fails
-        write_json(path / RECORD, FETCHING)
-    if found is None:
-        present = sum(each.stat().st_size for each in path.rglob("*") if each.is_file())
-        _require_disk(path, weights.bytes_about - present)
+    if source is None:
         names = _from_hub(weights, path)
+        _check_content(weights, path)
     else:
-        _copy(_to_copy(found, path, names), path)
+        found = _found(weights, source)
+        _check_content(weights, found)  # before a file of it replaces one that is good
+        names = _wanted(weights, _names(found))
+        files = [found / name for name in names if (found / name).resolve() != (path / name).resolve()]
+        _require_disk(path.parent, weights.converted_bytes + sum(each.stat().st_size for each in files))
+        _begin(path)
+        _copy(files, path)
     for name in set(_wanted(weights, _names(path))) - set(names):
         (path / name).unlink()  # of an earlier fetch from elsewhere
-    if missing := missing_files(weights, path):
-        raise PrerequisiteError(
-            f"{weights.source} has no {missing[0]}", hint=f"get it by hand, then: {_by_hand(weights)}"
-        )
-    if found is None:
-        _check_content(weights, path)
     if weights.convert:
         _call(weights.convert, weights, path)
+
+
+def _begin(path: Path) -> None:
+    with writing(path):
+        path.mkdir(exist_ok=True)
+    write_json(path / RECORD, FETCHING)
 
 
 def _require_disk(folder: Path, wanted: int) -> None:
@@ -315,18 +322,13 @@ def _found(weights: Weights, source: Path) -> Path:
     for each in (source / weights.name, source):
         if not missing_files(weights, each):
             return each
-    lacking = missing_files(weights, source)[0] if weights.files else weights.name
+    lacking = _words(missing_files(weights, source)[0]) if weights.files else weights.name
     raise ConfigError(f"{source} holds no {lacking}", hint=f"it must hold what {weights.source} publishes")
 
 
 def _wanted(weights: Weights, names: Sequence[str]) -> list[str]:
     chosen = (_chosen(pattern, names) for pattern in (*weights.files, *weights.more_files))
     return sorted({name for found in chosen for name in found})
-
-
-def _to_copy(source: Path, path: Path, names: Sequence[str]) -> list[Path]:
-    """Of the files in `source` those that are not the ones in `path`."""
-    return [source / name for name in names if (source / name).resolve() != (path / name).resolve()]
 
 
 def _copy(files: Sequence[Path], path: Path) -> None:
@@ -340,11 +342,38 @@ def _copy(files: Sequence[Path], path: Path) -> None:
 def _from_hub(weights: Weights, path: Path) -> list[str]:
     """Returns the names of the files, all of which are in `path` then."""
     import huggingface_hub
+
+    with _hub_errors(weights, path):
+        # the client tries other calls again and again; this one, once, so that it tells at once where no network is
+        info = huggingface_hub.HfApi().model_info(weights.source, files_metadata=True, timeout=TIMEOUT_S)
+    _require_type(weights, info.config)
+    sizes = {each.rfilename: each.size or 0 for each in info.siblings or ()}
+    if lacking := [pattern for pattern in weights.files if not _chosen(pattern, list(sizes))]:
+        raise PrerequisiteError(
+            f"{weights.source} has no {_words(lacking[0])}", hint=f"get it by hand, then: {_by_hand(weights)}"
+        )
+    names = _wanted(weights, list(sizes))
+    _require_disk(path.parent, weights.converted_bytes + sum(sizes[name] for name in names) - _brought(path, names))
+    if state(weights) != "there":  # what is whole stays so where the network fails
+        _begin(path)
+    with _hub_errors(weights, path):
+        huggingface_hub.snapshot_download(weights.source, allow_patterns=names, local_dir=path)
+    # without network the hub's client is content with a folder that holds anything at all
+    if missing := [name for name in names if not (path / name).is_file()]:
+        raise _unreachable(weights, f"{len(missing)} of {len(names)} files are missing, the first is {missing[0]}")
+    return names
+
+
+@contextmanager
+def _hub_errors(weights: Weights, path: Path) -> Iterator[None]:
+    """What the hub's client raises, as errors with a mend; its warnings say the same and are left out."""
     from huggingface_hub import errors
 
+    logger = logging.getLogger("huggingface_hub")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
     try:
-        names = _wanted(weights, huggingface_hub.HfApi().list_repo_files(weights.source))
-        huggingface_hub.snapshot_download(weights.source, allow_patterns=names, local_dir=path)
+        yield
     except errors.GatedRepoError as error:
         raise PrerequisiteError(
             f"{weights.source} asks for its licence to be accepted",
@@ -352,22 +381,35 @@ def _from_hub(weights: Weights, path: Path) -> list[str]:
         ) from error
     except errors.RepositoryNotFoundError as error:
         raise PrerequisiteError(
-            f"the hub has no repository {weights.source}", hint=f"get it by hand, then: {_by_hand(weights)}"
+            f"the hub has no repository {weights.source}, or does not show it to you",
+            hint=f"check its name; hf auth login, if it is private; or get it by hand, then: {_by_hand(weights)}",
         ) from error
-    except GcpoBenchError:
-        raise
     except Exception as error:  # the network fails in many ways, and each library wraps them in its own
-        if isinstance(error, OSError) and error.errno is not None:
+        if isinstance(error, OSError) and error.errno in DISK_FULL | NOT_WRITABLE:
             with writing(path):
                 raise
         raise _unreachable(weights, error) from error
-    # without network the hub's client is content with a folder that holds anything at all
-    if missing := [name for name in names if not (path / name).is_file()]:
-        raise _unreachable(weights, f"{len(missing)} of {len(names)} files are missing, the first is {missing[0]}")
-    return names
+    finally:
+        logger.setLevel(level)
 
 
-def _download(weights: Weights, part: Path) -> None:
+def _brought(path: Path, names: Sequence[str]) -> int:
+    """Bytes of these files that are in `path`, with what an interrupted download left of them."""
+    files = [*(path / name for name in names), *(path / ".cache").rglob("*")]
+    return sum(each.stat().st_size for each in files if each.is_file())
+
+
+def _require_type(weights: Weights, config: Mapping[str, Any] | None) -> None:
+    found = (config or {}).get("model_type", weights.model_type)
+    if weights.model_type and found != weights.model_type:
+        raise ConfigError(
+            f"{weights.source} holds a {found!r} model, and of the hub's only {weights.model_type!r} can be read",
+            hint="Janus-Pro: deepseek-community/Janus-Pro-1B, -7B, or what was trained from them; "
+            "LlamaGen: gcpo-bench models fetch llamagen-xl-256 --from FOLDER",
+        )
+
+
+def _download(weights: Weights, part: Path, show: Show) -> None:
     """Into `part`, from where it ends."""
     import http.client
     import urllib.error
@@ -379,17 +421,25 @@ def _download(weights: Weights, part: Path) -> None:
         with urllib.request.urlopen(request, timeout=TIMEOUT_S) as response:
             goes_on = getattr(response, "status", None) == http.client.PARTIAL_CONTENT
             length = response.headers.get("Content-Length")
-            with writing(part), part.open("ab" if goes_on else "wb") as file:
-                shutil.copyfileobj(response, file, 1 << 20)
+            done = start if goes_on else 0
+            total = done + int(length or 0)
+            with writing(part):
+                file = part.open("ab" if goes_on else "wb")
+            with file:
+                while block := response.read(BLOCK_BYTES):
+                    with writing(part):
+                        file.write(block)
+                        file.flush()
+                    done += len(block)
+                    show(done, max(done, total))
     except urllib.error.HTTPError as error:
         if error.code != http.client.REQUESTED_RANGE_NOT_SATISFIABLE:  # which says that it is all here
             raise _unreachable(weights, error) from error
         return
-    except (urllib.error.URLError, TimeoutError, ConnectionError, http.client.HTTPException) as error:
+    except (OSError, http.client.HTTPException) as error:  # of the network: those of the disk are ours by now
         raise _unreachable(weights, error) from error
-    got = part.stat().st_size - (start if goes_on else 0)
-    if length is not None and got != int(length):
-        raise _unreachable(weights, f"it broke off after {part.stat().st_size:,} bytes; fetch again to go on")
+    if length is not None and done != total:
+        raise _unreachable(weights, f"it broke off after {done:,} bytes; fetch again to go on")
 
 
 def _unreachable(weights: Weights, error: Exception | str) -> PrerequisiteError:

@@ -15,18 +15,19 @@ from typing import Any
 
 import pytest
 import torch
-from huggingface_hub import errors
 from safetensors.torch import load_file, save, save_file
 
 from gcpo_bench import catalogue
 from gcpo_bench.catalogue import CATALOGUE
 from gcpo_bench.errors import ConfigError, CorruptDataError, PrerequisiteError
 from gcpo_bench.registry import BENCHMARK_GROUPS, BENCHMARKS, SCORERS
-from gcpo_bench.training import published
+from gcpo_bench.resolve import resolve
+from gcpo_bench.training import published, starts
 from gcpo_bench.training.policies.janus_pro import SIZES
 from gcpo_bench.weights import RECORD, Weights, fetch, local, locate, state, verify
 
 from .conftest import Cli
+from .hub_server import Hub, serving
 from .miniatures import write_janus
 
 CONTENT = b"a checkpoint of a few bytes"
@@ -43,7 +44,6 @@ FOLDER = replace(
     files=("a.json", "b.safetensors|b.bin"),
     more_files=("*.txt",),
 )
-HUB = SimpleNamespace(list_repo_files=lambda source: ["README.md", "a.json", "b.bin", "b.safetensors", "c.txt"])
 
 
 @pytest.fixture(autouse=True)
@@ -87,7 +87,7 @@ def test_weights_are_taken_from_a_folder_and_found(stick: Path, home: Path) -> N
     assert verify(FOLDER) == "3 files, as they were fetched"
     (home / "tiny-clip" / "b.bin").unlink()
     assert state(FOLDER) == "unfinished"
-    with pytest.raises(PrerequisiteError, match=r"b\.safetensors\|b\.bin is missing"):
+    with pytest.raises(PrerequisiteError, match=r"b\.safetensors or b\.bin is missing"):
         locate(FOLDER)
 
 
@@ -272,7 +272,7 @@ def served() -> Iterator[tuple[Weights, list[Answer], list[str]]]:
         def log_message(self, format: str, *args: Any) -> None: ...
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
     thread.start()
     yield replace(FILE, source=f"http://127.0.0.1:{server.server_port}/tiny.pth", bytes_about=27), answers, ranges
     server.shutdown()
@@ -329,30 +329,29 @@ def test_what_a_server_refuses_or_sends_instead_is_told(
     assert list(home.iterdir()) == []
 
 
-def test_of_two_formats_the_first_is_fetched(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[Any] = []
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Hub]:
+    """A hub that has the folder, in two formats."""
+    folder = tmp_path / "on-the-hub"
+    folder.mkdir()
+    for name in ("README.md", "a.json", "b.bin", "b.safetensors", "c.txt"):
+        put(folder / name)
+    with serving(monkeypatch) as hub:
+        hub.repositories["nobody/tiny-clip"] = folder
+        yield hub
 
-    def snapshot(source: str, *, allow_patterns: list[str], local_dir: Path) -> None:
-        asked.append((source, allow_patterns))
-        for name in allow_patterns:
-            put(local_dir / name)
 
-    monkeypatch.setattr("huggingface_hub.HfApi", lambda: HUB)
-    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot)
+def test_of_two_formats_the_first_is_fetched(hub: Hub) -> None:
     fetch(FOLDER)
-    assert asked == [("nobody/tiny-clip", ["a.json", "b.safetensors", "c.txt"])]
-    assert state(FOLDER) == "there"
+    assert sorted(hub.served) == ["a.json", "b.safetensors", "c.txt"]
+    assert (state(FOLDER), verify(FOLDER)) == ("there", "3 files, as they were fetched")
+    fetch(FOLDER)
+    assert len(hub.served) == 3  # what is there already is not fetched again
 
 
-def test_half_a_folder_is_not_taken_for_whole(monkeypatch: pytest.MonkeyPatch, stick: Path) -> None:
-    def half(source: str, *, local_dir: Path, **_: Any) -> None:
-        for name in ("a.json", "b.safetensors"):
-            put(local_dir / name)
-        raise ConnectionError("it broke off")
-
-    monkeypatch.setattr("huggingface_hub.HfApi", lambda: HUB)
-    monkeypatch.setattr("huggingface_hub.snapshot_download", half)
-    with pytest.raises(PrerequisiteError, match="could not be fetched: it broke off"):
+def test_half_a_folder_is_not_taken_for_whole(hub: Hub, stick: Path) -> None:
+    hub.lost.add("c.txt")
+    with pytest.raises(PrerequisiteError, match="could not be fetched: 404"):
         fetch(FOLDER)
     assert (state(FOLDER), local(FOLDER)) == ("unfinished", None)
     with pytest.raises(PrerequisiteError, match="was not fetched to its end"):
@@ -363,54 +362,132 @@ def test_half_a_folder_is_not_taken_for_whole(monkeypatch: pytest.MonkeyPatch, s
     assert state(FOLDER) == "there"  # a failure later does not take away what was whole
 
 
-def test_a_client_that_is_content_with_less_is_not_believed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("huggingface_hub.HfApi", lambda: HUB)
+def test_a_client_that_is_content_with_less_is_not_believed(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *_, local_dir, **__: (local_dir / "a.json").touch())
     with pytest.raises(PrerequisiteError, match=r"2 of 3 files are missing, the first is b\.safetensors"):
         fetch(FOLDER)
     assert state(FOLDER) == "unfinished"
 
 
+def test_a_repository_that_lacks_a_file_is_told_before_the_others_come(hub: Hub, home: Path) -> None:
+    (hub.repositories["nobody/tiny-clip"] / "a.json").unlink()
+    with pytest.raises(PrerequisiteError, match=r"nobody/tiny-clip has no a\.json"):
+        fetch(FOLDER)
+    assert (hub.served, state(FOLDER)) == ([], "missing")
+
+
+def test_what_was_cut_off_on_the_hub_is_not_taken(hub: Hub) -> None:
+    path = hub.repositories["nobody/tiny-clip"] / "b.safetensors"
+    path.write_bytes(path.read_bytes()[:-4])
+    with pytest.raises(CorruptDataError, match=r"b\.safetensors is no safetensors file, or cut off"):
+        fetch(FOLDER)
+    assert state(FOLDER) == "unfinished"
+
+
+def test_a_hub_id_stands_for_what_it_holds(cli: Cli, hub: Hub, stick: Path, home: Path) -> None:
+    hub.repositories["deepseek-community/Janus-Pro-1B"] = stick / "janus"
+    asked = cli("train", "-o", "policy.weights=deepseek-community/Janus-Pro-1B", "--model", "janus-pro-1b")
+    assert asked.code == 4
+    assert "gcpo-bench models fetch deepseek-community/Janus-Pro-1B" in asked.err
+    fetched = cli("models", "fetch", "deepseek-community/Janus-Pro-1B")
+    assert (fetched.code, fetched.out.strip()) == (0, str(home / "janus-pro-1b"))
+    assert (
+        start_from("deepseek-community/Janus-Pro-1B")
+        == start_from("packaged")
+        == (
+            home / "janus-pro-1b",
+            published.digest(stick / "janus"),
+        )
+    )
+    both = cli("models", "fetch", "peizesun/llamagen_t2i")
+    assert both.code == 2
+    assert "holds llamagen-xl-256 and llamagen-xl-512" in both.err
+
+
+def start_from(weights: str) -> tuple[Path | None, str]:
+    return starts.start_weights(resolve(None, [f"policy.weights={weights}"], {"model": "janus-pro-1b"}).config)
+
+
+@pytest.mark.parametrize("source", [(), ("--from", "stick/janus")])
+def test_other_weights_of_the_hub_that_fit_a_policy_are_fetched(
+    cli: Cli, hub: Hub, stick: Path, home: Path, source: tuple[str, ...]
+) -> None:
+    hub.repositories["some-lab/Janus-tuned"] = stick / "janus"
+    fetched = cli("models", "fetch", "some-lab/Janus-tuned", *source)
+    assert (fetched.code, fetched.out.strip()) == (0, str(home / "some-lab" / "Janus-tuned"))
+    assert "train --model janus-pro-1b -o policy.weights=some-lab/Janus-tuned" in fetched.err
+    assert start_from("some-lab/Janus-tuned")[0] == home / "some-lab" / "Janus-tuned"
+    listed = {row["name"]: row for row in json.loads(cli("models", "ls", "--json").out)}
+    assert listed["some-lab/Janus-tuned"]["state"] == "there"
+    assert cli("models", "verify").out.startswith("some-lab/Janus-tuned: 6 files, as they were fetched")
+
+
+def test_what_is_on_the_hub_and_cannot_be_read_is_not_fetched(cli: Cli, hub: Hub, stick: Path, tmp_path: Path) -> None:
+    llama = tmp_path / "llama"
+    shutil.copytree(stick / "janus", llama)
+    (llama / "config.json").write_text('{"model_type": "llama"}')
+    hub.repositories |= {"some-lab/llama": llama, "some-lab/small": write_janus(tmp_path / "small")}
+    refused = cli("models", "fetch", "some-lab/llama")
+    assert refused.code == 2
+    assert "some-lab/llama holds a 'llama' model" in refused.err
+    assert hub.served == []
+    unknown = cli("models", "fetch", "some-lab/nothing")
+    assert (unknown.code, len(unknown.err.splitlines())) == (4, 2)
+    assert "the hub has no repository some-lab/nothing" in unknown.err
+    assert [row["name"] for row in json.loads(cli("models", "ls", "--json").out) if "/" in row["name"]] == []
+    SIZES["janus-pro-1b"] = SIZES["janus-pro-small"]  # put back with the fixture
+    other = cli("models", "fetch", "some-lab/small")
+    assert other.code == 5
+    assert "fits no policy. As janus-pro-1b: " in other.err
+    assert "; as janus-pro-7b: " in other.err
+
+
+def test_what_weights_can_be_is_said_where_there_are_none(cli: Cli) -> None:
+    for source, hint in (
+        ("frist", "or name a folder, or a hub id"),
+        ("some/where", "models fetch some/where; or name"),
+    ):
+        refused = cli("train", "-o", f"policy.weights={source}")
+        assert "policy.weights: " in refused.err
+        assert hint in refused.err
+        assert len(refused.err.splitlines()) == 2
+
+
 def test_without_network_the_error_names_the_way_round(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")  # nothing listens there
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     for name in ("janus-pro-1b", "tiny-clip", "tiny.pth"):
         refused = cli("models", "fetch", name)
         assert refused.code == 4
         assert f"{CATALOGUE[name].source} could not be fetched" in refused.err
         assert "--from FOLDER" in refused.err
+        assert len(refused.err.splitlines()) == 2  # and not what the hub's client logs
 
 
-@pytest.mark.parametrize(
-    ("error", "message", "hint"),
-    [
-        (errors.RepositoryNotFoundError, "the hub has no repository deepseek-community/Janus-Pro-1B", "--from FOLDER"),
-        (errors.GatedRepoError, "asks for its licence to be accepted", "https://huggingface.co/deepseek-community"),
-        (ConnectionError, "could not be fetched: it broke off", "check the network"),
-    ],
-)
-def test_what_the_hub_refuses_is_told_with_its_mend(
-    cli: Cli, monkeypatch: pytest.MonkeyPatch, error: Any, message: str, hint: str
-) -> None:
-    def refuse(*_: Any, **__: Any) -> None:
-        made = error.__new__(error)  # the hub's errors want an answer of whichever client its version uses
-        made.args = ("it broke off",)
-        raise made
-
-    monkeypatch.setattr("huggingface_hub.HfApi", lambda: SimpleNamespace(list_repo_files=refuse))
+def test_what_the_hub_refuses_is_told_with_its_mend(cli: Cli, hub: Hub, stick: Path) -> None:
+    name = "deepseek-community/Janus-Pro-1B"
     refused = cli("models", "fetch", "janus-pro-1b")
     assert refused.code == 4
-    assert message in refused.err
-    assert hint in refused.err
+    assert f"the hub has no repository {name}" in refused.err
+    assert "--from FOLDER" in refused.err
+    hub.repositories[name] = stick / "janus"
+    hub.gated.add(name)
+    gated = cli("models", "fetch", name)
+    assert gated.code == 4
+    assert "asks for its licence to be accepted" in gated.err
+    assert f"accept it at https://huggingface.co/{name}" in gated.err
     assert local(CATALOGUE["janus-pro-1b"]) is None
 
 
-def test_too_little_disk_is_told_before_the_download(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=10**9))
-    with pytest.raises(PrerequisiteError, match=r"needs 4\.2 GB more than the disk has free"):
-        fetch(CATALOGUE["janus-pro-1b"])
+def test_too_little_disk_is_told_before_the_download(hub: Hub, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    size = sum((hub.repositories["nobody/tiny-clip"] / name).stat().st_size for name in ("a.json", "b.safetensors"))
+    monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=10**9 + size))
+    with pytest.raises(PrerequisiteError, match=r"needs 0\.0 GB more than the disk has free"):  # for c.txt
+        fetch(FOLDER)
     with pytest.raises(PrerequisiteError, match=r"needs 0\.3 GB more than the disk has free"):
         fetch(FILE)
+    assert (hub.served, state(FOLDER)) == ([], "missing")
+    monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=10**9 + size + len("c.txt")))
+    fetch(FOLDER)
 
 
 # ---------------------------------------------------------------- the list and the command line

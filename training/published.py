@@ -18,6 +18,7 @@ import xxhash
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from gcpo_bench import catalogue
 from gcpo_bench.errors import ConfigError, CorruptDataError
 from gcpo_bench.files import checksum, read_object
 from gcpo_bench.registry import POLICIES
@@ -79,6 +80,25 @@ def check_folder(weights: Weights, folder: Path) -> None:
     with torch.device("meta"):
         policy = POLICIES.load(weights.name)(weights.name, folder=folder)
     _compare(policy, folder)
+
+
+def model_of(folder: Path) -> str:
+    """The policy that can be filled from the folder. Raises CorruptDataError, with every reason, where none can."""
+    reasons = []
+    for name in catalogue.POLICIES:
+        if (weights := catalogue.CATALOGUE[name]).check:
+            try:
+                check_folder(weights, folder)
+            except (ConfigError, CorruptDataError) as error:
+                reasons.append(f"{name}: {error}")
+            else:
+                return name
+    raise CorruptDataError(f"{folder} fits no policy. As {'; as '.join(reasons)}", hint=OTHER_MODEL)
+
+
+def check_any(weights: Weights, folder: Path) -> None:
+    """As `check_folder`, for weights that say of no policy that they are its."""
+    model_of(folder)
 
 
 def read_published(policy: nn.Module, folder: Path) -> None:
