@@ -75,11 +75,11 @@ def _checksum(path: Path, state: tuple[int, int]) -> str:
 def check_folder(weights: Weights, folder: Path) -> None:
     """For `gcpo-bench models`: raises where the policy of that name could not be filled from the folder.
 
-    Raises as `read_published` does, but for numbers that are not finite: no tensor is read.
+    Raises as `check_published` does.
     """
     with torch.device("meta"):
         policy = POLICIES.load(weights.name)(weights.name, folder=folder)
-    _compare(policy, folder)
+    check_published(policy, folder)
 
 
 def model_of(folder: Path) -> str:
@@ -104,12 +104,9 @@ def check_any(weights: Weights, folder: Path) -> None:
 def read_published(policy: nn.Module, folder: Path) -> None:
     """Fill `policy` from the folder; our dtype, whatever the file's.
 
-    Raises:
-        ConfigError: a checkpoint of another kind of model.
-        CorruptDataError: a file that is damaged, or tensors that are missing, too many, of another shape, no floating
-            point numbers or not finite, or a config.json by which the same tensors are another model.
+    Raises as `check_published` does, and CorruptDataError for numbers that are not finite.
     """
-    headers = _compare(policy, folder)
+    headers = check_published(policy, folder)
     model: Any = policy
     with ExitStack() as stack, torch.no_grad():
         try:
@@ -130,8 +127,14 @@ def check_finite(tensor: Tensor, what: str) -> None:
         raise CorruptDataError(f"{what} holds numbers that are not finite", hint=HINT)
 
 
-def _compare(policy: nn.Module, folder: Path) -> dict[str, Header]:
-    """What the folder's files say of each tensor, once they can fill `policy`."""
+def check_published(policy: nn.Module, folder: Path) -> dict[str, Header]:
+    """What the folder's files say of each tensor, once they can fill `policy`; no tensor is read.
+
+    Raises:
+        ConfigError: a checkpoint of another kind of model.
+        CorruptDataError: a file that is damaged, tensors that are missing, too many, of another shape or no floating
+            point numbers, or a config.json by which the same tensors are another model.
+    """
     model: Any = policy
     config = read_object(folder / "config.json")
     if config.get("model_type") != model.published_type:
