@@ -6,15 +6,18 @@ source.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from dataclasses import replace
+from pathlib import Path
 
 from gcpo_bench.errors import ConfigError, PrerequisiteError, did_you_mean
 from gcpo_bench.files import storage
-from gcpo_bench.weights import Weights, local
+from gcpo_bench.weights import RECORD, Weights, local
 
 _HUB = "https://huggingface.co"
 _SAFETENSORS = ("config.json", "*.safetensors")
+_JANUS = "gcpo_bench.training.published:check_folder"
 _LLAMAGEN = "gcpo_bench.training.policies.llamagen_checkpoint:convert_folder"
 _MASK2FORMER = "mask2former_swin-s-p4-w7-224_lsj_8x2_50e_coco"
 _MODEL = ("config.json", "model.safetensors")
@@ -30,8 +33,9 @@ _POLICIES = (
         source="deepseek-community/Janus-Pro-1B",
         licence="DeepSeek model licence",
         bytes_about=4_200_000_000,
-        files=_SAFETENSORS,
+        files=(*_SAFETENSORS, "tokenizer.json"),
         more_files=("*.json",),
+        check=_JANUS,
     ),
     Weights(
         name="janus-pro-7b",
@@ -39,17 +43,19 @@ _POLICIES = (
         source="deepseek-community/Janus-Pro-7B",
         licence="DeepSeek model licence",
         bytes_about=14_900_000_000,
-        files=_SAFETENSORS,
+        files=(*_SAFETENSORS, "tokenizer.json"),
         more_files=("*.json",),
+        check=_JANUS,
     ),
     Weights(
         name="llamagen-xl-256",
         purpose="the policy llamagen-xl-256, converted when fetched",
         source="peizesun/llamagen_t2i",
         licence="MIT",
-        bytes_about=6_700_000_000,  # half of it made by conversion
+        bytes_about=6_700_000_000,
         files=("t2i_XL_stage1_256.pt", "vq_ds16_t2i.pt"),
         convert=_LLAMAGEN,
+        converted_bytes=3_282_000_000,
     ),
     Weights(
         name="llamagen-xl-512",
@@ -59,6 +65,7 @@ _POLICIES = (
         bytes_about=6_700_000_000,
         files=("t2i_XL_stage2_512.pt", "vq_ds16_t2i.pt"),
         convert=_LLAMAGEN,
+        converted_bytes=3_282_000_000,
     ),
     Weights(
         name="flan-t5-xl",
@@ -197,6 +204,15 @@ _EVALUATORS = (
     *GROUNDING_DINO.values(),
     COMPBENCH_DEPTH,
 )
+_ANY_JANUS = replace(
+    _POLICIES[0],
+    purpose="a policy, as others trained it",
+    licence="see its page on the hub",
+    bytes_about=0,  # told by the hub
+    model_type="janus",
+    check="gcpo_bench.training.published:check_any",
+)
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 CATALOGUE: dict[str, Weights] = {each.name: each for each in (*_POLICIES, *_EVALUATORS)}
 POLICIES = tuple(each.name for each in _POLICIES)
 
@@ -230,12 +246,37 @@ NEEDS["t2i-compbench"] = (*NEEDS["t2i-compbench-complex"], COMPBENCH_DEPTH)
 
 
 def get(name: str) -> tuple[Weights, ...]:
-    """Weights by their own name, or by that of a scorer or benchmark. Raises ConfigError for a name that is none."""
+    """Weights by their own name, that of a scorer or benchmark, or a hub id. Raises ConfigError for what is none."""
     if name in CATALOGUE:
         return (CATALOGUE[name],)
-    if name not in NEEDS:
+    if name in NEEDS:
+        return tuple({each.name: CATALOGUE[each.name] for each in NEEDS[name]}.values())
+    if not HUB_ID.fullmatch(name):
         raise ConfigError(f"there are no published weights {name!r}", hint=did_you_mean(name, {**CATALOGUE, **NEEDS}))
-    return tuple({each.name: CATALOGUE[each.name] for each in NEEDS[name]}.values())
+    if len(found := of_hub(name)) > 1:
+        raise ConfigError(
+            f"{name} holds {' and '.join(each.name for each in found)}", hint=f"gcpo-bench models fetch {found[0].name}"
+        )
+    return found
+
+
+def of_hub(hub_id: str) -> tuple[Weights, ...]:
+    """What a repository on the Hugging Face hub holds; one that is not listed here is taken for a policy's."""
+    listed = [each for each in CATALOGUE.values() if each.source.lower() == hub_id.lower()]
+    return tuple(listed) or (replace(_ANY_JANUS, name=hub_id, source=hub_id),)
+
+
+def fetched_from_hub(hub_id: str, model: str) -> Path | None:
+    """Where a repository's weights lie, those of `model` first; None where they were not fetched, or this is no id."""
+    found = of_hub(hub_id) if HUB_ID.fullmatch(hub_id) else ()
+    return next((path for each in sorted(found, key=lambda each: each.name != model) if (path := local(each))), None)
+
+
+def here() -> list[Weights]:
+    """All that is listed, and what else was fetched from the hub."""
+    folder = storage("weights")
+    others = sorted(str(each.parent.relative_to(folder)) for each in folder.glob(f"*/*/{RECORD}"))
+    return [*CATALOGUE.values(), *(each for name in others for each in of_hub(name) if each.name == name)]
 
 
 def require(names: Iterable[str]) -> None:

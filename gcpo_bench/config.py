@@ -31,7 +31,7 @@ class PolicyConfig(Config):
     name: str = "scenes-12"
     """Registered model; `gcpo-bench ls models`."""
     weights: str = "packaged"
-    """To start from: `packaged`, a run name, a checkpoint folder, or a folder that `gcpo-bench pretrain` wrote."""
+    """To start from: `packaged`, a run, a folder (published weights, a checkpoint, what `pretrain` wrote), a hub id."""
     random_init: bool = False
     """Random weights instead, always the same ones: for speed, memory and tests without downloads."""
     template: str = ""

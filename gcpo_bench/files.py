@@ -114,6 +114,14 @@ def read_json(path: Path) -> Any:
         raise _corrupt(path, f"it is not JSON ({error})") from error
 
 
+def read_object(path: Path) -> dict[str, Any]:
+    """As `read_json`, of a file that holds a JSON object."""
+    value = read_json(path)
+    if not isinstance(value, dict):
+        raise _corrupt(path, "it is not a JSON object")
+    return value
+
+
 def append_jsonl(path: Path, row: Mapping[str, Any]) -> None:
     """Add one line, whole or not at all. A torn last line, left by a kill, is dropped first.
 

@@ -10,15 +10,18 @@ from __future__ import annotations
 
 import fnmatch
 import importlib
+import logging
 import os
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from gcpo_bench.errors import ConfigError, CorruptDataError, GcpoBenchError, PrerequisiteError
-from gcpo_bench.files import checksum, read_json, sha256, storage, write_json, writing
+from gcpo_bench.errors import ConfigError, CorruptDataError, PrerequisiteError
+from gcpo_bench.files import DISK_FULL, NOT_WRITABLE, checksum, read_json, sha256, storage, write_json, writing
+from gcpo_bench.weight_files import check_whole
 
 RECORD = "gcpo-bench.json"
 FETCHING = {"state": "fetching"}
@@ -27,6 +30,9 @@ SPARE_BYTES = 1_000_000_000
 """Disk that stays free after a download."""
 TIMEOUT_S = 60
 
+BLOCK_BYTES = 1 << 20
+
+Show = Callable[[int, int], None]
 State = Literal["there", "unfinished", "missing"]
 
 
@@ -50,8 +56,14 @@ class Weights:
     """Of a single file, or how it begins; empty where it is not known."""
     num_bytes: int | None = None
     """Exact size of a single file, where its digest is not known."""
+    model_type: str = ""
+    """What the hub says that a folder must be; empty where it is not asked."""
+    check: str = ""
+    """`"module:function"` that raises where a folder of the right files holds another model; called as `convert`."""
     convert: str = ""
-    """`"module:function"` that makes what a policy loads of the files in a folder; called with name and folder."""
+    """`"module:function"` that makes what a policy loads of the files in a folder; called with this and the folder."""
+    converted_bytes: int = 0
+    """Of `bytes_about`, what `convert` makes."""
 
     @property
     def path(self) -> Path:
@@ -65,8 +77,16 @@ def missing_files(weights: Weights, path: Path) -> list[str]:
     """What of these weights `path` lacks; for a single file its own name."""
     if not weights.files:
         return [] if path.is_file() else [path.name]
-    names = [each.name for each in path.iterdir() if each.is_file()] if path.is_dir() else []
+    names = _names(path) if path.is_dir() else []
     return [pattern for pattern in weights.files if not _chosen(pattern, names)]
+
+
+def _names(folder: Path) -> list[str]:
+    return sorted(each.name for each in folder.iterdir() if _is_weights(each))
+
+
+def _words(pattern: str) -> str:
+    return pattern.replace("|", " or ")
 
 
 def _chosen(pattern: str, names: Iterable[str]) -> list[str]:
@@ -100,7 +120,7 @@ def locate(weights: Weights) -> Path:
         _check_size(weights, path)
         return path
     lacking = missing_files(weights, weights.path)
-    what = weights.path / lacking[0] if weights.files and lacking and weights.path.exists() else weights.path
+    what = weights.path / _words(lacking[0]) if weights.files and lacking and weights.path.exists() else weights.path
     raise PrerequisiteError(
         f"{weights.purpose}: {what} {'is missing' if lacking else 'was not fetched to its end'} ({weights.licence})",
         hint=f"gcpo-bench models fetch {weights.name}, or with --from FOLDER where there is no network",
@@ -111,9 +131,10 @@ def verify(weights: Weights) -> str:
     """Read every file again, and compare with what was fetched or what the publisher states.
 
     Returns what could be checked, in words. Raises PrerequisiteError where a file is missing, CorruptDataError where
-    one changed or is another.
+    one changed, was cut off or is another model's.
     """
     path = locate(weights)
+    _check_content(weights, path)
     recorded = recorded_checksums(path)
     for name, expected in recorded.items():
         file = path / name if weights.files else path
@@ -127,6 +148,21 @@ def verify(weights: Weights) -> str:
     if recorded:
         return f"{len(recorded)} files, as they were fetched"
     return "all files are there; they were not fetched by gcpo-bench, and their publisher states no digest"
+
+
+def _check_content(weights: Weights, path: Path) -> None:
+    """Raises CorruptDataError or ConfigError where files are cut off, incomplete or another model's."""
+    if not weights.files:
+        check_whole([path])
+        return
+    check_whole(path / name for name in _wanted(weights, _names(path)))
+    if weights.check:
+        _call(weights.check, weights, path)
+
+
+def _call(target: str, weights: Weights, folder: Path) -> None:
+    module, _, function = target.partition(":")
+    getattr(importlib.import_module(module), function)(weights, folder)
 
 
 def _check(weights: Weights, path: Path) -> str:
@@ -159,24 +195,40 @@ def _record(path: Path) -> Any:
     return read_json(record) if record.is_file() else None
 
 
-def recorded_checksums(path: Path) -> dict[str, str]:
-    """Name -> checksum of what was fetched; empty where nothing is recorded."""
+def recorded_checksums(path: Path, *, unchanged: bool = False) -> dict[str, str]:
+    """Name -> checksum of what was fetched; empty where nothing is recorded.
+
+    With `unchanged`, only of files whose size and time of writing still are those recorded.
+    """
     record = _record(path)
     if record is None or record == FETCHING:
         return {}
+    folder = path if path.is_dir() else path.parent
     try:
-        return {name: str(entry["checksum"]) for name, entry in record["files"].items()}
+        return {
+            name: str(entry["checksum"])
+            for name, entry in record["files"].items()
+            if not unchanged or stamp(folder / name) == (entry["bytes"], entry.get("written_ns"))
+        }
     except (TypeError, KeyError, AttributeError) as error:
         raise CorruptDataError(
             f"{_record_path(path)} is damaged", hint=f"fetch it again: delete {path} and the record first"
         ) from error
 
 
+def stamp(file: Path) -> tuple[int, int]:
+    """Bytes, and nanoseconds at the last writing: what tells, unread, that a file is another; zeros where none is."""
+    found = file.stat() if file.is_file() else None
+    return (found.st_size, found.st_mtime_ns) if found else (0, 0)
+
+
 # ---------------------------------------------------------------- fetching
 
 
-def fetch(weights: Weights, source: Path | None = None) -> Path:
+def fetch(weights: Weights, source: Path | None = None, show: Show = lambda done, total: None) -> Path:
     """Put weights into the weights folder: from `source`, a folder that holds them, or from where they are published.
+
+    `show` is called with the bytes done and the bytes in all while a single file is downloaded.
 
     What is there already is not fetched again; an interrupted download goes on where it stopped. A single file replaces
     what was there before only when it is whole.
@@ -192,23 +244,28 @@ def fetch(weights: Weights, source: Path | None = None) -> Path:
     if weights.files:
         _fetch_folder(weights, source)
     else:
-        _fetch_file(weights, source)
-    files = [path] if path.is_file() else sorted(each for each in path.iterdir() if _is_weights(each))
-    record = {each.name: {"bytes": each.stat().st_size, "checksum": checksum(each)} for each in files}
+        _fetch_file(weights, source, show)
+    files = [path] if path.is_file() else [path / name for name in _names(path)]
+    record = {each.name: _entry(each) for each in files}
     origin = weights.source if source is None else str(source.resolve())
     write_json(_record_path(path), {"name": weights.name, "source": origin, "files": record})
     return path
+
+
+def _entry(file: Path) -> dict[str, Any]:
+    size, written_ns = stamp(file)
+    return {"bytes": size, "written_ns": written_ns, "checksum": checksum(file)}
 
 
 def _is_weights(path: Path) -> bool:
     return path.is_file() and path.name != RECORD and not path.name.endswith(".tmp")
 
 
-def _fetch_file(weights: Weights, source: Path | None) -> None:
+def _fetch_file(weights: Weights, source: Path | None, show: Show) -> None:
     part = weights.path.with_name(f"{weights.path.name}.part")
     if source is None:
         _require_disk(weights.path.parent, weights.bytes_about - (part.stat().st_size if part.is_file() else 0))
-        _download(weights, part)
+        _download(weights, part, show)
     else:
         found = _found(weights, source)
         _require_disk(weights.path.parent, found.stat().st_size)
@@ -216,6 +273,7 @@ def _fetch_file(weights: Weights, source: Path | None) -> None:
             shutil.copyfile(found, part)
     try:
         _check(weights, part)
+        _check_content(weights, part)
     except CorruptDataError:
         part.unlink()  # going on with it would not mend it
         raise
@@ -225,24 +283,27 @@ def _fetch_file(weights: Weights, source: Path | None) -> None:
 
 def _fetch_folder(weights: Weights, source: Path | None) -> None:
     path = weights.path
-    found = None if source is None else _found(weights, source)
+    if source is None:
+        names = _from_hub(weights, path)
+        _check_content(weights, path)
+    else:
+        found = _found(weights, source)
+        _check_content(weights, found)  # before a file of it replaces one that is good
+        names = _wanted(weights, _names(found))
+        files = [found / name for name in names if (found / name).resolve() != (path / name).resolve()]
+        _require_disk(path.parent, weights.converted_bytes + sum(each.stat().st_size for each in files))
+        _begin(path)
+        _copy(files, path)
+    for name in set(_wanted(weights, _names(path))) - set(names):
+        (path / name).unlink()  # of an earlier fetch from elsewhere
+    if weights.convert:
+        _call(weights.convert, weights, path)
+
+
+def _begin(path: Path) -> None:
     with writing(path):
         path.mkdir(exist_ok=True)
-    if state(weights) != "there":  # what was whole stays so, whatever comes of this
-        write_json(path / RECORD, FETCHING)
-    present = sum(each.stat().st_size for each in path.rglob("*") if each.is_file())
-    if found is None:
-        _require_disk(path, weights.bytes_about - present)
-        _from_hub(weights, path)
-    else:
-        _copy(weights, found, path)
-    if missing := missing_files(weights, path):
-        raise PrerequisiteError(
-            f"{weights.source} has no {missing[0]}", hint=f"get it by hand, then: {_by_hand(weights)}"
-        )
-    if weights.convert:
-        module, _, function = weights.convert.partition(":")
-        getattr(importlib.import_module(module), function)(weights, path)
+    write_json(path / RECORD, FETCHING)
 
 
 def _require_disk(folder: Path, wanted: int) -> None:
@@ -261,7 +322,7 @@ def _found(weights: Weights, source: Path) -> Path:
     for each in (source / weights.name, source):
         if not missing_files(weights, each):
             return each
-    lacking = missing_files(weights, source)[0] if weights.files else weights.name
+    lacking = _words(missing_files(weights, source)[0]) if weights.files else weights.name
     raise ConfigError(f"{source} holds no {lacking}", hint=f"it must hold what {weights.source} publishes")
 
 
@@ -270,25 +331,49 @@ def _wanted(weights: Weights, names: Sequence[str]) -> list[str]:
     return sorted({name for found in chosen for name in found})
 
 
-def _copy(weights: Weights, source: Path, path: Path) -> None:
-    names = _wanted(weights, [each.name for each in source.iterdir() if _is_weights(each)])
-    _require_disk(path, sum((source / name).stat().st_size for name in names))
-    for name in names:
-        if (source / name).resolve() == (path / name).resolve():
-            continue
-        part = path / f"{name}.tmp"
+def _copy(files: Sequence[Path], path: Path) -> None:
+    for file in files:
+        part = path / f"{file.name}.tmp"
         with writing(part):
-            shutil.copyfile(source / name, part)
-            os.replace(part, path / name)
+            shutil.copyfile(file, part)
+            os.replace(part, path / file.name)
 
 
-def _from_hub(weights: Weights, path: Path) -> None:
+def _from_hub(weights: Weights, path: Path) -> list[str]:
+    """Returns the names of the files, all of which are in `path` then."""
     import huggingface_hub
+
+    with _hub_errors(weights, path):
+        # the client tries other calls again and again; this one, once, so that it tells at once where no network is
+        info = huggingface_hub.HfApi().model_info(weights.source, files_metadata=True, timeout=TIMEOUT_S)
+    _require_type(weights, info.config)
+    sizes = {each.rfilename: each.size or 0 for each in info.siblings or ()}
+    if lacking := [pattern for pattern in weights.files if not _chosen(pattern, list(sizes))]:
+        raise PrerequisiteError(
+            f"{weights.source} has no {_words(lacking[0])}", hint=f"get it by hand, then: {_by_hand(weights)}"
+        )
+    names = _wanted(weights, list(sizes))
+    _require_disk(path.parent, weights.converted_bytes + sum(sizes[name] for name in names) - _brought(path, names))
+    if state(weights) != "there":  # what is whole stays so where the network fails
+        _begin(path)
+    with _hub_errors(weights, path):
+        huggingface_hub.snapshot_download(weights.source, allow_patterns=names, local_dir=path)
+    # without network the hub's client is content with a folder that holds anything at all
+    if missing := [name for name in names if not (path / name).is_file()]:
+        raise _unreachable(weights, f"{len(missing)} of {len(names)} files are missing, the first is {missing[0]}")
+    return names
+
+
+@contextmanager
+def _hub_errors(weights: Weights, path: Path) -> Iterator[None]:
+    """What the hub's client raises, as errors with a mend; its warnings say the same and are left out."""
     from huggingface_hub import errors
 
+    logger = logging.getLogger("huggingface_hub")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
     try:
-        names = _wanted(weights, huggingface_hub.HfApi().list_repo_files(weights.source))
-        huggingface_hub.snapshot_download(weights.source, allow_patterns=names, local_dir=path)
+        yield
     except errors.GatedRepoError as error:
         raise PrerequisiteError(
             f"{weights.source} asks for its licence to be accepted",
@@ -296,21 +381,35 @@ def _from_hub(weights: Weights, path: Path) -> None:
         ) from error
     except errors.RepositoryNotFoundError as error:
         raise PrerequisiteError(
-            f"the hub has no repository {weights.source}", hint=f"get it by hand, then: {_by_hand(weights)}"
+            f"the hub has no repository {weights.source}, or does not show it to you",
+            hint=f"check its name; hf auth login, if it is private; or get it by hand, then: {_by_hand(weights)}",
         ) from error
-    except GcpoBenchError:
-        raise
     except Exception as error:  # the network fails in many ways, and each library wraps them in its own
-        if isinstance(error, OSError) and error.errno is not None:
+        if isinstance(error, OSError) and error.errno in DISK_FULL | NOT_WRITABLE:
             with writing(path):
                 raise
         raise _unreachable(weights, error) from error
-    # without network the hub's client is content with a folder that holds anything at all
-    if missing := [name for name in names if not (path / name).is_file()]:
-        raise _unreachable(weights, f"{len(missing)} of {len(names)} files are missing, the first is {missing[0]}")
+    finally:
+        logger.setLevel(level)
 
 
-def _download(weights: Weights, part: Path) -> None:
+def _brought(path: Path, names: Sequence[str]) -> int:
+    """Bytes of these files that are in `path`, with what an interrupted download left of them."""
+    files = [*(path / name for name in names), *(path / ".cache").rglob("*")]
+    return sum(each.stat().st_size for each in files if each.is_file())
+
+
+def _require_type(weights: Weights, config: Mapping[str, Any] | None) -> None:
+    found = (config or {}).get("model_type", weights.model_type)
+    if weights.model_type and found != weights.model_type:
+        raise ConfigError(
+            f"{weights.source} holds a {found!r} model, and of the hub's only {weights.model_type!r} can be read",
+            hint="Janus-Pro: deepseek-community/Janus-Pro-1B, -7B, or what was trained from them; "
+            "LlamaGen: gcpo-bench models fetch llamagen-xl-256 --from FOLDER",
+        )
+
+
+def _download(weights: Weights, part: Path, show: Show) -> None:
     """Into `part`, from where it ends."""
     import http.client
     import urllib.error
@@ -322,17 +421,25 @@ def _download(weights: Weights, part: Path) -> None:
         with urllib.request.urlopen(request, timeout=TIMEOUT_S) as response:
             goes_on = getattr(response, "status", None) == http.client.PARTIAL_CONTENT
             length = response.headers.get("Content-Length")
-            with writing(part), part.open("ab" if goes_on else "wb") as file:
-                shutil.copyfileobj(response, file, 1 << 20)
+            done = start if goes_on else 0
+            total = done + int(length or 0)
+            with writing(part):
+                file = part.open("ab" if goes_on else "wb")
+            with file:
+                while block := response.read(BLOCK_BYTES):
+                    with writing(part):
+                        file.write(block)
+                        file.flush()
+                    done += len(block)
+                    show(done, max(done, total))
     except urllib.error.HTTPError as error:
         if error.code != http.client.REQUESTED_RANGE_NOT_SATISFIABLE:  # which says that it is all here
             raise _unreachable(weights, error) from error
         return
-    except (urllib.error.URLError, TimeoutError, ConnectionError, http.client.HTTPException) as error:
+    except (OSError, http.client.HTTPException) as error:  # of the network: those of the disk are ours by now
         raise _unreachable(weights, error) from error
-    got = part.stat().st_size - (start if goes_on else 0)
-    if length is not None and got != int(length):
-        raise _unreachable(weights, f"it broke off after {part.stat().st_size:,} bytes; fetch again to go on")
+    if length is not None and done != total:
+        raise _unreachable(weights, f"it broke off after {done:,} bytes; fetch again to go on")
 
 
 def _unreachable(weights: Weights, error: Exception | str) -> PrerequisiteError:

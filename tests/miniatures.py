@@ -1,11 +1,13 @@
-"""Networks of GenEval and T2I-CompBench in miniature: the real classes, random weights, files as they are published."""
+"""Networks of GenEval, T2I-CompBench and Janus-Pro in miniature: real classes, random weights, files as published."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save_file
 from tokenizers import pre_tokenizers
 from transformers import (
     BertConfig,
@@ -21,6 +23,8 @@ from transformers import (
     Mask2FormerForUniversalSegmentation,
     SwinConfig,
 )
+
+from gcpo_bench.training.policies import janus_pro
 
 from .reference.mmdet_names import Tensors, mmdet_state
 
@@ -103,6 +107,27 @@ def clip(seed: int = 0, activation: str = "quick_gelu") -> CLIPModel:
 def write_clip(folder: Path, model: CLIPModel) -> Path:
     model.save_pretrained(folder)
     tokenizer().save_pretrained(folder)
+    return folder
+
+
+# ---------------------------------------------------------------- Janus-Pro
+
+
+def write_janus(folder: Path, shards: int = 1) -> Path:
+    """janus-pro-tiny, by its tensors' published names, in one file or in several with an index."""
+    policy = janus_pro.build("janus-pro-tiny")
+    policy.initialize(torch.Generator().manual_seed(0))
+    tensors = {policy.published_name(name): tensor for name, tensor in policy.state_dict().items()}
+    folder.mkdir(parents=True)
+    names = [f"model-{row + 1:05}-of-{shards:05}.safetensors" for row in range(shards)]
+    names = names if shards > 1 else ["model.safetensors"]
+    for row, name in enumerate(names):
+        save_file(dict(list(tensors.items())[row::shards]), folder / name)
+    if shards > 1:
+        places = {tensor: names[row % shards] for row, tensor in enumerate(tensors)}
+        (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": places}))
+    janus_pro.SIZES["janus-pro-tiny"].config().save_pretrained(folder)
+    policy.tokenizer.save_pretrained(folder)
     return folder
 
 

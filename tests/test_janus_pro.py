@@ -335,6 +335,81 @@ def test_published_weights_that_are_not_whole_or_not_janus_are_refused(folder: P
         start_from(folder)
 
 
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        (("text_config", "num_attention_heads"), 8, r"first 'text_config\.head_dim' \(file 8, model 16\)"),
+        (("text_config", "num_key_value_heads"), 2, r"first 'text_config\.num_key_value_heads' \(file 2, model 4\)"),
+        (("text_config", "rms_norm_eps"), 1e-5, r"first 'text_config\.rms_norm_eps' \(file 1e-05, model 1e-06\)"),
+        (("text_config", "hidden_act"), "gelu", r"first 'text_config\.hidden_act' \(file gelu, model silu\)"),
+        (("text_config", "rope_parameters", "rope_theta"), 5e5, r"rope_theta' \(file 500000\.0, model 10000\.0\)"),
+        (("text_config", "rope_parameters", "factor"), 2.0, r"factor' \(file 2\.0, model none\)"),
+        (("vision_config", "image_size"), 16, r"first 'vq_config\.num_patches' \(file 8, model 6\)"),
+    ],
+)
+def test_a_configuration_that_makes_the_tensors_another_model_is_refused(
+    folder: Path, path: tuple[str, ...], value: Any, message: str
+) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    place = config
+    for name in path[:-1]:
+        place = place[name]
+    place[path[-1]] = value
+    if path[-1] == "num_attention_heads":
+        del place["head_dim"]  # which is then the width's share
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(CorruptDataError, match=rf"settings of config\.json differ, .*{message}"):
+        start_from(folder)
+
+
+def test_rotary_settings_in_their_older_form_are_understood(folder: Path) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    del config["text_config"]["rope_parameters"]
+    config["text_config"] |= {"rope_theta": 10_000, "rope_scaling": None}
+    (folder / "config.json").write_text(json.dumps(config))
+    start_from(folder)
+    config["text_config"]["rope_theta"] = 500_000
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(CorruptDataError, match="rope_theta"):
+        start_from(folder)
+
+
+@pytest.mark.parametrize(
+    ("numbers", "message"),
+    [
+        (lambda tensor: tensor.mul(torch.nan), "holds numbers that are not finite"),
+        (lambda tensor: tensor.index_fill(0, torch.tensor([0]), -torch.inf), "holds numbers that are not finite"),
+        (lambda tensor: tensor.int(), r"1 tensors are no floating point numbers, first '.*' \(I32\)"),
+    ],
+)
+def test_weights_that_are_no_numbers_are_refused(folder: Path, cli: Cli, numbers: Any, message: str) -> None:
+    path = next(path for path in folder.glob("*.safetensors") if any("norm" in name for name in load_file(path)))
+    tensors = load_file(path)
+    name = next(name for name in tensors if "norm" in name)
+    save_file({**tensors, name: numbers(tensors[name])}, path)
+    with pytest.raises(CorruptDataError, match=message) as error:
+        start_from(folder)
+    assert name in str(error.value)
+    assert cli("train", "--model", "janus-pro-tiny", "-o", f"policy.weights={folder}").code == 5
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("config.json", "[]"),
+        ("config.json", '{"model_type": "janus", "text_config": [1]}'),
+        ("model.safetensors.index.json", "[1]"),
+        ("model.safetensors.index.json", '{"weight_map": 3}'),
+    ],
+)
+def test_damaged_json_is_told_in_one_line(folder: Path, cli: Cli, name: str, text: str) -> None:
+    (folder / name).write_text(text)
+    refused = cli("train", "--model", "janus-pro-tiny", "-o", f"policy.weights={folder}")
+    assert refused.code == 5
+    assert f"{name} is damaged" in refused.err
+    assert [line.partition(":")[0] for line in refused.err.splitlines()[-2:]] == ["error", "hint"]
+
+
 def test_a_model_without_weights_says_what_to_give(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GCPO_BENCH_HOME", str(tmp_path))
     refused = cli("train", "--model", "janus-pro-1b")

@@ -1,25 +1,33 @@
 """Weights as others publish them, read into a policy: safetensors files in a folder, under the publisher's names.
 
-Names and shapes are compared before a tensor is read, so a checkpoint of another model is told at once, whole.
+Names, shapes and what config.json says of the pass are compared before a tensor is read, so a checkpoint of another
+model is told at once, whole.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+import math
+from collections.abc import Mapping
+from contextlib import ExitStack
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 import xxhash
 from safetensors import SafetensorError, safe_open
-from torch import nn
+from torch import Tensor, nn
 
+from gcpo_bench import catalogue
 from gcpo_bench.errors import ConfigError, CorruptDataError
-from gcpo_bench.files import checksum, read_json
-from gcpo_bench.weights import recorded_checksums
+from gcpo_bench.files import checksum, read_object
+from gcpo_bench.registry import POLICIES
+from gcpo_bench.weight_files import HINT, INDEX, SAFETENSORS, Header, indexed_files, read_headers
+from gcpo_bench.weights import Weights, recorded_checksums, stamp
 
-INDEX = "model.safetensors.index.json"
+FLOATS = frozenset({"F64", "F32", "F16", "BF16"})
+"""What weights are; anything else is quantised, or no weights."""
+OTHER_MODEL = "these are weights of another model: name the one that they belong to, or fetch this one's"
 
 
 class Publishable(Protocol):
@@ -36,6 +44,14 @@ class Publishable(Protocol):
         """Whether a tensor of the publisher is one that drawing images does not need."""
         ...
 
+    def settings(self) -> Mapping[str, Any]:
+        """What its pass uses beside tensors and no shape tells, by its place in config.json."""
+        ...
+
+    def published_settings(self, config: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The same of a checkpoint's config.json; raises anything where that is damaged."""
+        ...
+
 
 def is_published(folder: Path) -> bool:
     """Whether `folder` looks like a checkpoint of others."""
@@ -43,75 +59,139 @@ def is_published(folder: Path) -> bool:
 
 
 def digest(folder: Path) -> str:
-    """One checksum over all weight files: as recorded when they were fetched, else read now."""
-    recorded = recorded_checksums(folder)
-    found = {name: value for name, value in recorded.items() if name.endswith(".safetensors")}
-    found = found or {path.name: checksum(path) for path in _files(folder)}
+    """One checksum over all weight files; those that did not change since they were fetched are not read for it."""
+    recorded = recorded_checksums(folder, unchanged=True)
+    found = {path.name: recorded.get(path.name) or _checksum(path.resolve(), stamp(path)) for path in _files(folder)}
     text = "\n".join(f"{name} {found[name]}" for name in sorted(found))
     return f"xxh3:{xxhash.xxh3_128_hexdigest(text.encode())}"
 
 
+@lru_cache(maxsize=64)
+def _checksum(path: Path, state: tuple[int, int]) -> str:
+    """Of a file in the state that `stamp` told: a start asks several times, and 15 GB take a while."""
+    return checksum(path)
+
+
+def check_folder(weights: Weights, folder: Path) -> None:
+    """For `gcpo-bench models`: raises where the policy of that name could not be filled from the folder.
+
+    Raises as `check_published` does.
+    """
+    with torch.device("meta"):
+        policy = POLICIES.load(weights.name)(weights.name, folder=folder)
+    check_published(policy, folder)
+
+
+def model_of(folder: Path) -> str:
+    """The policy that can be filled from the folder. Raises CorruptDataError, with every reason, where none can."""
+    reasons = []
+    for name in catalogue.POLICIES:
+        if (weights := catalogue.CATALOGUE[name]).check:
+            try:
+                check_folder(weights, folder)
+            except (ConfigError, CorruptDataError) as error:
+                reasons.append(f"{name}: {error}")
+            else:
+                return name
+    raise CorruptDataError(f"{folder} fits no policy. As {'; as '.join(reasons)}", hint=OTHER_MODEL)
+
+
+def check_any(weights: Weights, folder: Path) -> None:
+    """As `check_folder`, for weights that say of no policy that they are its."""
+    model_of(folder)
+
+
+def read_published(policy: nn.Module, folder: Path) -> None:
+    """Fill `policy` from the folder; our dtype, whatever the file's.
+
+    Raises as `check_published` does, and CorruptDataError for numbers that are not finite.
+    """
+    headers = check_published(policy, folder)
+    model: Any = policy
+    with ExitStack() as stack, torch.no_grad():
+        try:
+            files = {path: stack.enter_context(safe_open(path, framework="pt")) for path in _files(folder)}
+            for name, tensor in policy.state_dict().items():
+                published_name = model.published_name(name)
+                path = headers[published_name].file
+                tensor.copy_(files[path].get_tensor(published_name))
+                check_finite(tensor, f"{path}: {published_name!r}")
+        except (SafetensorError, OSError) as error:
+            raise CorruptDataError(f"{folder} cannot be read: {error}", hint=HINT) from error
+
+
+def check_finite(tensor: Tensor, what: str) -> None:
+    """Raises CorruptDataError where a number is infinite or none."""
+    low, high = torch.aminmax(tensor)  # passes NaN on, and takes no memory
+    if not (math.isfinite(low) and math.isfinite(high)):
+        raise CorruptDataError(f"{what} holds numbers that are not finite", hint=HINT)
+
+
+def check_published(policy: nn.Module, folder: Path) -> dict[str, Header]:
+    """What the folder's files say of each tensor, once they can fill `policy`; no tensor is read.
+
+    Raises:
+        ConfigError: a checkpoint of another kind of model.
+        CorruptDataError: a file that is damaged, tensors that are missing, too many, of another shape or no floating
+            point numbers, or a config.json by which the same tensors are another model.
+    """
+    model: Any = policy
+    config = read_object(folder / "config.json")
+    if config.get("model_type") != model.published_type:
+        raise ConfigError(
+            f"{folder} holds a {config.get('model_type')!r} checkpoint, not {model.published_type!r}", hint=OTHER_MODEL
+        )
+    headers = _headers(folder)
+    expected = {model.published_name(name): tuple(tensor.shape) for name, tensor in policy.state_dict().items()}
+    given = {name: each.shape for name, each in headers.items() if name in expected or not model.is_unused(name)}
+    _require_equal(folder, "tensors", given, expected)
+    if integers := [name for name in expected if headers[name].dtype not in FLOATS]:
+        raise CorruptDataError(
+            f"{folder}: {len(integers)} tensors are no floating point numbers, first {integers[0]!r} "
+            f"({headers[integers[0]].dtype})",
+            hint="take the unquantised weights",
+        )
+    try:
+        settings = model.published_settings(config)
+    except Exception as error:  # transformers refuses a configuration in many ways
+        reason = " ".join(str(error).split())[:120]
+        raise CorruptDataError(f"{folder / 'config.json'} is damaged: {reason}", hint=HINT) from error
+    _require_equal(folder, "settings of config.json", settings, model.settings())
+    return headers
+
+
+def _require_equal(folder: Path, what: str, given: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
+    wrong = sorted(name for name in given.keys() | expected.keys() if given.get(name) != expected.get(name))
+    if wrong:
+        first = wrong[0]
+        raise CorruptDataError(
+            f"{folder} holds another model: {len(wrong)} {what} differ, first {first!r} "
+            f"(file {given.get(first, 'none')}, model {expected.get(first, 'none')})",
+            hint=OTHER_MODEL,
+        )
+
+
+def _headers(folder: Path) -> dict[str, Header]:
+    headers: dict[str, Header] = {}
+    for path in _files(folder):
+        found = read_headers(path)
+        if doubled := headers.keys() & found.keys():
+            name = min(doubled)
+            raise CorruptDataError(
+                f"{folder} holds {name!r} twice, in {headers[name].file.name} and {path.name}",
+                hint="keep the files of one model",
+            )
+        headers |= found
+    return headers
+
+
 def _files(folder: Path) -> list[Path]:
-    files = sorted(folder.glob("*.safetensors"))
+    files = sorted(folder.glob(f"*{SAFETENSORS}"))
     if not files:
         pickles = [path.name for path in folder.glob("*.bin")] + [path.name for path in folder.glob("*.pt*")]
         raise ConfigError(
             f"{folder} holds no .safetensors file" + (f", only {pickles[0]}" if pickles else ""),
             hint="take the safetensors conversion, such as deepseek-community/Janus-Pro-1B; pickles are not opened",
         )
-    if (folder / INDEX).is_file():
-        listed = set(read_json(folder / INDEX).get("weight_map", {}).values())
-        if missing := sorted(listed - {path.name for path in files}):
-            raise CorruptDataError(
-                f"{folder} is not whole: {missing[0]} is missing ({len(missing)} of {len(listed)} files)",
-                hint="fetch the model again; an interrupted download goes on",
-            )
-    return files
-
-
-def read_published(policy: nn.Module, folder: Path) -> None:
-    """Fill `policy` from the folder; our dtype, whatever the file's.
-
-    Raises:
-        ConfigError: a checkpoint of another kind of model.
-        CorruptDataError: a file that is damaged, or tensors that are missing, too many or of another shape.
-    """
-    model: Any = policy
-    found_type = read_json(folder / "config.json").get("model_type")
-    if found_type != model.published_type:
-        raise ConfigError(
-            f"{folder} holds a {found_type!r} checkpoint, not {model.published_type!r}",
-            hint="choose the --model that these weights belong to",
-        )
-    own = {model.published_name(name): tensor for name, tensor in policy.state_dict().items()}
-    with _opened(folder) as given:
-        shapes = {name: tuple(file.get_slice(name).get_shape()) for name, file in given.items()}
-        expected = {name: tuple(tensor.shape) for name, tensor in own.items()}
-        extra = [name for name in shapes if name not in expected and not model.is_unused(name)]
-        wrong = [name for name in expected if shapes.get(name) != expected[name]]
-        if extra or wrong:
-            first = sorted([*extra, *wrong])[0]
-            raise CorruptDataError(
-                f"{folder} holds another model: {len(extra) + len(wrong)} tensors differ, first {first!r} "
-                f"(file {shapes.get(first, 'none')}, model {expected.get(first, 'none')})",
-                hint="choose the --model that these weights belong to",
-            )
-        with torch.no_grad():
-            for name, tensor in own.items():
-                tensor.copy_(given[name].get_tensor(name))
-
-
-@contextmanager
-def _opened(folder: Path) -> Iterator[dict[str, Any]]:
-    """Tensor name -> the open file that holds it."""
-    with ExitStack() as stack:
-        given: dict[str, Any] = {}
-        for path in _files(folder):
-            try:
-                file = stack.enter_context(safe_open(path, framework="pt"))
-            except (SafetensorError, OSError) as error:
-                raise CorruptDataError(
-                    f"{path} is no safetensors file, or cut off: {error}", hint="delete it and fetch the model again"
-                ) from error
-            given |= dict.fromkeys(file.keys(), file)
-        yield given
+    index = folder / f"model{INDEX}"
+    return indexed_files(index) if index.is_file() else files

@@ -52,8 +52,8 @@ def start_weights(config: RunConfig, runs_root: Path | None = None) -> tuple[Pat
     """Where training starts from, and its checksum: a file of ours, a folder as others publish it, or no file.
 
     `policy.weights` is `packaged` (what ships, else what `gcpo-bench models fetch` brought), a folder (published
-    weights, a checkpoint, or what `pretrain` wrote) or a run. Random weights have no file; their model's name stands
-    for the checksum.
+    weights, a checkpoint, or what `pretrain` wrote), a hub id whose weights were fetched, or a run. Random weights have
+    no file; their model's name stands for the checksum.
     """
     name, source = config.policy.name, config.policy.weights
     if config.policy.random_init:
@@ -65,13 +65,15 @@ def start_weights(config: RunConfig, runs_root: Path | None = None) -> tuple[Pat
         folder = fetched
     else:
         folder = Path(source)
+        if not folder.exists():
+            folder = catalogue.fetched_from_hub(source, name) or folder
     if (folder / f"{name}.json").exists():
         return _pretrained(folder, name)
     if published.is_published(folder):
         return folder, published.digest(folder)
     if (folder / checkpoints.STATE).exists():
         return folder / checkpoints.WEIGHTS, checkpoints.weights_checksum(folder)
-    run = runs.open_run(source, runs_root or Path("runs"))
+    run = _source_run(source, runs_root or Path("runs"))
     if run.config.policy.lora is not None:
         raise ConfigError(
             f"{run.path} trained adapters, which another run cannot start from",
@@ -79,6 +81,21 @@ def start_weights(config: RunConfig, runs_root: Path | None = None) -> tuple[Pat
         )
     folder = run.checkpoint_path(checkpoints.latest_step(run))
     return folder / checkpoints.WEIGHTS, checkpoints.weights_checksum(folder)
+
+
+def _source_run(source: str, root: Path) -> runs.Run:
+    try:
+        return runs.open_run(source, root)
+    except RunError as error:
+        if not catalogue.HUB_ID.fullmatch(source):
+            raise ConfigError(
+                f"policy.weights: there is no folder and no run {source!r}",
+                hint=f"{error.hint}; or name a folder, or a hub id, owner/name",
+            ) from error
+        raise PrerequisiteError(
+            f"policy.weights: {source!r} is no folder, no run in {root}, and was not fetched from the hub",
+            hint=f"gcpo-bench models fetch {source}; or name a folder or a run (gcpo-bench ls runs)",
+        ) from error
 
 
 def start_policy(config: RunConfig, runs_root: Path | None = None) -> Policy:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from .options import JsonOption
 from .output import note, print_json, print_table, size
+from .progress import progress
+
+if TYPE_CHECKING:
+    from gcpo_bench.weights import Weights
 
 app = typer.Typer(help="Published weights: list, fetch, verify.", no_args_is_help=True, rich_markup_mode=None)
 
@@ -22,17 +26,21 @@ def complete_weights(incomplete: str) -> list[str]:
 @app.command("ls", epilog="Example: gcpo-bench models ls --json")
 def ls_command(as_json: JsonOption = False) -> None:
     """List weights: what for, licence, size, source, and whether they are on this machine."""
-    from gcpo_bench.catalogue import CATALOGUE
+    from gcpo_bench.catalogue import here
     from gcpo_bench.weights import state
 
+    known = here()
     if as_json:
         columns = ("name", "purpose", "licence", "source", "sha256", "bytes_about")
-        records = [{column: getattr(each, column) for column in columns} for each in CATALOGUE.values()]
-        places = [{"state": state(each), "path": str(each.path)} for each in CATALOGUE.values()]
+        records = [{column: getattr(each, column) for column in columns} for each in known]
+        places = [{"state": state(each), "path": str(each.path)} for each in known]
         print_json([record | place for record, place in zip(records, places, strict=True)])
         return
-    rows = [(each.name, each.purpose, state(each), size(each.bytes_about), each.licence) for each in CATALOGUE.values()]
+    rows = [(each.name, each.purpose, state(each), size(each.bytes_about), each.licence) for each in known]
     print_table(("name", "purpose", "state", "size", "licence"), rows)
+
+
+MEGABYTE = 1_000_000
 
 
 @app.command("fetch", epilog="Example: gcpo-bench models fetch janus-pro-1b geneval; ... --from /media/stick")
@@ -41,7 +49,7 @@ def fetch_command(
         list[str],
         typer.Argument(
             metavar="NAME...",
-            help="See `gcpo-bench models ls`; or a benchmark or scorer, for all it needs.",
+            help="See `gcpo-bench models ls`; a benchmark or scorer, for all it needs; or a hub id, owner/name.",
             autocompletion=complete_weights,
         ),
     ],
@@ -52,13 +60,25 @@ def fetch_command(
     """Put weights into the cache, from their source or from --from, and check them; an interrupted download goes on."""
     from gcpo_bench import catalogue
     from gcpo_bench.registry import POLICIES
-    from gcpo_bench.weights import fetch
 
     wanted = [each for name in names for each in catalogue.get(name)]  # a wrong name is told before the first download
     for each in {each.name: each for each in wanted}.values():
-        print(fetch(each, source))
+        print(_fetch(each, source))
         if each.name in POLICIES:
             note(f"next: gcpo-bench train --model {each.name} --dry-run")
+        elif each.name not in catalogue.CATALOGUE:
+            from gcpo_bench.training.published import model_of
+
+            note(f"next: gcpo-bench train --model {model_of(each.path)} -o policy.weights={each.name} --dry-run")
+
+
+def _fetch(weights: Weights, source: Path | None) -> Path:
+    from gcpo_bench.weights import fetch
+
+    if weights.files or source is not None:  # the hub's client shows its own bars
+        return fetch(weights, source)
+    with progress(f"{weights.name}, MB") as show:
+        return fetch(weights, show=lambda done, total: show(done // MEGABYTE, total // MEGABYTE))
 
 
 @app.command("verify", epilog="Example: gcpo-bench models verify janus-pro-1b")
@@ -74,7 +94,7 @@ def verify_command(
     from gcpo_bench.weights import state, verify
 
     wanted = [each for name in names or () for each in catalogue.get(name)]
-    wanted = wanted or [each for each in catalogue.CATALOGUE.values() if state(each) != "missing"]
+    wanted = wanted or [each for each in catalogue.here() if state(each) != "missing"]
     if not wanted:
         note("no weights are on this machine; gcpo-bench models ls")
     failures: list[GcpoBenchError] = []

@@ -9,7 +9,7 @@ Sources: deepseek-ai/Janus (template, unconditional branch, decoding of image to
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -177,6 +177,14 @@ class JanusPro(nn.Module):
     def is_unused(self, published_name: str) -> bool:
         return published_name.startswith(UNUSED)
 
+    def settings(self) -> dict[str, Any]:
+        text: Any = self.language_model.config
+        return pass_settings(text, self.vqmodel.config)
+
+    def published_settings(self, config: Mapping[str, Any]) -> dict[str, Any]:
+        read: Any = JanusConfig.from_dict(dict(config))
+        return pass_settings(read.text_config, read.vq_config)
+
     def initialize(self, generator: torch.Generator) -> None:
         """Random weights: normal 0.02, norms 1, biases 0."""
         with torch.no_grad():
@@ -333,6 +341,15 @@ class JanusPro(nn.Module):
         parts = [self.vqmodel.decode(part).float().cpu().numpy() for part in torch.split(tokens_BT, DECODE_ROWS)]  # type: ignore[arg-type]
         images_BCYX = np.concatenate(parts)
         return ((images_BCYX + 1) / 2 * 255).clip(0, 255).astype(np.uint8).transpose(0, 2, 3, 1)
+
+
+def pass_settings(text: Any, codes: Any) -> dict[str, Any]:
+    """What the pass uses of a configuration and no tensor's shape tells."""
+    names = ("num_attention_heads", "num_key_value_heads", "head_dim", "hidden_act", "rms_norm_eps")
+    found = {f"text_config.{name}": getattr(text, name) for name in names}
+    rope = {name: value for name, value in text.rope_parameters.items() if name != "type"}  # `rope_type`, formerly
+    found |= {f"text_config.rope_parameters.{name}": value for name, value in rope.items()}
+    return found | {"vq_config.num_patches": codes.num_patches, "vq_config.hidden_act": codes.hidden_act}
 
 
 def count(module: nn.Module) -> int:
