@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import torch
 import xxhash
 from safetensors import SafetensorError, safe_open
-from torch import nn
+from torch import Tensor, nn
 
 from gcpo_bench.errors import ConfigError, CorruptDataError
 from gcpo_bench.files import checksum, read_json
@@ -70,12 +70,26 @@ def _files(folder: Path) -> list[Path]:
 
 
 def read_published(policy: nn.Module, folder: Path) -> None:
-    """Fill `policy` from the folder; our dtype, whatever the file's.
+    """Fill `policy` from the folder; our dtype, whatever the file's. Raises as `check_published` does."""
+    with _matching(policy, folder) as (own, given), torch.no_grad():
+        for name, tensor in own.items():
+            tensor.copy_(given[name].get_tensor(name))
+
+
+def check_published(policy: nn.Module, folder: Path) -> None:
+    """Compare names and shapes; nothing else is read.
 
     Raises:
         ConfigError: a checkpoint of another kind of model.
         CorruptDataError: a file that is damaged, or tensors that are missing, too many or of another shape.
     """
+    with _matching(policy, folder):
+        pass
+
+
+@contextmanager
+def _matching(policy: nn.Module, folder: Path) -> Iterator[tuple[dict[str, Tensor], dict[str, Any]]]:
+    """Published name -> our tensor, and -> the open file that holds it."""
     model: Any = policy
     found_type = read_json(folder / "config.json").get("model_type")
     if found_type != model.published_type:
@@ -96,9 +110,7 @@ def read_published(policy: nn.Module, folder: Path) -> None:
                 f"(file {shapes.get(first, 'none')}, model {expected.get(first, 'none')})",
                 hint="choose the --model that these weights belong to",
             )
-        with torch.no_grad():
-            for name, tensor in own.items():
-                tensor.copy_(given[name].get_tensor(name))
+        yield own, given
 
 
 @contextmanager
