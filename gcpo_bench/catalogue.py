@@ -228,10 +228,13 @@ NEEDS: dict[str, tuple[Weights, ...]] = {
     "image-reward": (IMAGE_REWARD, BERT_WORDS),
     "blip-vqa": (BLIP_VQA, BERT_WORDS),
 }
-"""Scorer or benchmark -> what must be on this machine."""
+"""Scorer, reward or benchmark -> what must be on this machine."""
 _BLIP = ("t2i-compbench-color", "t2i-compbench-shape", "t2i-compbench-texture")
 NEEDS |= {
-    "geneval": (GENEVAL_DETECTOR, GENEVAL_CLASSIFIER),
+    **dict.fromkeys(
+        ("geneval", "geneval-server", "geneval-server-dense", "geneval-server-strict"),
+        (GENEVAL_DETECTOR, GENEVAL_CLASSIFIER),
+    ),
     "hps-benchmark": NEEDS["hps-v2.1"],
     "hps-gcpo400": NEEDS["hps-v2.1"],
     "drawbench": (HPS_V21, CLIP_SCORER, IMAGE_REWARD, BERT_WORDS, PICKSCORE, AESTHETIC_HEAD),

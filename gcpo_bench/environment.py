@@ -7,7 +7,8 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib import metadata
@@ -24,6 +25,7 @@ VARIABLES = ("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS")
 """The only environment variables that are recorded: both change numbers or speed, neither is a secret."""
 
 
+CGROUPS = "sys/fs/cgroup"
 COMMAND = "GCPO_BENCH_COMMAND"
 """Environment variable with the arguments of a grid's command, JSON; its workers inherit it."""
 
@@ -110,6 +112,42 @@ def usable_cores() -> int:
 def memory_bytes() -> int:
     """Physical memory of the machine."""
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def usable_memory_bytes(system: Path = Path("/")) -> int:
+    """Memory that this process may have at most: the machine's, or what its container or scheduler allows."""
+    return min([memory_bytes(), *(limit for limit, _ in _memory_limits(system))])
+
+
+def free_memory_bytes(system: Path = Path("/")) -> int:
+    """Memory that can still be had: what the machine has left, and what its container or scheduler leaves of that."""
+    table = system / "proc" / "meminfo"
+    lines = table.read_text(encoding="ascii").splitlines() if table.is_file() else []
+    free = [int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")]
+    return max(0, min([*(free or [memory_bytes()]), *(limit - used for limit, used in _memory_limits(system))]))
+
+
+def _memory_limits(system: Path) -> Iterator[tuple[int, int]]:
+    """Limit and use, bytes, of this process's control group and of those around it; files in the cache are no use.
+
+    No limit is a file that is not there or says "max" (version 2), or a number beyond all memory (version 1).
+    """
+    member = system / "proc" / "self" / "cgroup"
+    lines = member.read_text(encoding="utf-8").splitlines() if member.is_file() else []
+    for line in lines:
+        number, controllers, path = line.split(":", 2)
+        if number == "0":
+            root, limit_name, use_name = CGROUPS, "memory.max", "memory.current"
+        elif controllers == "memory":
+            root, limit_name, use_name = f"{CGROUPS}/memory", "memory.limit_in_bytes", "memory.usage_in_bytes"
+        else:
+            continue
+        own = system / root / path.strip("/")
+        for folder in (own, *own.parents[: len(Path(path.strip("/")).parts)]):
+            with suppress(OSError, ValueError):
+                limit, used = (int((folder / name).read_text(encoding="ascii")) for name in (limit_name, use_name))
+                words = (folder / "memory.stat").read_text(encoding="ascii").split()
+                yield limit, used - int(dict(zip(words[::2], words[1::2], strict=True)).get("inactive_file", 0))
 
 
 def cpu_model() -> str:

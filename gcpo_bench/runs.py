@@ -228,6 +228,16 @@ class Run:
     def write_text_atomic(self, relative: str, text: str) -> None:
         write_text(self.path / relative, text)
 
+    def is_empty(self) -> bool:
+        """Nothing was trained yet: no step, and no checkpoint of the start."""
+        return not self.checkpoint_steps() and not self.metrics()
+
+    def discard(self) -> bool:
+        """Remove the folder if the run is empty, so that its name is free again; whether it was."""
+        if empty := self.is_empty():
+            shutil.rmtree(self.path, ignore_errors=True)
+        return empty
+
     @contextmanager
     def lock(self) -> Iterator[None]:
         """Hold the run for this process. Raises RunError where another process holds it; a killed one holds nothing."""

@@ -84,3 +84,69 @@ def test_outside_a_checkout_there_is_no_commit(tmp_path: Path) -> None:
 def test_a_broken_checkout_is_recorded_without_commit(tmp_path: Path) -> None:
     (tmp_path / ".git").write_text("nonsense")
     assert environment._checkout(tmp_path) == {"commit": None, "dirty": None}
+
+
+# ---------------------------------------------------------------- memory
+
+GB = 10**9
+
+
+def machine(root: Path, member: str, groups: dict[str, dict[str, str]]) -> Path:
+    """A file system that says 8 GB are left of the machine, and these control groups."""
+    (root / "proc" / "self").mkdir(parents=True)
+    (root / "proc" / "meminfo").write_text(f"MemTotal: 99 kB\nMemAvailable:   {8 * GB // 1024} kB\n")
+    (root / "proc" / "self" / "cgroup").write_text(member)
+    for group, files in groups.items():
+        folder = root / "sys" / "fs" / "cgroup" / group
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, text in files.items():
+            (folder / name).write_text(text)
+    return root
+
+
+@pytest.mark.parametrize(
+    ("member", "groups", "free"),
+    [
+        ("", {}, 8 * GB),
+        ("0::/\n", {"": {}}, 8 * GB),
+        # the job's own group says nothing; the one around it allows 6 GB, of which 3 are used, 1 of that for files
+        (
+            "0::/slurm/job\n",
+            {
+                "slurm/job": {"memory.max": "max\n", "memory.current": "5", "memory.stat": "anon 5\n"},
+                "slurm": {
+                    "memory.max": f"{6 * GB}\n",
+                    "memory.current": f"{3 * GB}\n",
+                    "memory.stat": f"anon {2 * GB}\ninactive_file {GB}\n",
+                },
+            },
+            4 * GB,
+        ),
+        (
+            "3:cpu:/elsewhere\n4:memory:/docker/x\n0::/\n",
+            {
+                "memory/docker/x": {
+                    "memory.limit_in_bytes": f"{2 * GB}\n",
+                    "memory.usage_in_bytes": f"{GB}\n",
+                    "memory.stat": "cache 0\ninactive_file 0\n",
+                }
+            },
+            GB,
+        ),
+        (
+            "4:memory:/x\n",
+            {"memory/x": {"memory.limit_in_bytes": f"{2**63}", "memory.usage_in_bytes": "5", "memory.stat": ""}},
+            8 * GB,
+        ),
+    ],
+)
+def test_free_memory_is_what_machine_and_container_leave(
+    tmp_path: Path, member: str, groups: dict[str, dict[str, str]], free: int
+) -> None:
+    system = machine(tmp_path, member, groups)
+    assert environment.free_memory_bytes(system) == pytest.approx(free, abs=1024)
+    assert environment.usable_memory_bytes(system) <= environment.memory_bytes()
+
+
+def test_this_machine_has_memory_left() -> None:
+    assert 0 < environment.free_memory_bytes() <= environment.usable_memory_bytes() <= environment.memory_bytes()

@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save, save_file
 from gcpo_bench import catalogue
 from gcpo_bench.catalogue import CATALOGUE
 from gcpo_bench.errors import ConfigError, CorruptDataError, PrerequisiteError
-from gcpo_bench.registry import BENCHMARK_GROUPS, BENCHMARKS, SCORERS
+from gcpo_bench.registry import BENCHMARK_GROUPS, BENCHMARKS, REWARDS, SCORERS
 from gcpo_bench.resolve import resolve
 from gcpo_bench.training import published, starts
 from gcpo_bench.training.policies.janus_pro import SIZES
@@ -508,7 +508,7 @@ def test_a_benchmark_stands_for_all_that_it_needs() -> None:
     assert len(names) == len(set(names)) == 6
     assert catalogue.get("geneval") == (catalogue.GENEVAL_DETECTOR, catalogue.CLIP_L14)
     for name, needed in catalogue.NEEDS.items():
-        assert name in {*SCORERS, *BENCHMARKS, *BENCHMARK_GROUPS, "blip-vqa"}  # which answers questions
+        assert name in {*SCORERS, *REWARDS, *BENCHMARKS, *BENCHMARK_GROUPS, "blip-vqa"}  # which answers questions
         for each in needed:  # what is needed of a folder is among what is fetched of it
             assert set(each.files) <= set(CATALOGUE[each.name].files)
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as dump_tensors
 from torch import Tensor, nn
@@ -53,8 +53,24 @@ def load_weights(policy: nn.Module, path: Path, *, expected_checksum: str | None
     except SafetensorError as error:
         raise CorruptDataError(f"{path} is no safetensors file: {error}", hint=HINT) from error
     filled = _tensors(policy, whole)
+    _compare(path, filled, {name: tuple(tensor.shape) for name, tensor in tensors.items()})
+    with torch.no_grad():
+        for name, tensor in filled.items():
+            tensor.copy_(tensors[name])
+
+
+def check_names(policy: nn.Module, path: Path, *, whole: bool = False) -> None:
+    """Raises CorruptDataError where a safetensors file is cut off or of another architecture; reads no tensor."""
+    try:
+        with runs.reading(path), safe_open(path, framework="pt") as file:
+            given = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+    except SafetensorError as error:
+        raise CorruptDataError(f"{path} is no safetensors file: {error}", hint=HINT) from error
+    _compare(path, _tensors(policy, whole), given)
+
+
+def _compare(path: Path, filled: dict[str, Tensor], given: dict[str, tuple[int, ...]]) -> None:
     own = {name: tuple(tensor.shape) for name, tensor in filled.items()}
-    given = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     if own != given:
         wrong = sorted(name for name in own.keys() | given.keys() if own.get(name) != given.get(name))
         first = wrong[0]
@@ -63,9 +79,6 @@ def load_weights(policy: nn.Module, path: Path, *, expected_checksum: str | None
             f"(file {given.get(first, 'none')}, model {own.get(first, 'none')})",
             hint="choose the --model that these weights belong to",
         )
-    with torch.no_grad():
-        for name, tensor in filled.items():
-            tensor.copy_(tensors[name])
 
 
 def _check(path: Path, expected: str) -> None:

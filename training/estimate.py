@@ -15,7 +15,9 @@ from dataclasses import dataclass
 import torch
 
 from gcpo_bench.config import RunConfig
+from gcpo_bench.environment import free_memory_bytes
 from gcpo_bench.errors import PrerequisiteError
+from gcpo_bench.registry import POLICIES
 
 from . import lora, starts
 from .floors import rollout_bytes, update_flops
@@ -58,8 +60,7 @@ class Estimate:
 
 def estimate(config: RunConfig, processes: int = 1) -> Estimate:
     """Of one of `processes`, each with a GPU. Raises ConfigError and PrerequisiteError as building the policy does."""
-    with torch.device("meta"):
-        policy = starts.build(config.policy)
+    policy = starts.without_memory(config.policy)
     parameters = sum(parameter.numel() for parameter in policy.parameters())
     if config.policy.device == "cpu" and parameters <= TRIED_PARAMETERS:
         return _tried(config)
@@ -95,7 +96,7 @@ def _computed(config: RunConfig, policy: Policy, processes: int) -> Estimate:
     trained = sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)
     if config.policy.lora is not None:
         trained = _adapters(config, module)
-    rounded = size == 2 and config.policy.lora is None
+    rounded = size == 2  # adapters too have the type of the weights
     share = -(-images // processes)
     rows = min(config.sampling.batch_rows, share)
     micro = min(config.optimizer.micro_batch_rows, share)
@@ -143,21 +144,54 @@ def _adapters(config: RunConfig, module: torch.nn.Module) -> int:
 
 
 def check_memory(config: RunConfig, processes: int = 1) -> None:
-    """`require_memory` of the GPU that the run is for, if it is for one."""
+    """`require_memory` of the GPU that the run is for, or of this machine's main memory where the policy is large.
+
+    Models of one's own are not built for that on a CPU.
+    """
     device = torch.device(config.policy.device)
-    if device.type == "cuda" and torch.cuda.is_available():
-        require_memory(config, torch.cuda.mem_get_info(device)[0], processes)
+    if device.type == "cuda":
+        if torch.cuda.is_available():
+            require_memory(config, torch.cuda.mem_get_info(device)[0], processes)
+    elif config.policy.name in POLICIES.entries:
+        policy = starts.without_memory(config.policy)
+        if sum(parameter.numel() for parameter in policy.parameters()) > TRIED_PARAMETERS:
+            require_memory(config, free_memory_bytes(), processes)
 
 
 def require_memory(config: RunConfig, free_bytes: int, processes: int = 1) -> None:
-    """Raises PrerequisiteError where a GPU with so much free memory cannot hold its share of the run."""
-    with torch.device("meta"):
-        policy = starts.build(config.policy)
-    needed = _computed(config, policy, processes)
+    """Raises PrerequisiteError where a device with so much free memory cannot hold its share of the run."""
+    needed = _computed(config, starts.without_memory(config.policy), processes)
     if needed.peak_memory_bytes > free_bytes:
         largest = max(needed.parts, key=lambda name: needed.parts[name])
+        kind = "GPU" if torch.device(config.policy.device).type == "cuda" else "main"
         raise PrerequisiteError(
-            f"{config.policy.name} needs about {needed.peak_memory_bytes / 1e9:.0f} GB of GPU memory, "
+            f"{config.policy.name} needs about {needed.peak_memory_bytes / 1e9:.0f} GB of {kind} memory, "
             f"{free_bytes / 1e9:.0f} GB are free; the most goes to {largest} ({needed.parts[largest] / 1e9:.0f} GB)",
             hint=f"lower or set, the cheapest first: {', '.join(OPTIONS)}; see gcpo-bench train --dry-run",
+        )
+
+
+BENCH_PARTS = {
+    "rollout": ("weights", "reference", "float32 copies", "keys and values"),
+    "update": ("weights", "reference", "float32 copies", "gradients", "activations", "logits"),
+    "select": ("weights", "reference", "float32 copies"),
+}
+"""What a part of a step, measured by itself, keeps in memory; what is not named here keeps all."""
+
+
+def check_bench(config: RunConfig, part: str, images: int) -> None:
+    """Raises ConfigError or PrerequisiteError where the device is not there or cannot hold what is to be measured."""
+    device = starts.usable_device(config.policy.device)
+    sampling = config.sampling.model_copy(
+        update={"batch_rows": images, "prompts_per_step": 1, "group_size": max(images, 2)}
+    )
+    policy = starts.without_memory(config.policy)
+    needed = _computed(config.model_copy(update={"sampling": sampling}), policy, 1).parts
+    wanted = sum(needed[name] for name in BENCH_PARTS.get(part, needed))
+    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else free_memory_bytes()
+    if wanted > free:
+        raise PrerequisiteError(
+            f"bench {part} of {config.policy.name} needs about {wanted / 1e9:.0f} GB of memory on {device}, "
+            f"{free / 1e9:.0f} GB are free",
+            hint="lower --images or optimizer.micro_batch_rows, or set policy.dtype=bfloat16",
         )

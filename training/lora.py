@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -25,17 +26,11 @@ def add(policy: nn.Module, config: LoraConfig, generator: torch.Generator) -> No
         ConfigError: a policy that takes none, or targets that it does not have.
         PrerequisiteError: peft is not installed.
     """
-    try:
-        import peft
-    except ModuleNotFoundError as error:
-        raise PrerequisiteError(
-            "policy.lora needs the package 'peft'", hint="pip install 'gcpo-bench[peft]'"
-        ) from error
-    part: Any = getattr(policy, getattr(policy, "adapted", ""), None)
-    if part is None:
-        raise ConfigError(f"{type(policy).__name__} takes no adapters", hint="leave policy.lora out")
+    part, targets = check(policy, config)
+    import peft
+
     policy.requires_grad_(False)
-    options: Any = {"r": config.rank, "lora_alpha": config.alpha, "target_modules": adapted_layers(part, config)}
+    options: Any = {"r": config.rank, "lora_alpha": config.alpha, "target_modules": targets}
     peft.inject_adapter_in_model(peft.LoraConfig(**options), part)
     with torch.no_grad():
         for name, parameter in policy.named_parameters():
@@ -43,6 +38,16 @@ def add(policy: nn.Module, config: LoraConfig, generator: torch.Generator) -> No
                 parameter.normal_(0.0, parameter.shape[1] ** -0.5, generator=generator)
             elif "lora_B" in name:
                 parameter.zero_()
+
+
+def check(policy: nn.Module, config: LoraConfig) -> tuple[Any, list[str]]:
+    """The part that takes adapters, and which of its layers get one. Raises as `add` does."""
+    if find_spec("peft") is None:
+        raise PrerequisiteError("policy.lora needs the package 'peft'", hint="pip install 'gcpo-bench[peft]'")
+    part: Any = getattr(policy, getattr(policy, "adapted", ""), None)
+    if part is None:
+        raise ConfigError(f"{type(policy).__name__} takes no adapters", hint="leave policy.lora out")
+    return part, adapted_layers(part, config)
 
 
 def adapted_layers(part: nn.Module, config: LoraConfig) -> list[str]:

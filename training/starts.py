@@ -5,6 +5,7 @@ A run's own checkpoints hold only what it trained; the rest is read here again, 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,8 @@ from gcpo_bench.weights import local
 
 from . import checkpoints, lora, published
 from .types import Policy
+
+DEVICES = "use cpu, cuda or cuda:1"
 
 
 def packaged_weights(model: str) -> tuple[Path, str]:
@@ -100,26 +103,62 @@ def _source_run(source: str, root: Path) -> runs.Run:
 
 def start_policy(config: RunConfig, runs_root: Path | None = None) -> Policy:
     """The policy before reinforcement learning, in evaluation mode (no policy here uses dropout)."""
+    device = usable_device(config.policy.device)  # before anything large is built
     path, expected = start_weights(config, runs_root)
     policy = build(config.policy, path)
-    _fill(policy, path, expected, runs_root)
+    for source, checksum in _sources(policy, path, expected, runs_root):
+        _fill(policy, source, checksum)
     if config.policy.lora is not None:
         lora.add(policy, config.policy.lora, torch.Generator().manual_seed(config.seed))
-    return policy.to(_device(config.policy.device))  # type: ignore[no-any-return]
+    return policy.to(device)  # type: ignore[no-any-return]
 
 
-def _fill(policy: Any, path: Path | None, expected: str, runs_root: Path | None) -> None:
+def check_start(config: RunConfig, runs_root: Path | None = None) -> None:
+    """Raises what `start_policy` would for weights that are missing or of another model; reads names and shapes only.
+
+    Not for models of one's own, whose `build` may do anything.
+    """
+    path, expected = start_weights(config, runs_root)
+    policy = without_memory(config.policy, path)
+    for source, _ in _sources(policy, path, expected, runs_root):
+        if source is not None and source.is_dir():
+            published.check_published(policy, source)
+        elif source is not None:
+            checkpoints.check_names(policy, source, whole=_is_whole(source))
+    if config.policy.lora is not None:
+        lora.check(policy, config.policy.lora)
+
+
+def without_memory(config: PolicyConfig, folder: Path | None = None) -> Any:
+    """As `build`, with shapes only."""
+    with torch.device("meta"):
+        return build(config, folder)
+
+
+def _sources(
+    policy: Any, path: Path | None, expected: str, runs_root: Path | None
+) -> Iterator[tuple[Path | None, str]]:
+    """Where the policy's weights are read, one after the other: a checkpoint holds only what its run trained."""
+    partial = path is not None and path.is_file() and not _is_whole(path)
+    if partial and not all(parameter.requires_grad for parameter in policy.parameters()):
+        assert path is not None
+        run = runs.open_run(path.parents[2])
+        yield from _sources(policy, *start_weights(run.config, runs_root or run.path.parent), runs_root)
+    yield path, expected
+
+
+def _is_whole(path: Path) -> bool:
+    """What `pretrain` or a converter wrote, and not a run."""
+    return path.name != checkpoints.WEIGHTS
+
+
+def _fill(policy: Any, path: Path | None, expected: str) -> None:
     if path is None:
         policy.initialize(torch.Generator().manual_seed(0))
-        return
-    if path.is_dir():
+    elif path.is_dir():
         published.read_published(policy, path)
-        return
-    whole = path.name != checkpoints.WEIGHTS  # what `pretrain` or a converter wrote
-    if not whole and not all(parameter.requires_grad for parameter in policy.parameters()):
-        run = runs.open_run(path.parents[2])
-        _fill(policy, *start_weights(run.config, runs_root or run.path.parent), runs_root)
-    checkpoints.load_weights(policy, path, expected_checksum=expected, whole=whole)
+    else:
+        checkpoints.load_weights(policy, path, expected_checksum=expected, whole=_is_whole(path))
 
 
 def build(config: PolicyConfig, folder: Path | None = None) -> Any:
@@ -151,17 +190,31 @@ def _freeze(policy: nn.Module, config: PolicyConfig) -> None:
         parameter.requires_grad_(name.startswith(parts[trained]))
 
 
-def _device(name: str) -> torch.device:
-    """Raises PrerequisiteError for a GPU that is not there."""
+def usable_device(name: str) -> torch.device:
+    """The device, after looking whether it is there; a GPU with a number becomes the one that torch works on.
+
+    Raises ConfigError for another kind of device, PrerequisiteError for a GPU that is not there.
+    """
     try:
         device = torch.device(name)
     except RuntimeError as error:
-        raise ConfigError(f"policy.device {name!r} is no device", hint="cpu, cuda or cuda:1") from error
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise PrerequisiteError(
-            "torch sees no GPU, and policy.device is cuda",
-            hint="-o policy.device=cpu, or install a CUDA build of torch",
-        )
+        raise ConfigError(f"policy.device {name!r} is no device", hint=DEVICES) from error
+    if device.type not in ("cpu", "cuda"):
+        raise ConfigError(f"policy.device {name!r} is not supported", hint=DEVICES)
+    if device.type == "cuda":
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if count == 0:
+            raise PrerequisiteError(
+                f"torch sees no GPU, and policy.device is {name}",
+                hint="-o policy.device=cpu, or install a CUDA build of torch",
+            )
+        if device.index is not None:
+            if device.index >= count:
+                raise PrerequisiteError(
+                    f"policy.device is {name}, and torch sees {count} GPU{'s' * (count > 1)}",
+                    hint=f"cuda:0 to cuda:{count - 1}, or cuda; CUDA_VISIBLE_DEVICES says which are seen",
+                )
+            torch.cuda.set_device(device)  # graphs, rewards and measurements are on the current one
     return device
 
 

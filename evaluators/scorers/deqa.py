@@ -18,6 +18,7 @@ import io
 import math
 import os
 import shlex
+import shutil
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -67,6 +68,13 @@ class Deqa:
             ) from error
         said = {key: str(value) for key, value in self._program.hello.items() if key != "protocol"}
         return {"scorer": self.name, "model": "not said", **said}
+
+    def check(self) -> None:
+        """Raises PrerequisiteError where there is no such program; does not start it."""
+        if shutil.which(self._program.command[0]) is None:
+            raise PrerequisiteError(
+                f"DeQA's program {self._program.command[0]} cannot be found", hint=f"mend {COMMAND_VARIABLE}"
+            )
 
     def score(self, images: Images, prompts: Sequence[str]) -> list[Score]:
         return [self._score(image) for image in check_images(images, prompts)]

@@ -22,6 +22,11 @@ class ScorerReward:
     def __init__(self, scorer: Scorer) -> None:
         self.scorer = scorer
 
+    def check(self) -> None:
+        """Raises PrerequisiteError where the program or server that the scorer asks is not there."""
+        if check := getattr(self.scorer, "check", None):
+            check()
+
     def __call__(self, images_BYXC: npt.NDArray[np.uint8], prompts_B: Sequence[Prompt]) -> SceneReward:
         """Raises TrainingError where an image could not be scored: nothing may be learned from a made-up number."""
         scores = self.scorer.score(images_BYXC, [prompt.text for prompt in prompts_B])

@@ -92,6 +92,10 @@ class UnifiedReward:
         asked = {"model": self.model, "served": self._served(), "question": f"sha256:{digest}", "side": SIDE}
         return {"scorer": self.name, **asked}
 
+    def check(self) -> None:
+        """Raises PrerequisiteError where the server cannot be asked, or serves other models."""
+        self._served()
+
     def _served(self) -> str:
         try:
             served = read_models(self._send("models"))

@@ -35,6 +35,8 @@ from . import (
 UsageError: type[Exception] = typer.BadParameter.__mro__[1]  # Typer bundles its own click: this finds either
 INTERNAL_ERROR = 70
 INTERRUPTED = 130
+LONGEST = 400
+"""Characters of a library's message."""
 
 app = typer.Typer(
     name="gcpo-bench",
@@ -129,12 +131,20 @@ def explain(error: BaseException) -> tuple[str, str, int]:
     if isinstance(error, PermissionError):
         return f"{error.filename}: {error.strerror}", "mend its permissions, or choose another folder", 4
     if type(error).__name__ == "OutOfMemoryError":  # torch's; this file does not import torch
-        mend = "lower sampling.batch_rows or optimizer.micro_batch_rows, or set policy.recompute=always; then: --resume"
-        return f"the GPU is out of memory: {error}", mend, 4
+        mend = (
+            "take fewer images at once; train goes on with --resume and lower -o sampling.batch_rows=N "
+            "-o optimizer.micro_batch_rows=N, or -o policy.recompute=always"
+        )
+        return f"the GPU is out of memory: {_cut(str(error))}", mend, 4
     if isinstance(error, ModuleNotFoundError) and not str(error.name).startswith("gcpo_bench"):
         return f"the package {error.name!r} is missing", f"pip install {error.name}; or look with: gcpo-bench doctor", 4
     hint = "run it again with --debug and report what it prints"
-    return f"internal error: {type(error).__name__}: {error}", hint, INTERNAL_ERROR
+    return f"internal error: {type(error).__name__}: {_cut(str(error))}", hint, INTERNAL_ERROR
+
+
+def _cut(text: str) -> str:
+    """Libraries may have much to say; --debug shows all of it."""
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]}..."
 
 
 def _one_line(text: str) -> str:

@@ -64,9 +64,11 @@ def bench_command(
     from gcpo_bench.environment import usable_cores
     from gcpo_bench.resolve import resolve
     from gcpo_bench.training.bench import measure, spec_for
+    from gcpo_bench.training.estimate import check_bench
 
     config = resolve(preset, override or (), {"model": model}).config
     spec = spec_for(config, images=images, threads=threads or usable_cores(), repeats=repeats)
+    check_bench(spec.config, part.value, images)
     note(f"measuring {part.value} of {config.policy.name} on {config.policy.device}, {images} images")
     rates, found = measure(part.value, spec)
     rows = [measured.to_json() for measured in found]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -31,9 +32,16 @@ if TYPE_CHECKING:
     from gcpo_bench.training.distributed import World
     from gcpo_bench.training.estimate import Estimate
 
-MAY_CHANGE = ("num_steps", "num_threads", "logging.")
-"""What a resumed run may do differently: last longer, on other threads, log otherwise. Else it would be another
-experiment."""
+MAY_CHANGE = (
+    "num_steps",
+    "num_threads",
+    "logging.",
+    "sampling.batch_rows",
+    "optimizer.micro_batch_rows",
+    "policy.recompute",
+)
+"""What a resumed run may do differently: last longer, log otherwise, need less memory, which changes nothing but
+rounding. Else it would be another experiment. `policy.device` may become another one of its kind."""
 SUMMARY_STEPS = 5
 """Steps at each end that the printed rewards are means of; a single step is too noisy to compare."""
 
@@ -56,55 +64,54 @@ def train_command(
     """Train a policy; without options GCPO on the embedded world. Under torchrun on several GPUs."""
     flags = {"method": method, "model": model, "ratio": ratio, "seed": seed, "num_steps": num_steps}
 
-    def prepare(world: World | None = None) -> Run | None:
+    def prepare() -> Plan | None:
         if resume:
             return _resumed(name, runs_dir, preset, override or [], flags, dry_run)
-        return _new(name, runs_dir, preset, override or [], flags, dry_run, world)
+        return _new(name, runs_dir, preset, override or [], flags, dry_run)
 
     if dry_run:  # needs no other process: WORLD_SIZE=8 gcpo-bench train --dry-run says what 8 would take
         if place().rank == 0:
             prepare()
         return
     with together() as world:
-        run = prepare() if world is None else world.from_first(lambda: prepare(world))
-        if run is not None:
-            _train(run, runs_dir, world, resume=resume)
+        plan = prepare() if world is None else world.from_first(prepare)
+        if plan is not None:
+            _train(plan, runs_dir, world)
 
 
 Flags = Mapping[str, Any]
 
 
+@dataclass(frozen=True, slots=True)
+class Plan:
+    name: str
+    config: RunConfig
+    run: Run | None
+    """To go on with; None is a new one."""
+
+
 def _resumed(
     name: str | None, root: Path, preset: str | None, override: list[str], flags: Flags, dry_run: bool
-) -> Run | None:
-    """The run to go on with; None where nothing is left to do."""
+) -> Plan | None:
+    """What to go on with; None where nothing is left to do."""
     from gcpo_bench import runs
 
     run = runs.open_run(name, root) if name else _stopped_last(root)
     config = _resumed_config(run, preset, override, flags)
     if dry_run:
-        _print_plan(config, run.path, done=run.status().step)
+        _print_plan(config, run.path, root, done=run.status().step)
         return None
     if run.status().state == "finished" and run.status().step >= config.num_steps:
         note(f"{run.path} is finished; train on with a larger --num-steps")
         print(run.path)
         return None
-    if config != run.config:
-        with run.lock():
-            run.replace_config(config)
-    return run
+    return Plan(run.name, config, run)
 
 
 def _new(
-    name: str | None,
-    root: Path,
-    preset: str | None,
-    override: list[str],
-    flags: Flags,
-    dry_run: bool,
-    world: World | None,
-) -> Run | None:
-    """A new run; None where nothing is to be written."""
+    name: str | None, root: Path, preset: str | None, override: list[str], flags: Flags, dry_run: bool
+) -> Plan | None:
+    """What to begin; None where nothing is to be written."""
     from gcpo_bench import runs
     from gcpo_bench.resolve import resolve
 
@@ -113,14 +120,21 @@ def _new(
         name = runs.unused_name(root, f"{config.method}-{config.policy.name}-seed{config.seed}")
     runs.check_new(root, name)
     if dry_run:
-        _print_plan(config, root / name)
+        _print_plan(config, root / name, root)
         return None
-    from gcpo_bench.training.starts import start_weights
+    return Plan(name, config, None)
 
-    if world is not None:
-        world.settled(config)
-    start_weights(config, root)  # what is missing is told before there is a run
-    return runs.create(root, name, config)
+
+def _begun(plan: Plan, root: Path) -> Run:
+    """The run's folder, made or brought up to date."""
+    from gcpo_bench import runs
+
+    if plan.run is None:
+        return runs.create(root, plan.name, plan.config)
+    if plan.config != plan.run.config:
+        with plan.run.lock():
+            plan.run.replace_config(plan.config)
+    return plan.run
 
 
 def _stopped_last(root: Path) -> Run:
@@ -147,8 +161,8 @@ def _resumed_config(run: Run, preset: str | None, override: list[str], flags: Ma
     from gcpo_bench.resolve import config_diff, resolve
 
     config = resolve(preset, override, flags, base=run.config).config
-    differences = [item for item in config_diff(run.config, config) if not item[0].startswith(MAY_CHANGE)]
-    if differences:
+    differences = [item for item in config_diff(run.config, config) if not _may_change(*item)]
+    if differences and not run.is_empty():
         listed = ", ".join(f"{key} {was} -> {now}" for key, was, now in differences)
         raise RunError(
             f"{run.path} was made with other settings: {listed}",
@@ -157,17 +171,37 @@ def _resumed_config(run: Run, preset: str | None, override: list[str], flags: Ma
     return config
 
 
-def _train(run: Run, root: Path, world: World | None, *, resume: bool) -> None:
+def _may_change(key: str, was: Any, now: Any) -> bool:
+    if key == "policy.device":
+        return str(was).partition(":")[0] == str(now).partition(":")[0]
+    return key.startswith(MAY_CHANGE)
+
+
+def _train(plan: Plan, root: Path, world: World | None) -> None:
+    """What is missing on any machine is told before there is a run; one that fails before its first step is removed."""
+    from gcpo_bench.runs import WatchedRun
+    from gcpo_bench.training import preflight
+    from gcpo_bench.training.distributed import ALONE
+
+    world = world or ALONE
+    preflight.require(world.settled(plan.config), root, world.size)
+    world.wait()
+    run = world.from_first(lambda: _begun(plan, root))
+    run = run if world.first else WatchedRun(run.path, run.config)
+    try:
+        _trained(run, root, world, resume=plan.run is not None)
+    except Exception:
+        if world.first and plan.run is None and run.discard():
+            note(f"{run.path} had no step yet and was removed")
+        raise
+
+
+def _trained(run: Run, root: Path, world: World, *, resume: bool) -> None:
     from gcpo_bench.errors import GcpoBenchError
     from gcpo_bench.files import writing
-    from gcpo_bench.runs import WatchedRun
-    from gcpo_bench.training.distributed import ALONE
-    from gcpo_bench.training.estimate import check_memory
     from gcpo_bench.training.loop import train
 
-    world, config = world or ALONE, run.config
-    run = run if world.first else WatchedRun(run.path, config)
-    check_memory(world.settled(config), world.size)
+    config = run.config
     many = f" in {world.size} processes" if world.size > 1 else ""
     note(f"training {config.method} on {config.policy.name}{many}: {run.path}")
     if world.first:
@@ -219,11 +253,13 @@ def _print_summary(run: Run, root: Path, seconds: float) -> None:
     print(run.path)
 
 
-def _time(cost: Estimate, steps: int) -> str:
+def _time(cost: Estimate, steps: int, config: RunConfig) -> str:
     seconds, many = cost.seconds_per_step, place().size
     if cost.measured:
         alone = ", in one process" if many > 1 else ""
         return f"about {duration(seconds * steps)}, {seconds:.2f} s a step (one measured{alone})"
+    if config.policy.device.startswith("cpu"):
+        return f"not known on this CPU; measure a step: gcpo-bench bench step --model {config.policy.name}"
     where = f"{many} H200 (without what they send each other)" if many > 1 else "one H200"
     return f"at least {duration(seconds * steps)} on {where}, {seconds:.2f} s a step (computed floor, without rewards)"
 
@@ -237,10 +273,12 @@ def _differentiated(config: RunConfig) -> str:
     return "differentiated at the tokens trained on only"
 
 
-def _print_plan(config: RunConfig, path: Path, done: int = 0) -> None:
+def _print_plan(config: RunConfig, path: Path, root: Path, done: int = 0) -> None:
+    from gcpo_bench.training import preflight
     from gcpo_bench.training.estimate import estimate
 
     many = place().size
+    lacking = preflight.missing(config, root, many)
     cost = estimate(config, many)
     steps = max(config.num_steps - done, 0)
     images = config.sampling.prompts_per_step * config.sampling.group_size
@@ -256,11 +294,12 @@ def _print_plan(config: RunConfig, path: Path, done: int = 0) -> None:
         ("steps", f"{done + 1} to {config.num_steps}" if done else config.num_steps),
         ("images", f"{images} a step, {images * steps:,} in all"),
         ("output layer", _differentiated(config)),
-        ("time", _time(cost, steps)),
+        ("time", _time(cost, steps, config)),
         ("disk", size(cost.bytes_on_disk)),
         *([("processes", many)] if many > 1 else []),
         ("memory", f"{size(cost.peak_memory_bytes)} at the peak{' of each process' * (many > 1)}"),
         *((f"  {name}", size(count)) for name, count in cost.parts.items() if count),
+        *(("missing", f"{error}: {error.hint}") for error in lacking),
     ]
     print_table(("would run", ""), rows)
     note("nothing was written")

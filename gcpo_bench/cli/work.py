@@ -90,10 +90,10 @@ def _trained(cell: Cell, runs_dir: Path) -> Run:
     from gcpo_bench import runs
     from gcpo_bench.errors import RunError
     from gcpo_bench.resolve import config_diff
-    from gcpo_bench.training.estimate import check_memory
+    from gcpo_bench.training import preflight
     from gcpo_bench.training.loop import train
 
-    check_memory(cell.config)
+    preflight.require(cell.config, runs_dir)
     if not (runs_dir / cell.name).exists():
         run = runs.create(runs_dir, cell.name, cell.config)
     else:

@@ -1,0 +1,65 @@
+"""What a run needs of this machine, looked at before there is a run: the cheapest first, and nothing large is built."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from gcpo_bench import catalogue
+from gcpo_bench.config import RunConfig
+from gcpo_bench.datasets import prompts_by_task
+from gcpo_bench.errors import CorruptDataError, PrerequisiteError
+from gcpo_bench.registry import BENCHMARKS, POLICIES, REWARDS
+
+from . import starts
+from .estimate import check_memory
+
+
+def require(config: RunConfig, root: Path, processes: int = 1) -> None:
+    """Raises the first thing that would keep a run in the folder `root` from its first step, one of `processes`."""
+    for check in _checks(config, root, processes):
+        check()
+
+
+def missing(config: RunConfig, root: Path, processes: int = 1) -> list[PrerequisiteError | CorruptDataError]:
+    """All that this machine lacks. Raises ConfigError and RunError for a configuration that runs nowhere."""
+    found: list[PrerequisiteError | CorruptDataError] = []
+    for check in _checks(config, root, processes):
+        try:
+            check()
+        except (PrerequisiteError, CorruptDataError) as error:
+            found.append(error)
+    return found
+
+
+def _checks(config: RunConfig, root: Path, processes: int) -> list[Callable[[], object]]:
+    return [
+        lambda: starts.usable_device(config.policy.device),
+        lambda: check_memory(config, processes),
+        lambda: prompts_by_task(config.data.prompts),
+        lambda: catalogue.require(term.name for term in config.rewards if _has_weights(term.name)),
+        *(lambda name=term.name: _check_reward(name) for term in config.rewards),
+        lambda: _check_start(config, root),
+    ]
+
+
+def _check_reward(name: str) -> None:
+    """That a reward without published weights can be made, and what it asks is there; those with weights are large."""
+    make = REWARDS.load(name)
+    if name not in REWARDS.entries or _has_weights(name):
+        return
+    term = make()
+    if check := getattr(term, "check", None):
+        check()
+
+
+def _has_weights(reward: str) -> bool:
+    """The embedded world's verifier bears the name of a benchmark, and needs none."""
+    return reward in catalogue.NEEDS and reward not in BENCHMARKS
+
+
+def _check_start(config: RunConfig, root: Path) -> None:
+    if config.policy.name in POLICIES.entries:
+        starts.check_start(config, root)
+    else:
+        starts.start_weights(config, root)
