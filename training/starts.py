@@ -88,7 +88,7 @@ def start_policy(config: RunConfig, runs_root: Path | None = None) -> Policy:
     _fill(policy, path, expected, runs_root)
     if config.policy.lora is not None:
         lora.add(policy, config.policy.lora, torch.Generator().manual_seed(config.seed))
-    return policy.to(_device(config.policy.device))  # type: ignore[no-any-return]
+    return policy.to(device_of(config.policy.device))  # type: ignore[no-any-return]
 
 
 def _fill(policy: Any, path: Path | None, expected: str, runs_root: Path | None) -> None:
@@ -134,8 +134,8 @@ def _freeze(policy: nn.Module, config: PolicyConfig) -> None:
         parameter.requires_grad_(name.startswith(parts[trained]))
 
 
-def _device(name: str) -> torch.device:
-    """Raises PrerequisiteError for a GPU that is not there."""
+def device_of(name: str) -> torch.device:
+    """What `policy.device` names. Raises ConfigError for no device, PrerequisiteError for a GPU that is not there."""
     try:
         device = torch.device(name)
     except RuntimeError as error:
@@ -144,6 +144,11 @@ def _device(name: str) -> torch.device:
         raise PrerequisiteError(
             "torch sees no GPU, and policy.device is cuda",
             hint="-o policy.device=cpu, or install a CUDA build of torch",
+        )
+    if device.type == "cuda" and (device.index or 0) >= (count := torch.cuda.device_count()):
+        raise PrerequisiteError(
+            f"policy.device is {device}, and torch sees {count} GPU{'s' * (count != 1)}",
+            hint="they are counted from cuda:0; CUDA_VISIBLE_DEVICES says which are seen",
         )
     return device
 
