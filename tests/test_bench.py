@@ -36,8 +36,7 @@ def spec(model: str, *overrides: str) -> Spec:
 
 
 @pytest.mark.parametrize(("part", "variant"), [(part, name) for part, names in VARIANTS.items() for name in names])
-def test_every_variant_is_measured_beside_its_floor(monkeypatch: pytest.MonkeyPatch, part: str, variant: str) -> None:
-    monkeypatch.setattr(logprobs, "CHUNK_LOGITS", logprobs.CHUNK_LOGITS)  # a variant may change it
+def test_every_variant_is_measured_beside_its_floor(part: str, variant: str) -> None:
     small = ("sampling.guidance_scale=3", "sampling.group_size=4")
     found = bench._measure(part, variant, spec("janus-pro-tiny", *small), RATES).to_json()
     assert found["variant"] == variant
@@ -45,6 +44,26 @@ def test_every_variant_is_measured_beside_its_floor(monkeypatch: pytest.MonkeyPa
     assert 0 < found["seconds_min"] <= found["seconds"] < 60
     assert found["tokens_per_s"] == pytest.approx(4 * 36 / found["seconds"])
     assert math.isclose(found["ratio_to_floor"], found["seconds"] / found["floor_s"])
+
+
+def test_variants_of_the_update_in_one_process_differ(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(logprobs, "CHUNK_LOGITS", 16 * 64)  # 16 positions of the codebook of 64
+    found = {}
+    for variant, prepare in VARIANTS["update"].items():
+        action, learner = prepare(spec("janus-pro-tiny"))
+        calls: list[tuple[int, bool]] = []
+        learner.policy.generation_head.register_forward_hook(  # type: ignore[attr-defined]
+            lambda module, given, made, calls=calls: calls.append((len(made), made.requires_grad))
+        )
+        action()
+        differentiated = sum(rows for rows, has_gradient in calls if has_gradient)
+        found[variant] = max(rows for rows, _ in calls), differentiated
+    chosen = int((bench._drawn(learner, spec("janus-pro-tiny"))[1] < 0.3).sum())
+    assert found == {
+        "all positions, logits kept": (4 * 36, 4 * 36),
+        "all positions, in chunks": (16, 2 * 4 * 36),  # and again in the backward pass
+        "30 % of the positions": (16, 2 * chosen),
+    }
 
 
 def test_floors_are_bytes_and_arithmetic() -> None:
@@ -58,7 +77,7 @@ def test_floors_are_bytes_and_arithmetic() -> None:
 def test_the_command_prints_and_writes_what_was_measured(
     cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(bench, "COPY_BYTES", 2**20)
+    monkeypatch.setitem(bench.COPY_BYTES, "cpu", 2**20)
     monkeypatch.setitem(bench.MATRIX_SIDE, "cpu", 64)
     threads = torch.get_num_threads()
     options = ("--model", "scenes-8", "--images", "8", "--repeats", "1", "--threads", "1")

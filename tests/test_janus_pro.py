@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -110,6 +111,33 @@ def test_steps_of_fixed_shapes_draw_the_same(
         assert torch.equal(fixed.tokens_BT, free.tokens_BT)
         torch.testing.assert_close(fixed.logprobs_BT, free.logprobs_BT, atol=1e-5, rtol=0)
         torch.testing.assert_close(fixed.entropy_BT, free.entropy_BT, atol=1e-5, rtol=0)
+
+
+@torch.no_grad()
+def test_a_cache_that_does_not_fit_is_given_up_before_the_next_is_made(
+    policy: JanusPro, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alive: weakref.WeakSet[torch.UntypedStorage] = weakref.WeakSet()
+    held = []
+    make = torch.Tensor.new_zeros
+
+    def watched(like: torch.Tensor, shape: Any, **options: Any) -> torch.Tensor:
+        held.append(len(alive))  # just before another is made
+        made = make(like, shape, **options)
+        alive.add(made)  # type: ignore[arg-type]
+        return made
+
+    monkeypatch.setattr(torch.Tensor, "new_zeros", watched)
+    long = ["a prompt that takes some more slots than the others do"]
+    for texts in (["x"], ["x"], long, ["x", "y"], ["x"]):
+        noise = uniforms(len(texts))
+        fixed = sample(policy, texts, noise, graphs=True)
+        assert len(alive) == 2  # keys and values
+        recorded = held.copy()
+        free = sample(policy, texts, noise)
+        assert torch.equal(fixed.tokens_BT, free.tokens_BT)
+        held[:] = recorded
+    assert held == [0, 1] * 4  # the second batch took the first one's
 
 
 @torch.no_grad()

@@ -12,6 +12,7 @@ comparable between machines; seconds are not.
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import resource
 import statistics
@@ -31,10 +32,11 @@ from gcpo_bench.config import RunConfig
 from gcpo_bench.errors import ConfigError
 from gcpo_bench.resolve import resolve
 
-from . import logprobs, starts
+from . import starts
 from .decoding import Distribution, sample
 from .floors import rollout_bytes, rollout_flops, update_flops
 from .learner import Learner, as_module, build_learner
+from .logprobs import token_logprobs
 from .loop import train_step
 from .observation import draw_prompts, token_signals
 from .selectors import select
@@ -42,8 +44,11 @@ from .types import Batch, Policy, Rollout
 from .update import micro_batch
 
 PARTS = ("rollout", "update", "select", "step")
-COPY_BYTES = 2**28
+COPY_BYTES = {"cpu": 2**28, "cuda": 2**31}
+"""Many times what caches hold; on a GPU at most a quarter of what is free."""
 MATRIX_SIDE = {"cpu": 1024, "cuda": 8192}
+TIMED = {"cpu": 1, "cuda": 10}
+"""Calls that are timed as one: a GPU does each of these in a millisecond or two."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,7 +62,7 @@ class Spec:
 
     @property
     def device(self) -> torch.device:
-        return torch.device(self.config.policy.device)
+        return starts.usable_device(self.config.policy.device)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,6 +113,7 @@ def _can(policy: Policy, variant: str) -> bool:
 
 def _apart(part: str, variant: str, spec: Spec, rate: Rates) -> Measured:
     if spec.device.type != "cpu":
+        gc.collect()  # what the variant before held is not this one's
         return _measure(part, variant, spec, rate)
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         return pool.apply(_measure, (part, variant, spec, rate))
@@ -139,16 +145,16 @@ def _measure(part: str, variant: str, spec: Spec, rate: Rates) -> Measured:
 
 def _wait(device: torch.device) -> None:
     if device.type == "cuda":
-        torch.cuda.synchronize()
+        torch.cuda.synchronize(device)
 
 
 def _memory(device: torch.device, *, reset: bool = False) -> int:
     """Peak so far, bytes: of the device, or of this process. With `reset`, what is in use, and the peak begins here."""
     if device.type == "cuda":
         if reset:
-            torch.cuda.reset_peak_memory_stats()
-            return torch.cuda.memory_allocated()
-        return torch.cuda.max_memory_allocated()
+            torch.cuda.reset_peak_memory_stats(device)
+            return torch.cuda.memory_allocated(device)
+        return torch.cuda.max_memory_allocated(device)
     status = Path("/proc/self/status")
     with suppress(OSError):
         if reset:
@@ -165,27 +171,41 @@ def _memory(device: torch.device, *, reset: bool = False) -> int:
 def rates(spec: Spec) -> Rates:
     """What this machine can move and multiply, best of several tries."""
     torch.set_num_threads(spec.threads)
-    dtype = torch.bfloat16 if spec.config.policy.dtype == "bfloat16" else torch.float32
-    source = torch.ones(COPY_BYTES, dtype=torch.uint8, device=spec.device)
+    device = spec.device
+    count, side = COPY_BYTES[device.type], MATRIX_SIDE[device.type]
+    if device.type == "cuda":
+        count = min(count, torch.cuda.mem_get_info(device)[0] // 4)
+    source = torch.ones(count, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
-    side = MATRIX_SIDE[spec.device.type]
-    matrix = torch.randn(side, side, device=spec.device, generator=torch.Generator(spec.device).manual_seed(0)).to(
-        dtype
-    )
-    copy_s = _best(lambda: target.copy_(source), spec.device)
-    matmul_s = _best(lambda: matrix @ matrix, spec.device)
-    return Rates(copy_bytes_per_s=2 * COPY_BYTES / copy_s, matmul_flops_per_s=2 * side**3 / matmul_s)
+    copy_s = _best(lambda: target.copy_(source), device)
+    dtype = torch.bfloat16 if spec.config.policy.dtype == "bfloat16" else torch.float32
+    # random numbers: on a GPU, what is multiplied changes the power that it takes, and so the clock
+    matrix = torch.randn(side, side, device=device, generator=torch.Generator(device).manual_seed(0)).to(dtype)
+    matmul_s = _best(lambda: matrix @ matrix, device)
+    return Rates(copy_bytes_per_s=2 * count / copy_s, matmul_flops_per_s=2 * side**3 / matmul_s)
 
 
 def _best(action: Action, device: torch.device, tries: int = 8) -> float:
-    found = []
-    for _ in range(tries):
-        _wait(device)
+    """Seconds of a call; the first try warms up."""
+    return min(_timed(action, device, TIMED[device.type]) for _ in range(tries))
+
+
+def _timed(action: Action, device: torch.device, calls: int) -> float:
+    """Seconds of one of several calls, on a GPU by its own clock: the host's counts launch and wait as well."""
+    if device.type != "cuda":
         started = time.perf_counter()
-        action()
-        _wait(device)
-        found.append(time.perf_counter() - started)
-    return min(found)
+        for _ in range(calls):
+            action()
+        return (time.perf_counter() - started) / calls
+    with torch.cuda.device(device):
+        begin: Any = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+        end: Any = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+        begin.record()
+        for _ in range(calls):
+            action()
+        end.record()
+        end.synchronize()
+    return float(begin.elapsed_time(end)) / 1000 / calls
 
 
 def floor_s(part: str, learner: Learner, spec: Spec, rate: Rates) -> float:
@@ -284,15 +304,13 @@ def _rollout_transformers(spec: Spec) -> Prepared:
 
 def _update(selected: bool, chunk_logits: int | None) -> Callable[[Spec], Prepared]:
     def prepare(spec: Spec) -> Prepared:
-        if chunk_logits is not None:
-            logprobs.CHUNK_LOGITS = chunk_logits
         method = resolve(None, (), {"method": "gcpo-no-daw" if selected else "grpo"}).config
         learner = _learner(spec, selection=method.selection, weighting=method.weighting, loss=method.loss)
         texts, uniforms = _drawn(learner, spec)
         tokens_BT = (uniforms * learner.policy.vocab_size).long()
         chosen_BT = uniforms < 0.3 if selected else torch.ones_like(uniforms, dtype=torch.bool)
         with torch.no_grad():
-            reference_BT = logprobs.token_logprobs(learner.policy, texts[:1], tokens_BT[:1]).expand(len(texts), -1)
+            reference_BT = token_logprobs(learner.policy, texts[:1], tokens_BT[:1]).expand(len(texts), -1)
         count = float(chosen_BT.sum())
         batch = Batch(
             old_logprobs_BT=None,
@@ -308,8 +326,8 @@ def _update(selected: bool, chunk_logits: int | None) -> Callable[[Spec], Prepar
             for first in range(0, len(texts), rows):
                 part = slice(first, first + rows)
                 with torch.no_grad(), learner.reference() as reference:
-                    logprobs.token_logprobs(reference, texts[part], tokens_BT[part])
-                micro_batch(learner, texts[part], tokens_BT[part], batch.rows(part))
+                    token_logprobs(reference, texts[part], tokens_BT[part], chunk_logits=chunk_logits)
+                micro_batch(learner, texts[part], tokens_BT[part], batch.rows(part), chunk_logits=chunk_logits)
 
         return update, learner
 

@@ -80,7 +80,7 @@ def _tried(config: RunConfig) -> Estimate:
     return Estimate(
         seconds_per_step=seconds,
         bytes_on_disk=config.logging.keep_checkpoints * checkpoint + maps + config.num_steps * len(str(metrics)),
-        peak_memory_bytes=peak_memory_bytes(),
+        peak_memory_bytes=peak_memory_bytes(torch.device(config.policy.device)),
         measured=True,
         parts={},
     )

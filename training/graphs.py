@@ -13,7 +13,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any, Protocol
 
 import torch
@@ -117,22 +117,34 @@ class GraphedDecoder:
 
     def _record(self, limit: int) -> Recorded:
         """A step that reads `limit` slots. What recording advances is put back, so that it decodes nothing."""
-        if not self.decoded.at_1.is_cuda:
+        device = self.decoded.at_1.device
+        if device.type != "cuda":
             return Unrecorded(partial(self._step, limit))
         advanced = [*self.state.advanced, self.decoded.at_1, self.decoded.before_B]
         kept = [tensor.clone() for tensor in advanced]
-        aside = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-        aside.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(aside):
-            for _ in range(WARM_UPS):
-                self._step(limit)
-                _put_back(advanced, kept)
-        torch.cuda.current_stream().wait_stream(aside)
+        first: Any = next(iter(self.graphs.values()), None)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            self._step(limit)
-        _put_back(advanced, kept)
+        with torch.cuda.device(device):  # streams and recordings are the current device's, which need not be this one
+            aside, here = _aside(device), torch.cuda.current_stream()
+            aside.wait_stream(here)
+            with torch.cuda.stream(aside):
+                for _ in range(WARM_UPS):
+                    self._step(limit)
+                    _put_back(advanced, kept)
+            here.wait_stream(aside)
+            # one memory for all recordings: no step leaves anything in it. Other threads, such as the one that looks
+            # after NCCL, may go on calling the driver meanwhile
+            pool = first.pool() if first else None
+            with torch.cuda.graph(graph, pool=pool, stream=aside, capture_error_mode="thread_local"):
+                self._step(limit)
+            _put_back(advanced, kept)
         return graph
+
+
+@lru_cache
+def _aside(device: torch.device) -> torch.cuda.Stream:
+    """Where steps are recorded: always the same stream, because each has a workspace of its own."""
+    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
 
 def _put_back(tensors: Sequence[Tensor], values: Sequence[Tensor]) -> None:

@@ -23,29 +23,35 @@ CHUNK_LOGITS = 2**25
 
 
 def token_logprobs(
-    policy: Policy, texts_B: Sequence[str], tokens_BT: Tensor, *, differentiated_BT: Tensor | None = None
+    policy: Policy,
+    texts_B: Sequence[str],
+    tokens_BT: Tensor,
+    *,
+    differentiated_BT: Tensor | None = None,
+    chunk_logits: int | None = None,
 ) -> Tensor:
     """log pi(token | prompt, tokens before), (B, T).
 
     Args:
         differentiated_BT: bool; where the result carries gradient. None: everywhere. Values are the same.
+        chunk_logits: logits that exist at once; None: `CHUNK_LOGITS`.
     """
+    rows = max(1, (chunk_logits or CHUNK_LOGITS) // policy.vocab_size)
     hidden_ND = policy.hidden(texts_B, tokens_BT).flatten(0, 1)
     tokens_N = tokens_BT.flatten()
     if differentiated_BT is None or not torch.is_grad_enabled():
-        return _chunked(policy, hidden_ND, tokens_N).view(tokens_BT.shape)
+        return _chunked(policy, hidden_ND, tokens_N, rows).view(tokens_BT.shape)
     chosen_N = differentiated_BT.flatten()
     with torch.no_grad():
-        others = _chunked(policy, hidden_ND[~chosen_N], tokens_N[~chosen_N])
-    chosen = _chunked(policy, hidden_ND[chosen_N], tokens_N[chosen_N])
+        others = _chunked(policy, hidden_ND[~chosen_N], tokens_N[~chosen_N], rows)
+    chosen = _chunked(policy, hidden_ND[chosen_N], tokens_N[chosen_N], rows)
     logprobs_N = chosen.new_zeros(tokens_N.shape)
     logprobs_N = logprobs_N.masked_scatter(~chosen_N, others).masked_scatter(chosen_N, chosen)
     return logprobs_N.view(tokens_BT.shape)
 
 
-def _chunked(policy: Policy, hidden_ND: Tensor, tokens_N: Tensor) -> Tensor:
-    """float32 or better, (N,)."""
-    rows = max(1, CHUNK_LOGITS // policy.vocab_size)
+def _chunked(policy: Policy, hidden_ND: Tensor, tokens_N: Tensor, rows: int) -> Tensor:
+    """float32 or better, (N,); `rows` positions at a time."""
     if len(tokens_N) <= rows:
         return _of(policy, hidden_ND, tokens_N)
     parts = zip(torch.split(hidden_ND, rows), torch.split(tokens_N, rows), strict=True)

@@ -42,7 +42,7 @@ def train_step(learner: Learner, step: int) -> Metrics:
         **learned,
         **clock.seconds,
         "throughput/tokens_per_s": seen.rollout.tokens_BT.numel() / clock.seconds["time/step_s"],
-        "memory/peak_bytes": max(learner.world.gather(peak_memory_bytes())),
+        "memory/peak_bytes": max(learner.world.gather(peak_memory_bytes(torch.device(learner.config.policy.device)))),
     }
 
 

@@ -51,9 +51,9 @@ def describe(seen: Observation) -> Metrics:
     return metrics
 
 
-def peak_memory_bytes() -> int:
-    """Of this process so far; on a GPU, of the device."""
-    if torch.cuda.is_available():
-        return int(torch.cuda.max_memory_allocated())
+def peak_memory_bytes(device: torch.device) -> int:
+    """Of this process so far: on the GPU that it computes on, or of the process itself."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

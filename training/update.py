@@ -112,10 +112,14 @@ def optimizer_step(learner: Learner, texts_B: list[str], tokens_BT: Tensor, batc
     }
 
 
-def micro_batch(learner: Learner, texts_B: list[str], tokens_BT: Tensor, part: Batch) -> Share:
-    """Touches nothing shared, so micro-batches can run side by side."""
+def micro_batch(
+    learner: Learner, texts_B: list[str], tokens_BT: Tensor, part: Batch, *, chunk_logits: int | None = None
+) -> Share:
+    """Touches nothing shared, so micro-batches can run side by side. `chunk_logits` as in `token_logprobs`."""
     where_BT = None if gradient_everywhere(learner) else part.selected_BT
-    logprobs_BT = token_logprobs(learner.policy, texts_B, tokens_BT, differentiated_BT=where_BT)
+    logprobs_BT = token_logprobs(
+        learner.policy, texts_B, tokens_BT, differentiated_BT=where_BT, chunk_logits=chunk_logits
+    )
     output = policy_loss(logprobs_BT, part, learner.weighting, learner.config.loss)
     on_logprobs_BT, *gradients = torch.autograd.grad(output.loss, [logprobs_BT, *learner.parameters], allow_unused=True)
     difference_BT = part.ref_logprobs_BT - logprobs_BT.detach()

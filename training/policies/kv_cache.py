@@ -43,7 +43,8 @@ class KVCache:
         """Room for prompts and `tokens` more slots, in the dtype and on the device of `like`.
 
         `prompt_RP` (bool) says which slots of its prompt each row may look at. The memory of `reuse` is taken where it
-        has the same shape; what graphs were captured on it then stays valid.
+        has the same shape; what graphs were captured on it then stays valid. Else it is given up first, so that two
+        caches are never held.
         """
         rows, prompt = prompt_RP.shape
         shape = (layers, rows, heads, prompt + tokens, width)
@@ -53,6 +54,8 @@ class KVCache:
             reuse.slot_1.fill_(prompt)
             reuse.filled, reuse.limit = prompt, None
             return reuse
+        if reuse is not None:
+            reuse.keys_LRHSE = reuse.values_LRHSE = like.new_empty(0)
         return cls(
             keys_LRHSE=like.new_zeros(shape),
             values_LRHSE=like.new_zeros(shape),
