@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -9,7 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gcpo_bench import scenes, streams
+from gcpo_bench.config import PolicyConfig
 from gcpo_bench.errors import ConfigError
+from gcpo_bench.registry import POLICIES
+from gcpo_bench.training import starts
 from gcpo_bench.training.decoding import draw, sample, sample_in_batches, truncate
 from gcpo_bench.training.logprobs import token_logprobs
 from gcpo_bench.training.policies.scenes import ScenesPolicy, build
@@ -121,6 +126,18 @@ def test_embeddings_are_the_transformers_or_the_pixels(policy: ScenesPolicy) -> 
     assert projected.shape == (1, 3, policy.architecture.width)
     pixels = policy.tokenizer.codebook[5].reshape(-1) / 255
     np.testing.assert_allclose(codebook[0, 1].numpy(), pixels, rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", list(POLICIES))
+def test_weights_are_cast_and_tables_that_are_in_no_checkpoint_are_not(name: str) -> None:
+    with torch.device("meta"):
+        cast, whole = (starts.build(PolicyConfig(name=name, dtype=dtype)) for dtype in ("bfloat16", "float32"))
+    weights, expected = cast.state_dict(), dict(whole.named_buffers())
+    assert {tensor.dtype for tensor in weights.values()} == {torch.bfloat16}
+    for policy in (cast, cast.to("meta"), copy.deepcopy(cast)):
+        for buffer_name, buffer in policy.named_buffers():
+            if buffer_name not in weights:
+                assert buffer.dtype == expected[buffer_name].dtype, buffer_name
 
 
 def test_streams_are_addressed_not_ordered() -> None:
