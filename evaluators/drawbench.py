@@ -5,7 +5,8 @@ scale; here every scorer is given raw, over all prompts and per category, with a
 scorer of the panel is the headline, `overall` and `task/<category>`.
 
 A scorer that cannot score a picture leaves its value out and says why; the other scorers' values of it are kept.
-Misspelt prompts are meant so and are not mended.
+Misspelt prompts are meant so and are not mended. One image a prompt is asked for, unless the caller says otherwise:
+published rows have 1 (HPSv2, MaskFocus), 4 (AR-GRPO) or 5 (DiffusionNFT), and how many is part of the identity.
 """
 
 from __future__ import annotations
@@ -55,6 +56,7 @@ def drawbench_prompts() -> tuple[Prompt, ...]:
 class DrawBench(PanelBenchmark):
     name = prompt_set = "drawbench"
     version = "1"
+    images_per_prompt = 1
 
     def __init__(
         self, panel: Panel, read: Callable[[], Sequence[Prompt]], scales: Mapping[str, str] | None = None

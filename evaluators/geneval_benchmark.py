@@ -19,10 +19,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from gcpo_bench import prompt_sets
+from gcpo_bench import catalogue, prompt_sets
 from gcpo_bench.datasets import Prompt
 from gcpo_bench.errors import ConfigError, CorruptDataError, GcpoBenchError, did_you_mean
 from gcpo_bench.geneval_prompts import CLASSES, COLORS
+from gcpo_bench.weights import locate
 
 from . import fidelity as fidelities
 from .fidelity import MIN_CONFIDENCE
@@ -80,6 +81,17 @@ class GenEvalBenchmark:
     def prompts(self) -> Sequence[Prompt]:
         """GenEval's 553; raises PrerequisiteError where they are not on this machine."""
         return prompt_sets.geneval()
+
+    def require(self) -> None:
+        """Raises PrerequisiteError where weights that are needed are not on this machine."""
+        if self._look is not None:
+            return
+        if self._build["detector"] is None and self._build["classifier"] is None:
+            catalogue.require([self.name])
+        elif self._build["detector"] is None:
+            locate(catalogue.GENEVAL_DETECTOR)
+        elif self._build["classifier"] is None:
+            locate(catalogue.GENEVAL_CLASSIFIER)
 
     # ------------------------------------------------------------ looking
 

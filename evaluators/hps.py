@@ -83,11 +83,13 @@ class HpsBenchmark(PanelBenchmark):
     """One of the two presets."""
 
     version = "1"
+    images_per_prompt = 1
 
     def __init__(self, preset: str, panel: Panel, read: Callable[[], Sequence[Prompt]]) -> None:
         """`panel` has one scorer, whose values are cosines."""
         super().__init__(panel, read)
         self.name = self.prompt_set = preset
+        self.official_layout = "anime/00000.jpg" if preset == "hps-benchmark" else ""
         (self.headline,) = panel.names
 
     def official_pictures(self, folder: Path, prompts: Sequence[Prompt], images_per_prompt: int) -> ImageSet | None:

@@ -36,6 +36,8 @@ PLAIN_MODES = frozenset({"1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "La",
 PNG, PNG_DEPTH = b"\x89PNG\r\n\x1a\n", 24
 """How a PNG begins, and which byte holds its bits a channel."""
 SAMPLE = re.compile(r"([0-9]+)\.png")
+NAMED = re.compile(r"(.+)-([0-9]{1,4})\.png")
+"""A prompt's id and the number of the image."""
 MISSING = "the image file is missing"
 
 
@@ -163,9 +165,16 @@ def of_folder(folder: Path, prompts: Sequence[Prompt], images_per_prompt: int) -
     wanted = requests(prompts, images_per_prompt)
     known = {request.file for request in wanted} | {"manifest.jsonl"}
     extra = sorted(path.name for path in folder.iterdir() if path.name not in known)
-    return ImageSet(
-        pictures=of_requests(folder, wanted), notes=tuple(f"{name!r} is no image that is asked for" for name in extra)
-    )
+    ids = {prompt.id for prompt in prompts}
+    further = [name for name in extra if (match := NAMED.fullmatch(name)) and match[1] in ids]
+    notes = [f"{name!r} is no image that is asked for" for name in extra if name not in set(further)]
+    if further:
+        most = 1 + max(int(name.removesuffix(".png").rpartition("-")[2]) for name in further)
+        notes.append(
+            f"{len(further)} images beyond {images_per_prompt} a prompt are left out, the first is {further[0]!r}; "
+            f"--images-per-prompt {most} takes them"
+        )
+    return ImageSet(pictures=of_requests(folder, wanted), notes=tuple(notes))
 
 
 # ---------------------------------------------------------------- GenEval's layout
@@ -292,6 +301,10 @@ def _from_folder(folder: Path, published: PromptSet, prompts: Mapping[int, Promp
 def _record(prompt: Prompt) -> dict[str, Any]:
     """As a line of GenEval's own file."""
     return {**prompt.metadata, "prompt": prompt.text}
+
+
+def unscored_line(image: str, reason: str) -> str:
+    return f"{image} is not scored: {reason}"
 
 
 def check_folder(folder: Path) -> None:

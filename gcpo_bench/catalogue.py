@@ -216,6 +216,7 @@ NEEDS: dict[str, tuple[Weights, ...]] = {
 _BLIP = ("t2i-compbench-color", "t2i-compbench-shape", "t2i-compbench-texture")
 NEEDS |= {
     "geneval": (GENEVAL_DETECTOR, GENEVAL_CLASSIFIER),
+    "hps": NEEDS["hps-v2.1"],
     "hps-benchmark": NEEDS["hps-v2.1"],
     "hps-gcpo400": NEEDS["hps-v2.1"],
     "drawbench": (HPS_V21, CLIP_SCORER, IMAGE_REWARD, BERT_WORDS, PICKSCORE, AESTHETIC_HEAD),

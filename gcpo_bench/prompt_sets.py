@@ -242,7 +242,7 @@ def get(name: str) -> PromptSet:
 
 def with_parts(name: str) -> tuple[str, ...]:
     """The set, or those of a group of benchmarks, and what belongs to them. Raises as `get`."""
-    whole = BENCHMARK_GROUPS.get(name) or (get(name).name,)
+    whole = tuple(each for each in BENCHMARK_GROUPS.get(name, ()) if each in SETS) or (get(name).name,)
     return (*whole, *(each.name for each in SETS.values() if each.part_of in whole))
 
 

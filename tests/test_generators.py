@@ -337,6 +337,8 @@ def test_a_generator_of_ones_own(tmp_path: Path, cli: Cli) -> None:
         "lab:Painter:a-target",
         "--bench",
         "lab:bench",
+        "--images-per-prompt",
+        "4",
         "--generator-option",
         "a=b=c",
     ]

@@ -305,6 +305,9 @@ def test_what_was_seen_is_found_by_content_and_not_looked_at_again(
     monkeypatch.setattr(GenEvalBenchmark, "observe", counting)
     moved = tmp_path / "moved"
     shutil.move(folder, moved)
+    with pytest.raises(RunError, match=r"holds the scores of other images: .*theirs"):
+        go(moved, out, networks)
+    (out / "source.json").unlink()
     assert same(go(moved, out, networks), first)
     assert looked == []
     Image.new("RGB", (32, 32), "red").save(moved / "00001/samples/00000.png")

@@ -191,6 +191,7 @@ def test_the_identity_names_what_makes_scores_comparable(run: Run) -> None:
         "benchmark": "scenes",
         "version": "1",
         "prompts_digest": prompts_digest(first_per_task(held_out_prompts(), 2)),
+        "limited": {"prompts": 12, "of": 288},
         "images_per_prompt": 2,
         "weights_digest": "w1",
         "world": "scenes-8",

@@ -528,9 +528,12 @@ def test_a_group_runs_what_can_run_and_lists_each(cli: Cli, tmp_path: Path, smal
     some = cli(*arguments, "--option", "spatial.detections=unidet.jsonl", "--out", "some", "--json")
     assert some.code == 0
     assert json.loads(some.out)["benchmark"] == "t2i-compbench-spatial"
-    assert "t2i-compbench-3d-spatial is left out: " in some.err
+    assert "left out: t2i-compbench-3d-spatial: weights are missing" in some.err
+    assert "left out: t2i-compbench-color, t2i-compbench-shape, t2i-compbench-texture: weights are missing" in some.err
     none = cli("evaluate", "--images", "home", "--bench", "t2i-compbench")
     assert none.code == 4
+    assert "t2i-compbench-numeracy: weights are missing" in none.err  # not the first category's alone
+    assert "error: 8 benchmarks cannot be run: t2i-compbench-color, " in none.err
     assert cli("evaluate", "--images", "all", "--bench", "t2i-compbenches").code == 2
 
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 SHOWN = ("overall", "task/", "part/", "strict", "extra_objects", "images_correct", "prompts_correct")
 Z_95 = 1.96
 MAX_NOTES = 50
-"""Lines about single images that are printed; scores.json has them all."""
+"""Lines about single images that are printed."""
 
 
 def outcome(evaluation: Evaluation) -> dict[str, Any]:
@@ -105,13 +105,18 @@ class Notes:
     def __call__(self, line: str) -> None:
         if line not in self.told and len(self.told) < MAX_NOTES:
             note(_plain(line))
-        if len(self.told) == MAX_NOTES:
-            note("... and more; scores.json has every line")
         self.told.add(line)
 
     def rest(self, evaluation: Evaluation) -> None:
+        """The lines of an evaluation that is finished, and kept with its scores."""
         for line in evaluation.notes:
             self(line)
+        self.close("; scores.json has every line")
+
+    def close(self, where: str = "") -> None:
+        """Say how many lines were not printed, and where they are."""
+        if (more := len(self.told) - MAX_NOTES) > 0:
+            note(f"... and {more} more{where}")
 
 
 def _plain(line: str) -> str:

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from .evaluate_results import Notes
+
+if TYPE_CHECKING:
+    from gcpo_bench.errors import GcpoBenchError
+    from gcpo_bench.evaluators.readiness import Folder
 
 GOES_WITH = {
     "--out": ("--images", "--generator"),
@@ -20,13 +26,18 @@ GOES_WITH = {
 class Asked:
     """What the command line says beside the settings of a run."""
 
-    options: Mapping[str, Any] = field(default_factory=dict)
+    options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """Benchmark -> what it is made with."""
+    device: str | None = None
     images_per_prompt: int | None = None
     limit: int | None = None
     batch_rows: int | None = None
     """None: as many as suits what draws."""
     shard: tuple[int, int] | None = None
     rescore: bool = False
+
+    def of(self, benchmark: str) -> Mapping[str, Any]:
+        return self.options.get(benchmark, {})
 
 
 def check_usage(
@@ -64,14 +75,22 @@ def check_usage(
         raise ConfigError("--rescore and --shard are both given", hint="a rescore takes moments; leave --shard out")
 
 
-def check_benchmarks(names: list[str] | list[None] | list[str | None]) -> None:
-    """A wrong name is told before minutes of work."""
-    from gcpo_bench.errors import ConfigError, did_you_mean
-    from gcpo_bench.registry import BENCHMARKS
+def lacks(
+    names: Sequence[str], worlds: Sequence[str], asked: Asked, folder: Folder | None
+) -> Callable[[str], GcpoBenchError | None]:
+    """What keeps each benchmark from being run, in any of these worlds."""
+    from gcpo_bench.evaluators.readiness import lack
 
-    for name in names:
-        if name is not None and name not in BENCHMARKS:
-            raise ConfigError(f"unknown benchmark {name!r}", hint=did_you_mean(name, BENCHMARKS))
+    def of(benchmark: str) -> GcpoBenchError | None:
+        told = Notes()
+        for world in worlds:
+            is_of_group = benchmark not in names
+            if error := lack(benchmark, world, asked.of(benchmark), folder, is_of_group=is_of_group, on_note=told):
+                told.close()
+                return error
+        return None
+
+    return of
 
 
 def pairs_of(option: str, pairs: Sequence[str], example: str) -> dict[str, str]:
