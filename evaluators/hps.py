@@ -172,7 +172,12 @@ def _panel(options: Mapping[str, Any], device: str | None) -> Panel:
                 raise ConfigError(
                     f"HPS option {key} has no effect on the package hpsv2", hint="leave it out, or backend=hpsv2"
                 )
-    return Panel([name], options={name: {**chosen, "device": device}})
+    asked = {}
+    for key, value in chosen.items():
+        if key in options:
+            part = {key: value} if key == "precision" else {"preprocessing": {key: value}}
+            asked[f"{key}={str(value).lower()}"] = {"scorers": {name: part}}
+    return Panel([name], options={name: {**chosen, "device": device}}, asked=asked)
 
 
 # ---------------------------------------------------------------- as hpsv2 prints it

@@ -19,7 +19,7 @@ from gcpo_bench.errors import ConfigError, CorruptDataError, RunError, did_you_m
 from gcpo_bench.registry import SCORERS
 
 from .scorers.types import Images, Score, Scorer, Unscored, aspect_problem
-from .types import Image, Judged, Passing
+from .types import Asked, Image, Judged, Passing
 
 OUTSIDE = frozenset({"deqa", "unified-reward"})
 """Scorers that run elsewhere: they take no device, and are not tested beforehand."""
@@ -28,12 +28,17 @@ _TEST_SIDE = 64
 
 class Panel:
     def __init__(
-        self, scorers: Sequence[str | Scorer], *, options: Mapping[str, Mapping[str, Any]] | None = None
+        self,
+        scorers: Sequence[str | Scorer],
+        *,
+        options: Mapping[str, Mapping[str, Any]] | None = None,
+        asked: Asked | None = None,
     ) -> None:
         """
         Args:
             scorers: registered names, or scorers.
             options: name -> arguments of the function behind it.
+            asked: those of them that somebody gave, see `types.Asked`.
         Raises ConfigError for no scorer, one twice, or an unknown name. Nothing is loaded.
         """
         self._given = {scorer if isinstance(scorer, str) else scorer.name: scorer for scorer in scorers}
@@ -43,6 +48,7 @@ class Panel:
             if isinstance(scorer, str) and scorer not in SCORERS:
                 raise ConfigError(f"unknown scorer {scorer!r}", hint=did_you_mean(scorer, SCORERS))
         self._options = options or {}
+        self.asked = asked or {}
         self._loaded: dict[str, Scorer] = {}
         self._tested: set[str] = set()
         self._look: dict[str, Any] = {}
@@ -134,6 +140,9 @@ class PanelBenchmark:
 
     def look(self) -> dict[str, Any]:
         return self.panel.look()
+
+    def asked(self) -> Asked:
+        return self.panel.asked
 
     def parts(self, look: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
         """Raises RunError where a scorer of the panel was not looked with."""

@@ -35,7 +35,7 @@ from .t2i_compbench import (
 from .t2i_compbench_finders import make_finder
 from .t2i_compbench_objects import ObjectsBenchmark, parser, require
 from .t2i_compbench_tasks import ComplexPosition2D
-from .types import Detection, Image, Judged, Metric, SampleScore
+from .types import Asked, Detection, Image, Judged, Metric, SampleScore
 
 CATEGORY = "complex"
 About = Callable[[str], Sequence[str]]
@@ -86,6 +86,9 @@ class ComplexBenchmark(CompBench):
 
     def parts(self, look: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
         return {part: look[part] for part in compbench.PARTS}
+
+    def asked(self) -> Asked:
+        return {option: {"spatial": part} for option, part in self.spatial.asked().items()}
 
     def recall(self, look: Mapping[str, Any]) -> None:
         self.spatial.recall(look["spatial"])

@@ -226,6 +226,20 @@ class PartedBenchmark(KeepingBenchmark, Protocol):
         ...
 
 
+Asked = Mapping[str, Mapping[str, Any]]
+"""Option as it was given -> what it means in a look: some of the look's entries, nested as they are there."""
+ANY = object()
+"""In `Asked`: an entry that comes with another one, whatever it is."""
+
+
+class ChoosyBenchmark(KeepingBenchmark, Protocol):
+    """A benchmark with options that change what is seen, so that judging again needs what was seen with them."""
+
+    def asked(self) -> Asked:
+        """Of the options that were given, those that change `look`. Loads nothing."""
+        ...
+
+
 class NumberingBenchmark(KeepingBenchmark, Protocol):
     """A benchmark that may know something of an image by its number, such as what another program saw in it."""
 

@@ -341,7 +341,7 @@ def test_a_rescore_with_another_fidelity_needs_what_that_one_saw(
     official = go(folder, out, networks)
     assert same(rescore(out, "geneval", options={"fidelity": "reward-server"}), server)
     assert same(rescore(out, "geneval", options={"fidelity": "official"}), official)
-    with pytest.raises(RunError, match="nothing is stored with fidelity 'fixed'"):
+    with pytest.raises(RunError, match="nothing is stored with fidelity=fixed"):
         rescore(out, "geneval", options={"fidelity": "fixed"})
 
 
@@ -558,7 +558,8 @@ def test_a_shard_that_does_not_exist_is_refused(
 def command(networks: dict[str, Any]) -> Callable[..., list[str]]:
     def arguments(*more: str) -> list[str]:
         paths = ["--detector", str(networks["detector"]), "--classifier", str(networks["classifier"])]
-        return ["evaluate", "--bench", "geneval", "--images-per-prompt", str(IMAGES), *paths, "--device", "cpu", *more]
+        looking = ["--images-per-prompt", str(IMAGES), *paths, "--device", "cpu"]
+        return ["evaluate", "--bench", "geneval", *([] if "--rescore" in more else looking), *more]
 
     return arguments
 
@@ -619,6 +620,18 @@ def test_images_that_cannot_be_scored_are_exit_code_5_and_the_scores_are_kept(
         (("--images", ".", "a-run"), "both runs and --images are given"),
         (("--images", ".", "--shard", "2"), "--shard '2' is not I/N"),
         (("--images", ".", "--shard", "1/2", "--rescore"), "--rescore and --shard are both given"),
+        *(
+            (("--images", ".", "--rescore", option, value), f"--rescore and {option} are both given")
+            for option, value in (
+                ("--limit", "1"),
+                ("--images-per-prompt", "1"),
+                ("--batch-size", "1"),
+                ("--detector", "."),
+                ("--classifier", "."),
+                ("--device", "cpu"),
+            )
+        ),
+        (("--images", ".", "--rescore", "--allow-partial"), "--rescore and --allow-partial are both given"),
         (("--images", ".", "--option", "threshold"), "--option 'threshold' is not key=value"),
         (("--images", ".", "--fidelity", "true"), "unknown fidelity 'true'"),
         (("--images", ".", "--bench", "geneva"), "unknown benchmark 'geneva'"),
