@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import os
 import re
 import warnings
 from collections.abc import Mapping, Sequence
@@ -144,28 +145,32 @@ def read(picture: Picture) -> tuple[bytes, str]:
 
 def of_requests(folder: Path, wanted: Sequence[Request]) -> tuple[Picture, ...]:
     """The images `<prompt id>-<k>.png`; where there is a manifest, they must match their checksums there and are not
-    scored where it says why not."""
+    scored where it says why not, or that they were drawn for another prompt."""
     manifest = read_manifest(folder)
-    return tuple(
-        Picture(
-            prompt=request.prompt,
-            index=request.index,
-            path=folder / request.file,
-            checksum=str(manifest.get(request.file, {}).get("checksum", "")),
-            problem=str(manifest.get(request.file, {}).get("problem", "")),
-        )
-        for request in wanted
+    return tuple(_of_request(folder, request, manifest.get(request.file, {})) for request in wanted)
+
+
+def _of_request(folder: Path, request: Request, record: Mapping[str, Any]) -> Picture:
+    problem = str(record.get("problem", ""))
+    if (text := record.get("text", request.prompt.text)) != request.prompt.text:
+        problem = f"it was drawn for another prompt: {text!r:.120}"  # ids are the same in many sets
+    checksum = str(record.get("checksum", ""))
+    return Picture(
+        prompt=request.prompt, index=request.index, path=folder / request.file, checksum=checksum, problem=problem
     )
 
 
 def of_folder(folder: Path, prompts: Sequence[Prompt], images_per_prompt: int) -> ImageSet:
     """Images named after their prompts, and what else lies there."""
     wanted = requests(prompts, images_per_prompt)
+    pictures = of_requests(folder, wanted)
     known = {request.file for request in wanted} | {"manifest.jsonl"}
-    extra = sorted(path.name for path in folder.iterdir() if path.name not in known)
-    return ImageSet(
-        pictures=of_requests(folder, wanted), notes=tuple(f"{name!r} is no image that is asked for" for name in extra)
-    )
+    notes = [f"{name!r} is no image that is asked for" for name in sorted(os.listdir(folder)) if name not in known]
+    told = {file for file, record in read_manifest(folder).items() if "text" in record}
+    untold = sum(each.path.name not in told and not each.is_missing for each in pictures)
+    if untold:
+        notes.append(f"of {untold} images no manifest.jsonl says the prompt; their names alone say whose they are")
+    return ImageSet(pictures=pictures, notes=tuple(notes))
 
 
 # ---------------------------------------------------------------- GenEval's layout

@@ -236,7 +236,7 @@ def test_a_runs_own_folder_of_images_is_scored_too(folder: Path, tmp_path: Path,
         shutil.copy(path, flat / f"{path.parts[-3]}-{int(path.stem)}.png")
     (flat / "thumbs\n.db").write_text("")
     evaluation = go(flat, tmp_path / "flat-out", networks)
-    assert evaluation.notes == ("'thumbs\\n.db' is no image that is asked for",)
+    assert evaluation.notes[0] == "'thumbs\\n.db' is no image that is asked for"
     assert repr(evaluation.metrics) == repr(go(folder, tmp_path / "out", networks).metrics)
 
 
@@ -611,6 +611,32 @@ def test_images_that_cannot_be_scored_are_exit_code_5_and_the_scores_are_kept(
     partial = cli(*command("--images", str(folder), "--out", "b", "--allow-partial"))
     assert partial.code == 0, partial.err
     assert "PARTIAL: 2 images are missing" in partial.out
+
+
+def test_an_image_drawn_for_another_prompt_is_unscored(folder: Path, tmp_path: Path, networks: dict[str, Any]) -> None:
+    """Ids are the same in many sets; a manifest with texts tells, without one a line says that nothing does."""
+    plain = tmp_path / "plain"
+    plain.mkdir()
+    for number in range(len(DEMANDS)):
+        for index in range(IMAGES):
+            content = (folder / f"{number:05d}/samples/{index:05d}.png").read_bytes()
+            (plain / f"{number:05d}-{index}.png").write_bytes(content)
+    silent = go(plain, tmp_path / "silent", networks)
+    note = f"of {TOTAL} images no manifest.jsonl says the prompt; their names alone say whose they are"
+    assert silent.notes == (note,)
+    texts = [demand["prompt"] for demand in DEMANDS]
+    rows = [{"file": f"{row:05d}-{k}.png", "text": text} for row, text in enumerate(texts) for k in range(IMAGES)]
+    rows[3]["text"] = "a completely other prompt"
+    (plain / "manifest.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    told = go(plain, tmp_path / "told", networks)
+    reason = "it was drawn for another prompt: 'a completely other prompt'"
+    assert told.notes == (f"00001-1.png is not scored: {reason}",)
+    assert told.metrics["overall"].unscored == 1
+    samples = stored.load_all_samples(tmp_path / "told")
+    assert [row for row, sample in enumerate(samples) if sample.unscored == reason] == [3]
+    (plain / "manifest.jsonl").write_text("".join(json.dumps({**row, "text": "x"}) + "\n" for row in rows))
+    with pytest.raises(CorruptDataError, match="none of the 14 images could be scored; the first: it was drawn for"):
+        go(plain, tmp_path / "others", networks)
 
 
 @pytest.mark.parametrize(
