@@ -101,6 +101,13 @@ def test_a_file_may_hold_the_output_weights_once(files: Path, tmp_path: Path) ->
     assert once.probabilities(image, QUESTIONS) == load(files).probabilities(image, QUESTIONS)
 
 
+def test_another_vocabulary_is_another_identity(files: Path, tmp_path: Path) -> None:
+    words = bert_tokenizer_folder(tmp_path / "words")
+    (words / "vocab.txt").write_text((words / "vocab.txt").read_text().replace("a\nb\n", "b\na\n"))
+    other = load_blip_vqa(files / "vqa.pth", words, size=BLIP)
+    assert other.identity["words"] != load(files).identity["words"]
+
+
 def test_other_weights_and_vocabularies_are_refused(files: Path, tmp_path: Path) -> None:
     state = blip_vqa_state(BLIP)
     del state["text_decoder.cls.predictions.bias"], state["text_decoder.cls.predictions.decoder.bias"]

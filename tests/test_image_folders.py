@@ -240,6 +240,26 @@ def test_a_runs_own_folder_of_images_is_scored_too(folder: Path, tmp_path: Path,
     assert repr(evaluation.metrics) == repr(go(folder, tmp_path / "out", networks).metrics)
 
 
+def test_other_words_or_another_configuration_look_again(
+    folder: Path, tmp_path: Path, networks: dict[str, Any]
+) -> None:
+    """Of the classifier: the same weights, but two tokens change places, or a network of another shape."""
+    first = go(folder, tmp_path / "out", networks).identity["look"]
+    words, shape = (shutil.copytree(networks["classifier"], tmp_path / name) for name in ("words", "shape"))
+    text = (words / "tokenizer.json").read_text()
+    known = json.loads(text)
+    vocabulary = known["model"]["vocab"]
+    a, b = list(vocabulary)[5:7]
+    vocabulary[a], vocabulary[b] = vocabulary[b], vocabulary[a]
+    (words / "tokenizer.json").write_text(json.dumps(known))
+    config = json.loads((shape / "config.json").read_text())
+    config["vision_config"]["layer_norm_eps"] = 0.5
+    (shape / "config.json").write_text(json.dumps(config))
+    for classifier in (words, shape):
+        assert go(folder, tmp_path / "out", networks, options={"classifier": classifier}).identity["look"] != first
+    assert len(list((tmp_path / "out/observations").iterdir())) == 3
+
+
 # ---------------------------------------------------------------- however the work is cut up
 
 

@@ -118,7 +118,7 @@ def test_a_program_s_logits_become_scores(deqa: Deqa) -> None:
     assert scores[0] == scores[3] == 3
     assert scores[1] == pytest.approx(quality([10, 0, 0, 0, 0]))
     assert scores[2] == pytest.approx(5)
-    assert deqa.identity == {"scorer": "deqa", "model": "by brightness"}
+    assert deqa.identity == {"scorer": "deqa", "observer": 1, "model": "by brightness"}
     assert score(deqa) == []
 
 

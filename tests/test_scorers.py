@@ -29,6 +29,7 @@ from gcpo_bench.evaluators.scorers import images as pixels
 from gcpo_bench.evaluators.scorers.aesthetic import Aesthetic, load_aesthetic
 from gcpo_bench.evaluators.scorers.blip_weights import BLIP_VQA, BlipSize
 from gcpo_bench.evaluators.scorers.checkpoints import read_folder, read_state
+from gcpo_bench.evaluators.scorers.clip import load as load_clip_features
 from gcpo_bench.evaluators.scorers.clip_score import load_clip_score
 from gcpo_bench.evaluators.scorers.clip_weights import (
     ARCHITECTURES,
@@ -46,7 +47,7 @@ from gcpo_bench.evaluators.scorers.images import Preprocessing
 from gcpo_bench.evaluators.scorers.pickscore import PickScore, load_pickscore
 from gcpo_bench.evaluators.scorers.rewards import ScorerReward
 from gcpo_bench.evaluators.scorers.scales import SCALES, scale
-from gcpo_bench.evaluators.scorers.tokens import bert_tokenizer, clip_ids, clip_tokenizer
+from gcpo_bench.evaluators.scorers.tokens import bert_tokenizer, clip_ids, clip_tokenizer, words_digest
 from gcpo_bench.evaluators.scorers.types import MAX_ASPECT, Scorer, Unscored
 from gcpo_bench.registry import REWARDS, SCORERS
 from gcpo_bench.training.rewards import WeightedSum
@@ -567,6 +568,46 @@ def test_options_that_change_scores_change_the_identity(files: Path) -> None:
     assert len({json.dumps(each.identity) for each in made}) == 3
     image = picture(90, 60)
     assert len({each.score([image], ["a"])[0] for each in made}) == 3
+
+
+def test_another_vocabulary_is_another_identity(files: Path, tmp_path: Path) -> None:
+    def swapped(folder: Path, name: str, first: str, second: str) -> Path:
+        text = (folder / name).read_text()
+        (folder / name).write_text(text.replace(first, "@@").replace(second, first).replace("@@", second))
+        return folder
+
+    image, text = picture(30, 30), ["a red dog"]
+    clip_words = swapped(clip_tokenizer_folder(tmp_path / "clip"), "vocab.json", '"d"', '"e"')
+    preset = small(GELU, pixels.HPS)
+    known, other = (
+        load_hps(files / "hps.pt", words, architecture=GELU, preprocessing=preset)
+        for words in (files / "clip-tokenizer", clip_words)
+    )
+    assert known.score([image], text) != other.score([image], text)
+    assert known.identity != other.identity
+    bert_words = swapped(bert_tokenizer_folder(tmp_path / "bert"), "vocab.txt", "d\n", "e\n")
+    reward, strange = (
+        load_image_reward(files / "image-reward.pt", words, size=BLIP)
+        for words in (files / "bert-tokenizer", bert_words)
+    )
+    assert reward.score([image], text) != strange.score([image], text)
+    assert reward.identity != strange.identity
+
+
+def test_the_same_vocabulary_in_other_files_is_the_same_identity(files: Path, tmp_path: Path) -> None:
+    for name, read in (("clip-tokenizer", clip_tokenizer), ("bert-tokenizer", bert_tokenizer)):
+        plain = read(files / name)
+        plain.save_pretrained(tmp_path / name)
+        assert not (tmp_path / name / "vocab.txt").exists()
+        assert words_digest(read(tmp_path / name)) == words_digest(plain)
+
+
+def test_texts_that_are_read_otherwise_are_another_identity(files: Path) -> None:
+    clips = [
+        load_clip_features(files / "hps.pt", files / "clip-tokenizer", GELU, small(GELU, pixels.HPS), unescape=unescape)
+        for unescape in (True, False)
+    ]
+    assert clips[0].identity != clips[1].identity
 
 
 def test_a_score_that_is_no_number_is_unscored(files: Path, tmp_path: Path) -> None:

@@ -20,11 +20,11 @@ from transformers.utils import logging as transformers_logging
 
 from gcpo_bench.catalogue import GENEVAL_CLASSIFIER, GENEVAL_DETECTOR
 from gcpo_bench.errors import ConfigError, CorruptDataError
-from gcpo_bench.files import checksum
-from gcpo_bench.weights import locate
+from gcpo_bench.weights import locate, model_digest
 
 from ..fidelity import BACKENDS, MIN_CONFIDENCE, Fidelity
 from ..scorers.compute import usable_device
+from ..scorers.tokens import words_digest
 from ..types import Detection
 from . import colors, mask2former_weights, mmdet
 from .mask2former import Detector, Instance, Mask2Former, instances, preprocess
@@ -110,7 +110,8 @@ def build(
     return vision, {
         **origin,
         "classifier": "published" if classifier is None else "other",
-        "classifier_digest": checksum(folder / "model.safetensors"),
+        "classifier_digest": model_digest(folder),
+        "classifier_words": words_digest(tokenizer),
         "device": device.partition(":")[0],
     }
 
@@ -150,7 +151,7 @@ def _network(path: Path | None) -> tuple[Mask2FormerForUniversalSegmentation, di
                 f"{path} lacks {len(absent)} of the detector's weights, the first is {absent[0]!r}",
                 hint="fetch the folder again",
             )
-        return model, {"detector": "other", "detector_digest": checksum(path / "model.safetensors")}
+        return model, {"detector": "other", "detector_digest": model_digest(path)}
     file = path or locate(GENEVAL_DETECTOR)
     model, digest = mask2former_weights.load(file, sha256_prefix=_prefix(path))
     return model, _origin(digest)

@@ -34,9 +34,11 @@ from .blip_weights import BlipSize, convert_vision, split
 from .checkpoints import State, fill, read_state
 from .compute import CPU, Compute, Precision, on
 from .images import Preprocessing
-from .tokens import bert_tokenizer
+from .tokens import bert_tokenizer, words_digest
 from .types import Image
 
+OBSERVER = 1
+"""Raised when a score can change; pictures that were scored before are then scored again."""
 MAX_TOKENS, MAX_WORDS = 35, 50
 YES, NO = 2748, 2053
 """In the vocabulary of bert-base-uncased, after which `[DEC]` and `[ENC]` were added."""
@@ -92,7 +94,9 @@ class BlipVqa:
     def identity(self) -> Mapping[str, Any]:
         return {
             "scorer": self.name,
+            "observer": OBSERVER,
             "weights": self.weights,
+            "words": words_digest(self.tokenizer),
             "preprocessing": self.preprocessing.identity,
             **self.compute.identity,
         }

@@ -28,6 +28,8 @@ from gcpo_bench.errors import PrerequisiteError
 from .line_process import LineProcess, NoAnswer, numbers
 from .types import Image, Images, Score, Unscored, check_images
 
+OBSERVER = 1
+"""Raised when a score can change; pictures that were scored before are then scored again."""
 LEVELS = (5, 4, 3, 2, 1)
 """excellent, good, fair, poor, bad."""
 COMMAND_VARIABLE = "GCPO_BENCH_DEQA"
@@ -66,7 +68,7 @@ class Deqa:
                 hint=f"run it by hand: {shlex.join(self._program.command)}; it should print one line of JSON",
             ) from error
         said = {key: str(value) for key, value in self._program.hello.items() if key != "protocol"}
-        return {"scorer": self.name, "model": "not said", **said}
+        return {"scorer": self.name, "observer": OBSERVER, "model": "not said", **said}
 
     def score(self, images: Images, prompts: Sequence[str]) -> list[Score]:
         return [self._score(image) for image in check_images(images, prompts)]
