@@ -18,12 +18,12 @@ from gcpo_bench.datasets import Prompt
 from gcpo_bench.errors import ConfigError, CorruptDataError, RunError, did_you_mean
 from gcpo_bench.registry import SCORERS
 
+from .scorers.plain_pictures import plain_pictures
 from .scorers.types import Images, Score, Scorer, Unscored, aspect_problem
 from .types import Asked, Image, Judged, Passing
 
 OUTSIDE = frozenset({"deqa", "unified-reward"})
 """Scorers that run elsewhere: they take no device, and are not tested beforehand."""
-_TEST_SIDE = 64
 
 
 class Panel:
@@ -88,22 +88,12 @@ class Panel:
 
         Raises CorruptDataError where it does not: its weights are empty, not numbers, or of something else.
         """
-        first, again = (self.scorer(name).score(_test_pictures(), ["a red circle"] * 2) for _ in range(2))
+        first, again = (self.scorer(name).score(plain_pictures(), ["a red circle"] * 2) for _ in range(2))
         if first[0] == first[1] or first != again or any(isinstance(score, Unscored) for score in first):
             raise CorruptDataError(
                 f"scorer {name!r} self-test failed: it gives {first} for a red disc and for stripes",
                 hint="its weights are not what they should be: fetch them again; no score of theirs can be trusted",
             )
-
-
-def _test_pictures() -> list[npt.NDArray[np.uint8]]:
-    """A red disc on white, and black and white stripes."""
-    rows, cols = np.mgrid[:_TEST_SIDE, :_TEST_SIDE] - _TEST_SIDE / 2
-    disc = np.full((_TEST_SIDE, _TEST_SIDE, 3), 255, dtype=np.uint8)
-    disc[rows**2 + cols**2 < (_TEST_SIDE / 4) ** 2] = (220, 30, 30)
-    stripes = np.zeros_like(disc)
-    stripes[:, ::2] = 255
-    return [disc, stripes]
 
 
 class PanelBenchmark:

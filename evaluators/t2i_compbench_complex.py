@@ -80,9 +80,9 @@ class ComplexBenchmark(CompBench):
     # ------------------------------------------------------------ looking
 
     def look(self) -> dict[str, Any]:
-        spatial = self.spatial.look()
-        looks = {"attribute": self.attribute.look(), "spatial": spatial, "clip": self.clip.look()}
-        return {**looks, "label": spatial["label"]}
+        looks = {"attribute": self.attribute.look(), "spatial": self.spatial.look(), "clip": self.clip.look()}
+        labels = (looks[part].get("label") for part in ("spatial", "attribute"))
+        return {**looks, "label": "; ".join(label for label in labels if label)}
 
     def parts(self, look: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
         return {part: look[part] for part in compbench.PARTS}
