@@ -21,12 +21,14 @@ from safetensors.torch import save_file
 from transformers import CLIPModel
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
+from gcpo_bench import catalogue
 from gcpo_bench.catalogue import require
 from gcpo_bench.config import RewardConfig
 from gcpo_bench.datasets import Prompt
 from gcpo_bench.errors import ConfigError, CorruptDataError, PrerequisiteError, TrainingError
 from gcpo_bench.evaluators.scorers import images as pixels
 from gcpo_bench.evaluators.scorers.aesthetic import Aesthetic, load_aesthetic
+from gcpo_bench.evaluators.scorers.blip_vqa import blip_vqa
 from gcpo_bench.evaluators.scorers.blip_weights import BLIP_VQA, BlipSize
 from gcpo_bench.evaluators.scorers.checkpoints import read_folder, read_state
 from gcpo_bench.evaluators.scorers.clip import load as load_clip_features
@@ -546,6 +548,24 @@ def test_identity_is_plain_and_says_which_weights_and_pixels(files: Path, name: 
     assert "xxh3:" in identity["weights"]
     assert identity["preprocessing"]["antialias"] is True
     assert make(name, files, Compute(batch_size=3)).identity == identity
+
+
+@pytest.mark.parametrize("name", [*LOCAL, "blip-vqa"])
+@pytest.mark.parametrize("device", ["gpu", "cuda:99", "meta", "cpu:cpu"])
+def test_a_device_that_is_none_is_told_before_weights_are_read(
+    name: str, device: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GCPO_BENCH_HOME", str(tmp_path))
+    for each in catalogue.NEEDS[name]:
+        files = [each.path / file.split("|")[0] for file in each.files] or [each.path]
+        for file in files:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            with file.open("wb") as empty:  # reading it would be another error
+                empty.truncate(each.num_bytes or 0)
+    make = blip_vqa if name == "blip-vqa" else SCORERS.load(name)
+    with pytest.raises(ConfigError, match=f"--device '{device}' cannot be used: ") as error:
+        make(device=device)
+    assert "\n" not in str(error.value)
 
 
 def test_half_precision_is_for_cuda_only(files: Path) -> None:
