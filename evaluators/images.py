@@ -29,8 +29,10 @@ from gcpo_bench.prompt_sets import PromptSet
 
 from .generate import Request, read_manifest, requests
 
-MAX_PIXELS = 16_000_000
-"""An image file that claims more is refused before it is unpacked."""
+MAX_PIXELS = 40_000_000
+"""An image file that claims more is refused before it is unpacked; 4096 x 4096 has 16.8 million."""
+MIN_SIDE = 8
+"""Pixels; smaller images show nothing."""
 MAX_FILE_BYTES = 200_000_000
 PLAIN_MODES = frozenset({"1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "La", "RGBa"})
 """Ways of storing colours that turn into RGB without loss or choice, transparency aside."""
@@ -105,6 +107,8 @@ def _refused(picture: Image.Image, data: bytes) -> str:
     """Why a file that can be opened is no picture to score; empty where it is one."""
     if picture.width * picture.height > MAX_PIXELS:
         return f"the image has {picture.width}x{picture.height} pixels, more than {MAX_PIXELS:,}"
+    if min(picture.size) < MIN_SIDE:
+        return f"the image is {picture.width}x{picture.height} pixels, too small to show anything"
     frames = getattr(picture, "n_frames", 1)
     if frames > 1:
         return f"the image file holds {frames} pictures, not one"

@@ -368,7 +368,7 @@ def with_pictures(folder: Path) -> Path:
     for name, image in zip(names, pictures(len(names), sides=(24, 40)), strict=True):
         Image.fromarray(image).save(folder / name)
     (folder / names[3]).write_bytes(b"no picture")
-    Image.new("RGB", (400, 3)).save(folder / names[5])
+    Image.new("RGB", (600, 9)).save(folder / names[5])
     (folder / names[7]).unlink()
     return folder
 

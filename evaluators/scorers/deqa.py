@@ -5,9 +5,9 @@ JSON lines (`line_process`): a question holds the picture as PNG, `{"id": 1, "pn
 logits of the five words, `{"id": 1, "logits": [excellent, good, fair, poor, bad]}`. The score is made here: softmax
 over the five, times 5, 4, 3, 2, 1. The published code does that in half precision, in steps of about 0.002 to 0.004.
 
-A picture whose question stays unanswered is unscored, with the reason; a program that died, is silent or prints something
-else is started again for the next one, until it has failed three times in a row. An answer `{"id": 1, "error": "..."}`
-is of that picture only.
+A picture whose question stays unanswered is unscored, with the reason. A program that died, is silent or prints
+something else is started again for the next picture, until it has failed three times in a row. An answer
+`{"id": 1, "error": "..."}` is of its picture only.
 
 Source: zhiyuanyou/DeQA-Score `src/model/modeling_mplug_owl2.py`.
 """
