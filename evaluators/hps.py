@@ -95,7 +95,7 @@ class HpsBenchmark(PanelBenchmark):
         return of_hps_folder(folder, prompts) if self.name == "hps-benchmark" else None
 
     def summarize(self, samples: Sequence[SampleScore]) -> dict[str, Metric]:
-        """`overall`, the mean over prompts, and `task/<style>`, times 100; pictures without a score are counted.
+        """`overall`, the mean over pictures, and `task/<style>`, times 100; pictures without a score are counted.
 
         On a complete `hps-benchmark` also `group_std/<style>`, HPSv2's spread over groups. Empty where nothing was
         scored.

@@ -60,7 +60,7 @@ class Metric:
     unit: str = "share"
     """`share`, `per image`, `raw`, or a scale as `x100` and `/26`; reports show numbers by it."""
     by_prompt: bool = False
-    """Whether each prompt weighs alike in the mean; else each task does."""
+    """Whether each image weighs alike in the mean; else each task does."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
