@@ -83,14 +83,15 @@ def find_whole(
 
 
 def holds(folder: Path, benchmark: Benchmark) -> bool:
-    """Whether the folder has images that can be no other benchmark's of a group. Raises as `find`, but ConfigError."""
+    """Whether the folder has images of a benchmark of a group. Raises as `find`, but no ConfigError."""
     if not folder.is_dir():
         return False
     own = getattr(benchmark, "holds", None)
     prompts = _known_prompts(folder, benchmark)
     if own is not None and prompts is not None and not _own_folder(folder, benchmark).is_dir():
         return bool(own(folder, prompts))
-    return _in_layout(folder, benchmark, prompts, 1) is not None
+    found = _in_layout(folder, benchmark, prompts, 1)
+    return found is not None and any(not picture.problem and not picture.is_missing for picture in found.pictures)
 
 
 def _own_folder(folder: Path, benchmark: Benchmark) -> Path:

@@ -97,7 +97,7 @@ class HpsBenchmark(PanelBenchmark):
         return of_hps_folder(folder, prompts) if self.name == "hps-benchmark" else None
 
     def summarize(self, samples: Sequence[SampleScore]) -> dict[str, Metric]:
-        """`overall`, the mean over prompts, and `task/<style>`, times 100; pictures without a score are counted.
+        """`overall`, the mean over pictures, and `task/<style>`, times 100; pictures without a score are counted.
 
         On a complete `hps-benchmark` also `group_std/<style>`, HPSv2's spread over groups. Empty where nothing was
         scored.
@@ -174,7 +174,12 @@ def _panel(options: Mapping[str, Any], device: str | None) -> Panel:
                 raise ConfigError(
                     f"HPS option {key} has no effect on the package hpsv2", hint="leave it out, or backend=hpsv2"
                 )
-    return Panel([name], options={name: {**chosen, "device": device}})
+    asked = {}
+    for key, value in chosen.items():
+        if key in options:
+            part = {key: value} if key == "precision" else {"preprocessing": {key: value}}
+            asked[f"{key}={str(value).lower()}"] = {"scorers": {name: part}}
+    return Panel([name], options={name: {**chosen, "device": device}}, asked=asked)
 
 
 # ---------------------------------------------------------------- as hpsv2 prints it

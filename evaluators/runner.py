@@ -32,6 +32,7 @@ from .judging import (
     Place,
     Shard,
     ShardDone,
+    asked,
     is_exporting,
     is_keeping,
     is_numbering,
@@ -41,7 +42,8 @@ from .judging import (
     question,
     score,
 )
-from .observations import ObservationsByPart, Seen, looks
+from .observations import ObservationsByPart, Seen
+from .recall import recalled_look
 from .stored import load_evaluation, load_samples
 from .types import Benchmark, Evaluation, Generator, Home, KeepingBenchmark, Sampler
 
@@ -275,22 +277,24 @@ def rescore(out: Path, benchmark_name: str, *, world: str = "", options: Mapping
     """Judge again what was seen before: no network is loaded and no image is opened.
 
     Raises:
-        ConfigError: the benchmark keeps nothing to judge again.
-        RunError: nothing is stored here, or not with the fidelity asked for.
+        ConfigError: the benchmark keeps nothing to judge again, or other weights or another device are asked for.
+        RunError: nothing is stored here, or not with what is asked for.
         CorruptDataError: a stored file is damaged.
     """
-    before = stored.load(out)
     given = dict(options or {})
-    look = _stored_look(out, before, given.get("fidelity"), (given.get("options") or {}).get("backend"))
-    if isinstance(look.get("fidelity"), dict):
-        given["fidelity"] = look["fidelity"]["name"]
+    for name in ("detector", "classifier", "device"):
+        if given.get(name) is not None:
+            raise ConfigError(
+                f"--{name} has no effect on what was seen before", hint=f"leave out --rescore, or --{name}"
+            )
+    before = stored.load(out)
     benchmark = make_benchmark(benchmark_name, world, **given)
     if not is_keeping(benchmark):
         raise ConfigError(
             f"benchmark {benchmark_name!r} does not keep what it sees apart from its verdicts",
             hint="leave --rescore out: its images are judged again",
         )
-    return judge_again(benchmark, out, before, look)
+    return judge_again(benchmark, out, before, recalled_look(out, before, asked(benchmark)))
 
 
 def judge_again(benchmark: KeepingBenchmark, out: Path, before: Evaluation, look: Mapping[str, Any]) -> Evaluation:
@@ -317,21 +321,6 @@ def judge_again(benchmark: KeepingBenchmark, out: Path, before: Evaluation, look
         stored.save_files(out, benchmark.export(samples, prompts))
     identity = {**before.identity, "version": benchmark.version, "look": look, "settings": benchmark.settings()}
     return stored.save(out, benchmark, samples, identity, before.notes, unanswered=unanswered)
-
-
-def _stored_look(out: Path, before: Evaluation, fidelity: str | None, backend: str | None) -> dict[str, Any]:
-    """What the stored observations were made with: that of the last scores, or the one of this fidelity and backend."""
-    last = before.identity.get("look")
-    if not isinstance(last, dict):
-        raise RunError(f"{out} holds no stored observations", hint="evaluate once without --rescore")
-    wanted = (fidelity or last.get("fidelity", {}).get("name"), backend or last.get("backend"))
-    same = ("detector_digest", "classifier_digest", "observer", "device")
-    for look in (last, *looks(out / "observations")):
-        made_with = (look.get("fidelity", {}).get("name"), look.get("backend"))
-        if made_with == wanted and all(look.get(key) == last.get(key) for key in same):
-            return look
-    asked = " and ".join(f"{what} {name!r}" for what, name in (("fidelity", fidelity), ("backend", backend)) if name)
-    raise RunError(f"{out}: nothing is stored with {asked}", hint="evaluate once without --rescore")
 
 
 def own_images_per_prompt(benchmark: Benchmark) -> int:

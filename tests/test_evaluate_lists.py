@@ -206,6 +206,7 @@ def test_a_limit_says_nothing_of_other_prompts_images(tmp_path: Path) -> None:
     assert evaluation.identity["limited"] == {"prompts": 2, "of": 6}
     assert evaluation.notes == (
         "6 images beyond 1 a prompt are left out, the first is 'anime-00000-1.png'; --images-per-prompt 2 takes them",
+        "of 6 images no manifest.jsonl says the prompt; their names alone say whose they are",
     )
 
 
@@ -216,6 +217,6 @@ def test_a_refused_folder_does_not_promise_a_file(cli: Cli, tmp_path: Path, monk
         path.unlink()
     refused = cli("evaluate", "--images", str(folder), "--bench", "hps-benchmark")
     assert refused.code == 5
-    assert "... and 1 more\n" in refused.err
+    assert "... and 2 more\n" in refused.err
     partial = cli("evaluate", "--images", str(folder), "--bench", "hps-benchmark", "--allow-partial")
-    assert "... and 1 more; scores.json has every line\n" in partial.err
+    assert "... and 2 more; scores.json has every line\n" in partial.err

@@ -100,15 +100,22 @@ def evaluate_command(
     from gcpo_bench.evaluators.readiness import Folder
     from gcpo_bench.runs import open_run
 
-    going_with = {
+    conditional = {
         "--out": out,
         "--name": name,
         "--allow-partial": allow_partial,
         "--generator-option": generator_option,
         "--seed": seed,
+        "--shard": shard,
+        "--limit": limit,
+        "--images-per-prompt": images_per_prompt,
+        "--batch-size": batch_size,
+        "--detector": detector,
+        "--classifier": classifier,
+        "--device": device,
     }
     require_alone("start evaluate without a launcher; --shard I/N divides it between processes")
-    check_usage(runs or [], images, generator, going_with, rescore=rescore, shard=shard)
+    check_usage(runs or [], images, generator, conditional, rescore=rescore)
     names = benchmark.split(",") if benchmark else []
     expanded(names)
     given = {"fidelity": fidelity, "detector": detector, "classifier": classifier, "device": device}

@@ -20,6 +20,19 @@ GOES_WITH = {
     "--generator-option": ("--generator",),
     "--seed": ("--generator",),
 }
+NOT_AGAIN = {
+    "--shard": "a rescore takes moments",
+    "--limit": "a rescore judges all images of before",
+    "--images-per-prompt": "a rescore judges all images of before",
+    "--allow-partial": "a rescore judges all images of before",
+    "--batch-size": "a rescore opens no image",
+    "--detector": "a rescore judges what was seen with the weights of before",
+    "--classifier": "a rescore judges what was seen with the weights of before",
+    "--device": "a rescore runs no network",
+    "--seed": "a rescore draws nothing",
+    "--generator-option": "a rescore draws nothing",
+}
+"""What does not go with --rescore, and why."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,11 +60,10 @@ def check_usage(
     given: Mapping[str, Any],
     *,
     rescore: bool,
-    shard: str | None,
 ) -> None:
     """
     Args:
-        given: option -> value, of those that go with images only or with a generator only.
+        given: option -> value, of those in `GOES_WITH` and `NOT_AGAIN`.
     """
     from gcpo_bench.errors import ConfigError
 
@@ -67,12 +79,13 @@ def check_usage(
     if len(sources) > 1:
         raise ConfigError(f"both {' and '.join(sources)} are given", hint="evaluate them one after the other")
     for name, value in given.items():
-        if value not in (None, False, []) and sources[0] not in GOES_WITH[name]:
+        if value not in (None, False, []) and sources[0] not in GOES_WITH.get(name, sources[:1]):
             raise ConfigError(
                 f"{name} goes with {' and '.join(GOES_WITH[name])} only", hint=f"leave it out for {sources[0]}"
             )
-    if rescore and shard:
-        raise ConfigError("--rescore and --shard are both given", hint="a rescore takes moments; leave --shard out")
+    for name, why in NOT_AGAIN.items() if rescore else ():
+        if given.get(name) not in (None, False, []):
+            raise ConfigError(f"--rescore and {name} are both given", hint=f"{why}; leave {name} out")
 
 
 def lacks(
