@@ -12,6 +12,7 @@ from PIL import Image
 
 from gcpo_bench.datasets import Prompt
 from gcpo_bench.errors import ConfigError, PrerequisiteError
+from gcpo_bench.evaluators.drawbench import DrawBench
 from gcpo_bench.evaluators.hps import HpsBenchmark
 from gcpo_bench.evaluators.options import divided
 from gcpo_bench.evaluators.panel import Panel
@@ -123,6 +124,38 @@ def test_the_fidelities_options_are_ones_that_hps_has() -> None:
 
     for options in FIDELITIES["hps-benchmark"].values():
         assert hps.hps_gcpo400(options=options).panel.names == ("hps-v2.1",)
+
+
+# ---------------------------------------------------------------- tables
+
+
+def two_scorers(world: str = "", *, options: Any = None, device: str | None = None) -> DrawBench:
+    panel = Panel([Brightness(), Brightness(name="twice", factor=2.0)])
+    return DrawBench(panel, lambda: prompts(3), {})
+
+
+def test_a_panel_s_table_names_every_scorer_and_category(
+    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(BENCHMARKS.entries, "drawbench", Entry("tests.test_evaluate_lists:two_scorers", "two"))
+    folder = draw(tmp_path / "theirs", 3)
+    metrics = json.loads(cli("evaluate", "--images", str(folder), "--bench", "drawbench", "--json").out)["metrics"]
+    table = cli("evaluate", "--images", str(folder), "--bench", "drawbench").out.splitlines()
+    assert table[0].split() == ["drawbench,", "theirs,", "each", "scorer", "on", "its", "own", "scale"]
+    (head,) = (line.split() for line in table if "brightness" in line)
+    assert head == ["brightness", "twice", "n"]
+    for task, n in (("overall", "6"), ("anime", "3"), ("photo", "3")):
+        (row,) = (line.split() for line in table if line.split()[:1] == [task])
+        names = [f"{scorer}/{task}" if task != "overall" else scorer for scorer in ("brightness", "twice")]
+        assert row[1::2][:2] == [f"{metrics[name]['value']:.3f}" for name in names]
+        assert row[-1] == n
+
+
+def test_a_limit_and_the_one_scorer_are_told_with_the_table(cli: Cli, tmp_path: Path) -> None:
+    folder = draw(tmp_path / "theirs", 3)
+    told = cli("evaluate", "--images", str(folder), "--bench", "hps-gcpo400", "--limit", "2").out
+    assert told.startswith("hps-gcpo400, brightness x100")
+    assert "LIMITED: 4 of 6 prompts" in told
 
 
 # ---------------------------------------------------------------- what is lacking
