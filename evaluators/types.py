@@ -71,6 +71,9 @@ class Evaluation:
     """"overall", "task/<tag>", "strict", "extra_objects", ..."""
     identity: Mapping[str, Any] = field(default_factory=dict)
     """What makes two evaluations comparable: prompt-set digest, weights digest, images per prompt, seed, guidance."""
+    made_with: Mapping[str, Any] = field(default_factory=dict)
+    """Versions of the programs that wrote the scores, and the published file that the prompts are from; for the record
+    only, and not compared."""
     notes: tuple[str, ...] = ()
     """What was wrong or remarkable about the images, a line each."""
     unanswered: int = 0

@@ -368,6 +368,23 @@ def test_a_rescore_with_another_fidelity_needs_what_that_one_saw(
         rescore(out, "geneval", options={"fidelity": "fixed"})
 
 
+def test_scores_say_which_versions_and_prompts_they_were_made_with(
+    folder: Path, tmp_path: Path, networks: dict[str, Any]
+) -> None:
+    evaluation = go(folder, tmp_path / "out", networks)
+    made_with = dict(evaluation.made_with)
+    assert {"gcpo-bench", "python", "torch", "transformers", "pillow"} < made_with.keys()
+    published = prompt_sets.get("geneval")
+    assert made_with.pop("prompts") == {"set": "geneval", "sha256": published.sha256, "source": published.source}
+    assert "torch" not in json.dumps(evaluation.identity)
+    path = tmp_path / "out" / "scores.json"
+    record = json.loads(path.read_text())
+    assert record["made_with"]["torch"] == made_with["torch"]
+    del record["made_with"]  # as an earlier version left it
+    path.write_text(json.dumps(record))
+    assert stored.load(tmp_path / "out").identity == evaluation.identity
+
+
 def test_a_rescore_of_nothing_is_told(tmp_path: Path) -> None:
     with pytest.raises(RunError, match=r"has no scores\.json"):
         rescore(tmp_path / "runs" / "evaluations" / "geneval", "geneval")
@@ -605,6 +622,7 @@ def test_a_folder_is_scored_from_the_command_line(
     again = json.loads(cli(*command("--images", str(folder), "--rescore", "--json")).out)
     assert again["metrics"]["overall"]["value"] == scores["metrics"]["overall"]["value"]
     other = cli(*command("--images", str(folder), "--rescore", "--option", "threshold=0.95", "--json"))
+    assert "threshold 0.95 (default 0.3)" in json.loads(other.out)["label"]
     assert json.loads(other.out)["metrics"] != again["metrics"]
 
 
