@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -30,6 +30,9 @@ from .metrics import stratified
 from .panel import Panel, PanelBenchmark
 from .scorers.scales import displayed, scale
 from .types import Metric, SampleScore
+
+if TYPE_CHECKING:
+    from .scorers.compute import Precision
 
 STYLES = ("anime", "concept-art", "paintings", "photo")
 PROMPTS_PER_STYLE = {"hps-benchmark": 800, "hps-gcpo400": 100}
@@ -177,9 +180,16 @@ def _panel(options: Mapping[str, Any], device: str | None) -> Panel:
     asked = {}
     for key, value in chosen.items():
         if key in options:
-            part = {key: value} if key == "precision" else {"preprocessing": {key: value}}
+            part = {key: _seen_precision(value, device)} if key == "precision" else {"preprocessing": {key: value}}
             asked[f"{key}={str(value).lower()}"] = {"scorers": {name: part}}
     return Panel([name], options={name: {**chosen, "device": device}}, asked=asked)
+
+
+def _seen_precision(precision: Precision, device: str | None) -> Any:
+    """What a look says of it: autocast has no effect on a CPU."""
+    from .scorers.compute import on
+
+    return on(device, precision).identity["precision"]
 
 
 # ---------------------------------------------------------------- as hpsv2 prints it

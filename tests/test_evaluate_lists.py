@@ -126,6 +126,16 @@ def test_the_fidelities_options_are_ones_that_hps_has() -> None:
         assert hps.hps_gcpo400(options=options).panel.names == ("hps-v2.1",)
 
 
+def test_what_was_seen_on_a_cpu_can_be_judged_again_with_the_same_fidelity() -> None:
+    """Half precision has no effect there, and the look says so."""
+    from gcpo_bench.evaluators import hps
+
+    official = divided(["hps-gcpo400"], {"fidelity": "official", "device": "cpu"})[0]["hps-gcpo400"]
+    asked = hps.hps_gcpo400(**official).asked()
+    parts = [part["scorers"]["hps-v2.1"] for part in asked.values()]
+    assert parts == [{"preprocessing": {"antialias": False}}, {"precision": "float32"}]
+
+
 # ---------------------------------------------------------------- tables
 
 
