@@ -1,11 +1,12 @@
 """DrawBench (Imagen, arXiv 2205.11487): 200 prompts in 11 categories, scored by a panel of learned scorers.
 
 There is no official metric: the paper asked people. Papers of this family print some of these scorers, each on its own
-scale; here every scorer is given raw, over all prompts and per category, with a standard error over prompts. The first
+scale; here every scorer is given raw, over all images and per category, with a standard error over prompts. The first
 scorer of the panel is the headline, `overall` and `task/<category>`.
 
 A scorer that cannot score a picture leaves its value out and says why; the other scorers' values of it are kept.
-Misspelt prompts are meant so and are not mended.
+Misspelt prompts are meant so and are not mended. One image a prompt is asked for, unless the caller says otherwise:
+published rows have 1 (HPSv2, MaskFocus), 4 (AR-GRPO) or 5 (DiffusionNFT), and how many is part of the identity.
 """
 
 from __future__ import annotations
@@ -55,6 +56,7 @@ def drawbench_prompts() -> tuple[Prompt, ...]:
 class DrawBench(PanelBenchmark):
     name = prompt_set = "drawbench"
     version = "1"
+    images_per_prompt = 1
 
     def __init__(
         self, panel: Panel, read: Callable[[], Sequence[Prompt]], scales: Mapping[str, str] | None = None
@@ -79,7 +81,7 @@ class DrawBench(PanelBenchmark):
     def summarize(self, samples: Sequence[SampleScore]) -> dict[str, Metric]:
         """`overall` and `task/<category>` of the headline, `<scorer>` and `<scorer>/<category>` of every scorer.
 
-        Means over prompts, categories by their size. Pictures without a value are counted, never averaged as 0. A
+        Means over images, errors over prompts. Pictures without a value are counted, never averaged as 0. A
         scorer that scored nothing is left out; empty where none did, or the headline did not.
         """
         metrics: dict[str, Metric] = {}

@@ -50,6 +50,17 @@ def requests(prompts: Sequence[Prompt], images_per_prompt: int) -> list[Request]
     return [Request(prompt, index) for prompt in prompts for index in range(images_per_prompt)]
 
 
+def first_per_task(prompts: Sequence[Prompt], limit: int | None) -> list[Prompt]:
+    """The first `limit` prompts of each task, in their order; all where `limit` is None."""
+    seen: dict[str, int] = {}
+    chosen = []
+    for prompt in prompts:
+        seen[prompt.tag] = seen.get(prompt.tag, 0) + 1
+        if limit is None or seen[prompt.tag] <= limit:
+            chosen.append(prompt)
+    return chosen
+
+
 def digest(value: Any) -> str:
     """SHA-256 of a JSON value, independent of the order of keys."""
     return hashlib.sha256(json.dumps(value, sort_keys=True, ensure_ascii=False).encode()).hexdigest()

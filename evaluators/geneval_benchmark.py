@@ -19,21 +19,20 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from gcpo_bench import prompt_sets
+from gcpo_bench import catalogue, prompt_sets
 from gcpo_bench.datasets import Prompt
 from gcpo_bench.errors import ConfigError, CorruptDataError, GcpoBenchError, did_you_mean
 from gcpo_bench.geneval_prompts import CLASSES, COLORS
+from gcpo_bench.weights import locate
 
 from . import fidelity as fidelities
 from .fidelity import MIN_CONFIDENCE
 from .geneval import GenEval, Options, clauses, keep
 from .metrics import stratified
-from .types import Detection, Image, Judged, Metric, SampleScore, SceneReward
+from .types import Asked, Detection, Image, Judged, Metric, SampleScore, SceneReward
 
 OBSERVER = 1
 """Raised when what is seen in an image can change; what was seen before is then looked at again."""
-MIN_SIDE = 8
-"""Pixels; smaller images show nothing."""
 MAX_OBJECTS = 16
 """More objects of a class than this have no colour told."""
 
@@ -52,7 +51,7 @@ class GenEvalBenchmark:
         self,
         world: str = "",
         *,
-        fidelity: str = "official",
+        fidelity: str | None = None,
         options: Mapping[str, Any] | None = None,
         detector: Path | None = None,
         classifier: Path | None = None,
@@ -61,15 +60,21 @@ class GenEvalBenchmark:
         """`world` has no meaning here. Nothing is loaded until it is needed.
 
         Args:
+            fidelity: of `fidelity.FIDELITIES`; None for the official one.
             options: of `geneval.Options`, by name; and `backend`, of `fidelity.BACKENDS`.
             detector, classifier: other weights than the published; scores then say so.
             device: "cpu", "cuda", "cuda:1"; empty for a GPU where there is one.
         Raises:
             ConfigError: unknown fidelity, backend or option, or one out of range.
         """
-        self.fidelity = fidelities.get(fidelity)
+        self.fidelity = fidelities.get(fidelity or "official")
         given = dict(options or {})
-        backend = fidelities.backend(given.pop("backend", None))
+        self._asked: dict[str, Mapping[str, Any]] = {}
+        if fidelity is not None:
+            self._asked[f"fidelity={fidelity}"] = {"fidelity": asdict(self.fidelity)}
+        backend = fidelities.backend(given.get("backend"))
+        if given.pop("backend", None) is not None:
+            self._asked[f"backend={backend}"] = {"backend": backend}
         self.options = _options(given)
         self._arithmetic = GenEval(CLASSES, COLORS, self.options)
         files = {"detector": detector, "classifier": classifier}
@@ -80,6 +85,17 @@ class GenEvalBenchmark:
     def prompts(self) -> Sequence[Prompt]:
         """GenEval's 553; raises PrerequisiteError where they are not on this machine."""
         return prompt_sets.geneval()
+
+    def require(self) -> None:
+        """Raises PrerequisiteError where weights that are needed are not on this machine."""
+        if self._look is not None:
+            return
+        if self._build["detector"] is None and self._build["classifier"] is None:
+            catalogue.require([self.name])
+        elif self._build["detector"] is None:
+            locate(catalogue.GENEVAL_DETECTOR)
+        elif self._build["classifier"] is None:
+            locate(catalogue.GENEVAL_CLASSIFIER)
 
     # ------------------------------------------------------------ looking
 
@@ -96,6 +112,10 @@ class GenEvalBenchmark:
             self.see_with(*build(self.fidelity, **self._build))
         assert self._look is not None
         return self._look
+
+    def asked(self) -> Asked:
+        """Fidelity and backend, where they were given."""
+        return self._asked
 
     def question(self, prompt: Prompt) -> list[str]:
         """What of a prompt an observation depends on: the classes whose colours it asks for."""
@@ -119,10 +139,7 @@ class GenEvalBenchmark:
 
     def problem(self, image_YXC: npt.NDArray[np.uint8]) -> str:
         """Why this image cannot be scored; empty where it can."""
-        height, width = image_YXC.shape[:2]
-        return (
-            f"the image is {width}x{height} pixels, too small to show anything" if min(height, width) < MIN_SIDE else ""
-        )
+        return ""
 
     # ------------------------------------------------------------ judging
 

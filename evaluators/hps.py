@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -30,6 +30,9 @@ from .metrics import stratified
 from .panel import Panel, PanelBenchmark
 from .scorers.scales import displayed, scale
 from .types import Metric, SampleScore
+
+if TYPE_CHECKING:
+    from .scorers.compute import Precision
 
 STYLES = ("anime", "concept-art", "paintings", "photo")
 PROMPTS_PER_STYLE = {"hps-benchmark": 800, "hps-gcpo400": 100}
@@ -83,11 +86,13 @@ class HpsBenchmark(PanelBenchmark):
     """One of the two presets."""
 
     version = "1"
+    images_per_prompt = 1
 
     def __init__(self, preset: str, panel: Panel, read: Callable[[], Sequence[Prompt]]) -> None:
         """`panel` has one scorer, whose values are cosines."""
         super().__init__(panel, read)
         self.name = self.prompt_set = preset
+        self.official_layout = "anime/00000.jpg" if preset == "hps-benchmark" else ""
         (self.headline,) = panel.names
 
     def official_pictures(self, folder: Path, prompts: Sequence[Prompt], images_per_prompt: int) -> ImageSet | None:
@@ -95,7 +100,7 @@ class HpsBenchmark(PanelBenchmark):
         return of_hps_folder(folder, prompts) if self.name == "hps-benchmark" else None
 
     def summarize(self, samples: Sequence[SampleScore]) -> dict[str, Metric]:
-        """`overall`, the mean over prompts, and `task/<style>`, times 100; pictures without a score are counted.
+        """`overall`, the mean over pictures, and `task/<style>`, times 100; pictures without a score are counted.
 
         On a complete `hps-benchmark` also `group_std/<style>`, HPSv2's spread over groups. Empty where nothing was
         scored.
@@ -172,7 +177,19 @@ def _panel(options: Mapping[str, Any], device: str | None) -> Panel:
                 raise ConfigError(
                     f"HPS option {key} has no effect on the package hpsv2", hint="leave it out, or backend=hpsv2"
                 )
-    return Panel([name], options={name: {**chosen, "device": device}})
+    asked = {}
+    for key, value in chosen.items():
+        if key in options:
+            part = {key: _seen_precision(value, device)} if key == "precision" else {"preprocessing": {key: value}}
+            asked[f"{key}={str(value).lower()}"] = {"scorers": {name: part}}
+    return Panel([name], options={name: {**chosen, "device": device}}, asked=asked)
+
+
+def _seen_precision(precision: Precision, device: str | None) -> Any:
+    """What a look says of it: autocast has no effect on a CPU."""
+    from .scorers.compute import on
+
+    return on(device, precision).identity["precision"]
 
 
 # ---------------------------------------------------------------- as hpsv2 prints it

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import os
 import re
 import warnings
 from collections.abc import Mapping, Sequence
@@ -28,14 +29,18 @@ from gcpo_bench.prompt_sets import PromptSet
 
 from .generate import Request, read_manifest, requests
 
-MAX_PIXELS = 16_000_000
-"""An image file that claims more is refused before it is unpacked."""
+MAX_PIXELS = 40_000_000
+"""An image file that claims more is refused before it is unpacked; 4096 x 4096 has 16.8 million."""
+MIN_SIDE = 8
+"""Pixels; smaller images show nothing."""
 MAX_FILE_BYTES = 200_000_000
 PLAIN_MODES = frozenset({"1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "La", "RGBa"})
 """Ways of storing colours that turn into RGB without loss or choice, transparency aside."""
 PNG, PNG_DEPTH = b"\x89PNG\r\n\x1a\n", 24
 """How a PNG begins, and which byte holds its bits a channel."""
 SAMPLE = re.compile(r"([0-9]+)\.png")
+NAMED = re.compile(r"(.+)-([0-9]{1,4})\.png")
+"""A prompt's id and the number of the image."""
 MISSING = "the image file is missing"
 
 
@@ -104,6 +109,8 @@ def _refused(picture: Image.Image, data: bytes) -> str:
     """Why a file that can be opened is no picture to score; empty where it is one."""
     if picture.width * picture.height > MAX_PIXELS:
         return f"the image has {picture.width}x{picture.height} pixels, more than {MAX_PIXELS:,}"
+    if min(picture.size) < MIN_SIDE:
+        return f"the image is {picture.width}x{picture.height} pixels, too small to show anything"
     frames = getattr(picture, "n_frames", 1)
     if frames > 1:
         return f"the image file holds {frames} pictures, not one"
@@ -144,28 +151,41 @@ def read(picture: Picture) -> tuple[bytes, str]:
 
 def of_requests(folder: Path, wanted: Sequence[Request]) -> tuple[Picture, ...]:
     """The images `<prompt id>-<k>.png`; where there is a manifest, they must match their checksums there and are not
-    scored where it says why not."""
+    scored where it says why not, or that they were drawn for another prompt."""
     manifest = read_manifest(folder)
-    return tuple(
-        Picture(
-            prompt=request.prompt,
-            index=request.index,
-            path=folder / request.file,
-            checksum=str(manifest.get(request.file, {}).get("checksum", "")),
-            problem=str(manifest.get(request.file, {}).get("problem", "")),
-        )
-        for request in wanted
+    return tuple(_of_request(folder, request, manifest.get(request.file, {})) for request in wanted)
+
+
+def _of_request(folder: Path, request: Request, record: Mapping[str, Any]) -> Picture:
+    problem = str(record.get("problem", ""))
+    if (text := record.get("text", request.prompt.text)) != request.prompt.text:
+        problem = f"it was drawn for another prompt: {text!r:.120}"  # ids are the same in many sets
+    checksum = str(record.get("checksum", ""))
+    return Picture(
+        prompt=request.prompt, index=request.index, path=folder / request.file, checksum=checksum, problem=problem
     )
 
 
 def of_folder(folder: Path, prompts: Sequence[Prompt], images_per_prompt: int) -> ImageSet:
     """Images named after their prompts, and what else lies there."""
     wanted = requests(prompts, images_per_prompt)
+    pictures = of_requests(folder, wanted)
     known = {request.file for request in wanted} | {"manifest.jsonl"}
-    extra = sorted(path.name for path in folder.iterdir() if path.name not in known)
-    return ImageSet(
-        pictures=of_requests(folder, wanted), notes=tuple(f"{name!r} is no image that is asked for" for name in extra)
-    )
+    extra = sorted(name for name in os.listdir(folder) if name not in known)
+    ids = {prompt.id for prompt in prompts}
+    further = [name for name in extra if (match := NAMED.fullmatch(name)) and match[1] in ids]
+    notes = [f"{name!r} is no image that is asked for" for name in extra if name not in set(further)]
+    if further:
+        most = 1 + max(int(name.removesuffix(".png").rpartition("-")[2]) for name in further)
+        notes.append(
+            f"{len(further)} images beyond {images_per_prompt} a prompt are left out, the first is {further[0]!r}; "
+            f"--images-per-prompt {most} takes them"
+        )
+    told = {file for file, record in read_manifest(folder).items() if "text" in record}
+    untold = sum(each.path.name not in told and not each.is_missing for each in pictures)
+    if untold:
+        notes.append(f"of {untold} images no manifest.jsonl says the prompt; their names alone say whose they are")
+    return ImageSet(pictures=pictures, notes=tuple(notes))
 
 
 # ---------------------------------------------------------------- GenEval's layout
@@ -292,6 +312,10 @@ def _from_folder(folder: Path, published: PromptSet, prompts: Mapping[int, Promp
 def _record(prompt: Prompt) -> dict[str, Any]:
     """As a line of GenEval's own file."""
     return {**prompt.metadata, "prompt": prompt.text}
+
+
+def unscored_line(image: str, reason: str) -> str:
+    return f"{image} is not scored: {reason}"
 
 
 def check_folder(folder: Path) -> None:

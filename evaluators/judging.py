@@ -21,7 +21,9 @@ from . import images
 from .images import Picture
 from .observations import WHOLE, ObservationsByPart, Seen, address
 from .types import (
+    Asked,
     Benchmark,
+    ChoosyBenchmark,
     ExportingBenchmark,
     Image,
     Judged,
@@ -95,6 +97,11 @@ def is_numbering(benchmark: Benchmark) -> TypeGuard[NumberingBenchmark]:
 def question(benchmark: KeepingBenchmark, prompt: Prompt, index: int) -> Any:
     """What an observation of the `index`-th image of a prompt depends on, beside the image."""
     return benchmark.question_of(prompt, index) if is_numbering(benchmark) else benchmark.question(prompt)
+
+
+def asked(benchmark: KeepingBenchmark) -> Asked:
+    """Which options were given that change what is seen, and what they mean in a look."""
+    return cast(ChoosyBenchmark, benchmark).asked() if hasattr(benchmark, "asked") else {}
 
 
 def is_exporting(benchmark: Benchmark) -> TypeGuard[ExportingBenchmark]:

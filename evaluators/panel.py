@@ -18,22 +18,27 @@ from gcpo_bench.datasets import Prompt
 from gcpo_bench.errors import ConfigError, CorruptDataError, RunError, did_you_mean
 from gcpo_bench.registry import SCORERS
 
+from .scorers.plain_pictures import plain_pictures
 from .scorers.types import Images, Score, Scorer, Unscored, aspect_problem
-from .types import Image, Judged, Passing
+from .types import Asked, Image, Judged, Passing
 
 OUTSIDE = frozenset({"deqa", "unified-reward"})
 """Scorers that run elsewhere: they take no device, and are not tested beforehand."""
-_TEST_SIDE = 64
 
 
 class Panel:
     def __init__(
-        self, scorers: Sequence[str | Scorer], *, options: Mapping[str, Mapping[str, Any]] | None = None
+        self,
+        scorers: Sequence[str | Scorer],
+        *,
+        options: Mapping[str, Mapping[str, Any]] | None = None,
+        asked: Asked | None = None,
     ) -> None:
         """
         Args:
             scorers: registered names, or scorers.
             options: name -> arguments of the function behind it.
+            asked: those of them that somebody gave, see `types.Asked`.
         Raises ConfigError for no scorer, one twice, or an unknown name. Nothing is loaded.
         """
         self._given = {scorer if isinstance(scorer, str) else scorer.name: scorer for scorer in scorers}
@@ -43,6 +48,7 @@ class Panel:
             if isinstance(scorer, str) and scorer not in SCORERS:
                 raise ConfigError(f"unknown scorer {scorer!r}", hint=did_you_mean(scorer, SCORERS))
         self._options = options or {}
+        self.asked = asked or {}
         self._loaded: dict[str, Scorer] = {}
         self._tested: set[str] = set()
         self._look: dict[str, Any] = {}
@@ -82,22 +88,12 @@ class Panel:
 
         Raises CorruptDataError where it does not: its weights are empty, not numbers, or of something else.
         """
-        first, again = (self.scorer(name).score(_test_pictures(), ["a red circle"] * 2) for _ in range(2))
+        first, again = (self.scorer(name).score(plain_pictures(), ["a red circle"] * 2) for _ in range(2))
         if first[0] == first[1] or first != again or any(isinstance(score, Unscored) for score in first):
             raise CorruptDataError(
                 f"scorer {name!r} self-test failed: it gives {first} for a red disc and for stripes",
                 hint="its weights are not what they should be: fetch them again; no score of theirs can be trusted",
             )
-
-
-def _test_pictures() -> list[npt.NDArray[np.uint8]]:
-    """A red disc on white, and black and white stripes."""
-    rows, cols = np.mgrid[:_TEST_SIDE, :_TEST_SIDE] - _TEST_SIDE / 2
-    disc = np.full((_TEST_SIDE, _TEST_SIDE, 3), 255, dtype=np.uint8)
-    disc[rows**2 + cols**2 < (_TEST_SIDE / 4) ** 2] = (220, 30, 30)
-    stripes = np.zeros_like(disc)
-    stripes[:, ::2] = 255
-    return [disc, stripes]
 
 
 class PanelBenchmark:
@@ -134,6 +130,9 @@ class PanelBenchmark:
 
     def look(self) -> dict[str, Any]:
         return self.panel.look()
+
+    def asked(self) -> Asked:
+        return self.panel.asked
 
     def parts(self, look: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
         """Raises RunError where a scorer of the panel was not looked with."""

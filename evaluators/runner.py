@@ -17,21 +17,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
-from gcpo_bench import prompt_sets
 from gcpo_bench.datasets import Prompt
-from gcpo_bench.errors import ConfigError, CorruptDataError, PrerequisiteError, RunError
+from gcpo_bench.errors import ConfigError, CorruptDataError, RunError
 from gcpo_bench.registry import BENCHMARKS
 from gcpo_bench.runs import Run
-from gcpo_bench.sources import Collection, Source, write_source
+from gcpo_bench.sources import Collection, Source, claim_source, write_source
 
 from . import images, stored
-from .generate import Draw, digest, from_seeds, from_uniforms, generate, requests
-from .images import ImageSet
+from .folders import find_whole
+from .generate import Draw, digest, first_per_task, from_seeds, from_uniforms, generate, requests
+from .images import ImageSet, unscored_line
 from .judging import (
     LOOK_ROWS,
     Place,
     Shard,
     ShardDone,
+    asked,
     is_exporting,
     is_keeping,
     is_numbering,
@@ -41,7 +42,8 @@ from .judging import (
     question,
     score,
 )
-from .observations import ObservationsByPart, Seen, looks
+from .observations import ObservationsByPart, Seen
+from .recall import recalled_look
 from .stored import load_evaluation, load_samples
 from .types import Benchmark, Evaluation, Generator, Home, KeepingBenchmark, Sampler
 
@@ -95,7 +97,7 @@ def evaluate(
     benchmark_name: str,
     *,
     world: str,
-    images_per_prompt: int,
+    images_per_prompt: int | None,
     seed: int,
     distribution: Mapping[str, float],
     weights_digest: str,
@@ -111,6 +113,7 @@ def evaluate(
     Args:
         sampler: draws the images; None scores the images that lie in the run's folder, whoever made them.
         tokens: uniform numbers a drawn image takes.
+        images_per_prompt: None for as many as the benchmark asks for.
         distribution: what `sampler` draws from: guidance, temperature and so on; stated in the scores.
         weights_digest: of the weights behind `sampler`; with the settings it says whose images these are.
         limit: only the first so many prompts of each task.
@@ -138,8 +141,9 @@ def evaluate(
         run,
         benchmark,
         _Drawing(draw=draw, identity=identity, record=identity),
-        first_per_task(benchmark.prompts(), limit),
-        images_per_prompt,
+        benchmark.prompts(),
+        limit,
+        images_per_prompt or own_images_per_prompt(benchmark),
         draw_rows=DRAW_ROWS,
         batch_rows=batch_rows,
         shard=shard,
@@ -176,8 +180,7 @@ def evaluate_generator(
     """
     _check_numbers(images_per_prompt=images_per_prompt, limit=limit, batch_rows=batch_rows)
     benchmark = make_benchmark(benchmark_name, "", **(options or {}))
-    images_per_prompt = images_per_prompt or _own_images_per_prompt(benchmark)
-    prompts = first_per_task(benchmark.prompts(), limit)
+    prompts = benchmark.prompts()
     identity = json.loads(json.dumps({**generator.settings(), "seed": seed}))  # as it is read back: lists, no tuples
     record = {"generator": generator_name, **identity}
     collection.claim(identity)
@@ -188,7 +191,8 @@ def evaluate_generator(
         benchmark,
         _Drawing(draw=from_seeds(generator, seed), identity=identity, record={"generator": record}),
         prompts,
-        images_per_prompt,
+        limit,
+        images_per_prompt or own_images_per_prompt(benchmark),
         draw_rows=GENERATOR_ROWS,
         batch_rows=batch_rows,
         shard=shard,
@@ -201,7 +205,8 @@ def _draw_and_score(
     home: Home,
     benchmark: Benchmark,
     drawing: _Drawing,
-    prompts: Sequence[Prompt],
+    prompts_in_all: Sequence[Prompt],
+    limit: int | None,
     images_per_prompt: int,
     *,
     draw_rows: int,
@@ -213,7 +218,8 @@ def _draw_and_score(
     is_drawn_to = drawing.draw is not None
     place = Place(out=home.evaluation_dir(benchmark.name), root=home.path, shard=shard, is_drawn_to=is_drawn_to)
     place.check(benchmark)
-    identity = {**_identity(benchmark, prompts, images_per_prompt), **drawing.record}
+    prompts = first_per_task(prompts_in_all, limit)
+    identity = {**_identity(benchmark, prompts, len(prompts_in_all), images_per_prompt), **drawing.record}
     if (known := stored.known(place.out, identity)) is not None:
         return known
     wanted = requests(prompts, images_per_prompt)
@@ -250,28 +256,20 @@ def evaluate_folder(
         name: what tables call these images; default: the folder's name.
         on_note: called with each line about the folder before images are looked at.
     Raises:
-        ConfigError: no such folder. CorruptDataError: files are missing. Else as `evaluate`.
+        ConfigError: no such folder, or it holds none of these images. CorruptDataError: files are missing.
+        RunError: `out` holds scores of another folder's images. Else as `evaluate`.
     """
     _check_numbers(images_per_prompt=images_per_prompt, limit=limit, batch_rows=batch_rows)
-    images.check_folder(folder)
     benchmark = make_benchmark(benchmark_name, world, **(options or {}))
-    images_per_prompt = images_per_prompt or _own_images_per_prompt(benchmark)
+    images_per_prompt = images_per_prompt or own_images_per_prompt(benchmark)
     place = Place(out=out, root=folder, shard=shard)
     place.check(benchmark)
-    image_set = _found(folder, benchmark, images_per_prompt, limit)
-    missing = [picture for picture in image_set.pictures if picture.is_missing]
-    for line in (*image_set.notes, *(unscored_line(place.shown(each), images.MISSING) for each in missing)):
-        (on_note or (lambda line: None))(line)
-    if missing and not allow_partial:
-        raise CorruptDataError(
-            f"{folder}: {len(missing)} of {len(image_set.pictures)} images are missing, "
-            f"the first is {place.shown(missing[0])}",
-            hint="add them, or score what is there with --allow-partial",
-        )
-    prompts = list({picture.prompt.id: picture.prompt for picture in image_set.pictures}.values())
-    identity = _identity(benchmark, prompts, images_per_prompt) | {"missing": len(missing)}
+    found = find_whole(folder, benchmark, images_per_prompt, limit, allow_partial=allow_partial, on_note=on_note)
+    prompts = list({picture.prompt.id: picture.prompt for picture in found.pictures}.values())
+    identity = _identity(benchmark, prompts, found.prompts_in_all, images_per_prompt) | {"missing": len(found.missing)}
     shown = name or folder.resolve().name or str(folder)
-    write_source(out, Source(kind="folder", name=shown, images=folder))
+    claim_source(out, Source(kind="folder", name=shown, images=folder))
+    image_set = ImageSet(pictures=found.pictures, notes=found.notes)
     return _score(benchmark, place, image_set, identity, batch_rows, on_image)
 
 
@@ -279,22 +277,24 @@ def rescore(out: Path, benchmark_name: str, *, world: str = "", options: Mapping
     """Judge again what was seen before: no network is loaded and no image is opened.
 
     Raises:
-        ConfigError: the benchmark keeps nothing to judge again.
-        RunError: nothing is stored here, or not with the fidelity asked for.
+        ConfigError: the benchmark keeps nothing to judge again, or other weights or another device are asked for.
+        RunError: nothing is stored here, or not with what is asked for.
         CorruptDataError: a stored file is damaged.
     """
-    before = stored.load(out)
     given = dict(options or {})
-    look = _stored_look(out, before, given.get("fidelity"), (given.get("options") or {}).get("backend"))
-    if isinstance(look.get("fidelity"), dict):
-        given["fidelity"] = look["fidelity"]["name"]
+    for name in ("detector", "classifier", "device"):
+        if given.get(name) is not None:
+            raise ConfigError(
+                f"--{name} has no effect on what was seen before", hint=f"leave out --rescore, or --{name}"
+            )
+    before = stored.load(out)
     benchmark = make_benchmark(benchmark_name, world, **given)
     if not is_keeping(benchmark):
         raise ConfigError(
             f"benchmark {benchmark_name!r} does not keep what it sees apart from its verdicts",
             hint="leave --rescore out: its images are judged again",
         )
-    return judge_again(benchmark, out, before, look)
+    return judge_again(benchmark, out, before, recalled_look(out, before, asked(benchmark)))
 
 
 def judge_again(benchmark: KeepingBenchmark, out: Path, before: Evaluation, look: Mapping[str, Any]) -> Evaluation:
@@ -323,22 +323,8 @@ def judge_again(benchmark: KeepingBenchmark, out: Path, before: Evaluation, look
     return stored.save(out, benchmark, samples, identity, before.notes, unanswered=unanswered)
 
 
-def _stored_look(out: Path, before: Evaluation, fidelity: str | None, backend: str | None) -> dict[str, Any]:
-    """What the stored observations were made with: that of the last scores, or the one of this fidelity and backend."""
-    last = before.identity.get("look")
-    if not isinstance(last, dict):
-        raise RunError(f"{out} holds no stored observations", hint="evaluate once without --rescore")
-    wanted = (fidelity or last.get("fidelity", {}).get("name"), backend or last.get("backend"))
-    same = ("detector_digest", "classifier_digest", "observer", "device")
-    for look in (last, *looks(out / "observations")):
-        made_with = (look.get("fidelity", {}).get("name"), look.get("backend"))
-        if made_with == wanted and all(look.get(key) == last.get(key) for key in same):
-            return look
-    asked = " and ".join(f"{what} {name!r}" for what, name in (("fidelity", fidelity), ("backend", backend)) if name)
-    raise RunError(f"{out}: nothing is stored with {asked}", hint="evaluate once without --rescore")
-
-
-def _own_images_per_prompt(benchmark: Benchmark) -> int:
+def own_images_per_prompt(benchmark: Benchmark) -> int:
+    """As many as the benchmark asks for."""
     return int(getattr(benchmark, "images_per_prompt", IMAGES_PER_PROMPT))
 
 
@@ -348,34 +334,20 @@ def _check_numbers(**numbers: int | None) -> None:
             raise ConfigError(f"{name} is {value}", hint="use 1 or more")
 
 
-def _identity(benchmark: Benchmark, prompts: Sequence[Prompt], images_per_prompt: int) -> dict[str, Any]:
+def _identity(
+    benchmark: Benchmark, prompts: Sequence[Prompt], prompts_in_all: int, images_per_prompt: int
+) -> dict[str, Any]:
     identity: dict[str, Any] = {
         "benchmark": benchmark.name,
         "version": benchmark.version,
         "prompts_digest": prompts_digest(prompts),
         "images_per_prompt": images_per_prompt,
     }
+    if len(prompts) < prompts_in_all:
+        identity["limited"] = {"prompts": len(prompts), "of": prompts_in_all}
     if is_keeping(benchmark):
         identity |= {"look": benchmark.look(), "settings": benchmark.settings()}
     return identity
-
-
-def _found(folder: Path, benchmark: Benchmark, images_per_prompt: int, limit: int | None) -> ImageSet:
-    own_layout = getattr(benchmark, "official_pictures", None)
-    if own_layout is not None:
-        own: ImageSet | None = own_layout(folder, first_per_task(benchmark.prompts(), limit), images_per_prompt)
-        if own is not None:
-            return own
-    if benchmark.name not in prompt_sets.SETS or not images.is_geneval_layout(folder):
-        return images.of_folder(folder, first_per_task(benchmark.prompts(), limit), images_per_prompt)
-    try:
-        known = list(benchmark.prompts())
-    except PrerequisiteError:
-        known = None
-    published = prompt_sets.get(benchmark.name)
-    found = images.of_geneval_folder(folder, published, known, images_per_prompt)
-    wanted = {p.id for p in first_per_task([picture.prompt for picture in found.pictures[::images_per_prompt]], limit)}
-    return ImageSet(pictures=tuple(each for each in found.pictures if each.prompt.id in wanted), notes=found.notes)
 
 
 def _score(
@@ -402,21 +374,6 @@ def _score(
     lines = (unscored_line(sample.image, sample.unscored) for sample in samples if sample.unscored)
     notes = (*image_set.notes, *notes, *lines)
     return stored.save(place.out, benchmark, samples, identity, notes, unanswered=unanswered)
-
-
-def unscored_line(image: str, reason: str) -> str:
-    return f"{image} is not scored: {reason}"
-
-
-def first_per_task(prompts: Sequence[Prompt], limit: int | None) -> list[Prompt]:
-    """The first `limit` prompts of each task, in their order; all where `limit` is None."""
-    seen: dict[str, int] = {}
-    chosen = []
-    for prompt in prompts:
-        seen[prompt.tag] = seen.get(prompt.tag, 0) + 1
-        if limit is None or seen[prompt.tag] <= limit:
-            chosen.append(prompt)
-    return chosen
 
 
 def prompts_digest(prompts: Sequence[Prompt]) -> str:

@@ -11,13 +11,17 @@ from __future__ import annotations
 
 import json
 import math
+import platform
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from gcpo_bench import __version__
 from gcpo_bench.datasets import Prompt
+from gcpo_bench.environment import PACKAGES, package_version
 from gcpo_bench.errors import CorruptDataError, RunError
+from gcpo_bench.prompt_sets import SETS
 from gcpo_bench.runs import Run, read_json, read_jsonl, write_json, write_text
 
 from .types import Benchmark, Detection, Evaluation, Metric, SampleScore
@@ -39,6 +43,7 @@ def save(
         version=benchmark.version,
         metrics=benchmark.summarize(samples),
         identity=identity,
+        made_with=made_with(benchmark.name),
         notes=notes,
         unanswered=unanswered,
         headline=headline(benchmark),
@@ -52,6 +57,16 @@ def save(
         )
     write_json(out / "scores.json", _to_json(evaluation))
     return evaluation
+
+
+def made_with(benchmark: str) -> dict[str, Any]:
+    """Versions in this process, and the digest of the published prompts, which is checked whenever they are read."""
+    versions = {name: version for name in PACKAGES if (version := package_version(name))}
+    record: dict[str, Any] = {"gcpo-bench": __version__, "python": platform.python_version(), **versions}
+    published = SETS.get(benchmark)
+    if published is not None and published.sha256:
+        record["prompts"] = {"set": published.name, "sha256": published.sha256, "source": published.source}
+    return record
 
 
 def headline(benchmark: Benchmark) -> str:

@@ -28,7 +28,7 @@ from gcpo_bench.errors import ConfigError, CorruptDataError
 
 from . import compbench, phrases
 from .images import ImageSet
-from .layouts import of_compbench_folder
+from .layouts import holds_compbench, of_compbench_folder
 from .metrics import stratified
 from .panel import Panel, PanelBenchmark
 from .phrases import Phrases
@@ -122,6 +122,7 @@ class CompBench:
 
     version = "1"
     images_per_prompt = 10
+    official_layout = "samples/<prompt>_000000.png"
 
     def problem(self, image_YXC: npt.NDArray[np.uint8]) -> str:
         return aspect_problem(*image_YXC.shape[:2])
@@ -129,6 +130,10 @@ class CompBench:
     def official_pictures(self, folder: Path, prompts: Sequence[Prompt], images_per_prompt: int) -> ImageSet | None:
         """A folder in T2I-CompBench's layout; None where it is none."""
         return of_compbench_folder(folder, prompts, images_per_prompt)
+
+    def holds(self, folder: Path, prompts: Sequence[Prompt]) -> bool:
+        """Whether the folder has images of this category in T2I-CompBench's layout; other names tell none apart."""
+        return holds_compbench(folder, prompts)
 
 
 # ---------------------------------------------------------------- attributes

@@ -35,7 +35,7 @@ from .t2i_compbench import (
 from .t2i_compbench_finders import make_finder
 from .t2i_compbench_objects import ObjectsBenchmark, parser, require
 from .t2i_compbench_tasks import ComplexPosition2D
-from .types import Detection, Image, Judged, Metric, SampleScore
+from .types import Asked, Detection, Image, Judged, Metric, SampleScore
 
 CATEGORY = "complex"
 About = Callable[[str], Sequence[str]]
@@ -80,12 +80,15 @@ class ComplexBenchmark(CompBench):
     # ------------------------------------------------------------ looking
 
     def look(self) -> dict[str, Any]:
-        spatial = self.spatial.look()
-        looks = {"attribute": self.attribute.look(), "spatial": spatial, "clip": self.clip.look()}
-        return {**looks, "label": spatial["label"]}
+        looks = {"attribute": self.attribute.look(), "spatial": self.spatial.look(), "clip": self.clip.look()}
+        labels = (looks[part].get("label") for part in ("spatial", "attribute"))
+        return {**looks, "label": "; ".join(label for label in labels if label)}
 
     def parts(self, look: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
         return {part: look[part] for part in compbench.PARTS}
+
+    def asked(self) -> Asked:
+        return {option: {"spatial": part} for option, part in self.spatial.asked().items()}
 
     def recall(self, look: Mapping[str, Any]) -> None:
         self.spatial.recall(look["spatial"])

@@ -21,12 +21,12 @@ import numpy.typing as npt
 from gcpo_bench import catalogue
 from gcpo_bench.datasets import Prompt
 from gcpo_bench.errors import ConfigError, RunError
-from gcpo_bench.weights import locate
+from gcpo_bench.weights import locate, model_digest
 
 from . import compbench, grounding, stored_detections
 from .grounding import Candidate, Thresholds
 from .stored_detections import StoredDetections
-from .types import Detection
+from .types import ANY, Asked, Detection
 
 OBSERVER = 1
 """Raised when what is seen in an image can change; what was seen before is then looked at again."""
@@ -52,6 +52,10 @@ class Found:
 class Finder(Protocol):
     def look(self) -> dict[str, Any]:
         """What finds objects, as JSON. May load weights."""
+        ...
+
+    def asked(self) -> Asked:
+        """What was given that changes `look`. Loads nothing."""
         ...
 
     def settings(self) -> dict[str, Any]:
@@ -83,13 +87,20 @@ Eyes = Callable[[npt.NDArray[np.uint8], Sequence[str]], dict[str, list[Any]]]
 
 class Grounded:
     def __init__(
-        self, make: Callable[[], tuple[Eyes, dict[str, Any]]], limits: Thresholds, *, exchanged: bool = True
+        self,
+        make: Callable[[], tuple[Eyes, dict[str, Any]]],
+        limits: Thresholds,
+        *,
+        exchanged: bool = True,
+        asked: Callable[[], Asked] = dict,
     ) -> None:
         """
         Args:
             make: loads the networks, when they are needed.
             exchanged: whether depth is read with rows and columns exchanged, as published.
+            asked: what was given that changes what is seen.
         """
+        self._asked = asked
         self._make = make
         self._limits = limits
         self._exchanged = exchanged
@@ -101,6 +112,9 @@ class Grounded:
     def look(self) -> dict[str, Any]:
         label = f"objects found by {GROUNDING_DINO}: not comparable with published scores, which are UniDet's"
         return {"observer": OBSERVER, **self._built[1], "label": label}
+
+    def asked(self) -> Asked:
+        return self._asked()
 
     def settings(self) -> dict[str, Any]:
         return asdict(self._limits)
@@ -143,6 +157,9 @@ class Imported:
             "detections_digest": self._stored.digest,
             "label": label,
         }
+
+    def asked(self) -> Asked:
+        return {}  # `remembered` compares it all
 
     def settings(self) -> dict[str, Any]:
         return {}
@@ -234,14 +251,37 @@ def make_finder(category: str, given: Mapping[str, Any], device: str | None) -> 
     def make() -> tuple[Eyes, dict[str, Any]]:
         from .detectors.compbench import build
 
-        return build(model_folder(given), depth=depth_folder(given) if with_depths else None, device=device)
+        depth = depth_folder(given) if with_depths else None
+        eyes, origin = build(model_folder(given), depth=depth, device=device)
+        return eyes, {**origin, "model": _known_model(given) or "other"}
 
-    return Grounded(make, limits, exchanged=fidelity == FIDELITIES[0])
+    return Grounded(make, limits, exchanged=fidelity == FIDELITIES[0], asked=lambda: _asked(given))
+
+
+def _asked(given: Mapping[str, Any]) -> Asked:
+    """Raises ConfigError where a folder of weights was given that is none."""
+    judged = (*asdict(Thresholds()), "fidelity")  # which detections from a file are not
+    asked: dict[str, dict[str, Any]] = {
+        f"{name}={given[name]}": {"detector": GROUNDING_DINO} for name in judged if name in given
+    }
+    if "model" in given:
+        name = _known_model(given)
+        digest = ANY if name else model_digest(Path(given["model"]))
+        asked[f"model={given['model']}"] = {"model": name or ANY, "detector_digest": digest}
+    if "depth_model" in given:
+        asked[f"depth_model={given['depth_model']}"] = {"depth_digest": model_digest(Path(given["depth_model"]))}
+    return asked
+
+
+def _known_model(given: Mapping[str, Any]) -> str:
+    """Name of the published weights that are asked for; empty where it is a folder."""
+    name = str(given.get("model", "base"))
+    return name if name in catalogue.GROUNDING_DINO else ""
 
 
 def model_folder(given: Mapping[str, Any]) -> Path:
-    name = str(given.get("model", "base"))
-    return locate(catalogue.GROUNDING_DINO[name]) if name in catalogue.GROUNDING_DINO else Path(name)
+    name = _known_model(given)
+    return locate(catalogue.GROUNDING_DINO[name]) if name else Path(given["model"])
 
 
 def depth_folder(given: Mapping[str, Any]) -> Path:

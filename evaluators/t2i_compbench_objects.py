@@ -26,7 +26,7 @@ from .phrases import Phrases
 from .t2i_compbench import CompBench, own_options, prompt_set, published_results, summarize
 from .t2i_compbench_finders import FIDELITIES, Finder, depth_folder, make_finder, model_folder, remembered
 from .t2i_compbench_tasks import Numeracy, Position2D, Position3D, Task
-from .types import Detection, Image, Judged, Metric, SampleScore
+from .types import Asked, Detection, Image, Judged, Metric, SampleScore
 
 
 class ObjectsBenchmark(CompBench):
@@ -55,6 +55,10 @@ class ObjectsBenchmark(CompBench):
 
     def look(self) -> dict[str, Any]:
         return self.finder.look()
+
+    def asked(self) -> Asked:
+        """What was given that changes what finds objects."""
+        return self.finder.asked()
 
     def recall(self, look: Mapping[str, Any]) -> None:
         """Judge what was seen with this look. Raises RunError where another one was asked for."""

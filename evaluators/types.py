@@ -60,7 +60,7 @@ class Metric:
     unit: str = "share"
     """`share`, `per image`, `raw`, or a scale as `x100` and `/26`; reports show numbers by it."""
     by_prompt: bool = False
-    """Whether each prompt weighs alike in the mean; else each task does."""
+    """Whether each image weighs alike in the mean; else each task does."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,6 +71,9 @@ class Evaluation:
     """"overall", "task/<tag>", "strict", "extra_objects", ..."""
     identity: Mapping[str, Any] = field(default_factory=dict)
     """What makes two evaluations comparable: prompt-set digest, weights digest, images per prompt, seed, guidance."""
+    made_with: Mapping[str, Any] = field(default_factory=dict)
+    """Versions of the programs that wrote the scores, and the published file that the prompts are from; for the record
+    only, and not compared."""
     notes: tuple[str, ...] = ()
     """What was wrong or remarkable about the images, a line each."""
     unanswered: int = 0
@@ -223,6 +226,20 @@ class PartedBenchmark(KeepingBenchmark, Protocol):
 
     def observe_part(self, part: str, images: Sequence[Image], questions: Sequence[Any]) -> Iterable[Any]:
         """As `ObservingBenchmark.observe`."""
+        ...
+
+
+Asked = Mapping[str, Mapping[str, Any]]
+"""Option as it was given -> what it means in a look: some of the look's entries, nested as they are there."""
+ANY = object()
+"""In `Asked`: an entry that comes with another one, whatever it is."""
+
+
+class ChoosyBenchmark(KeepingBenchmark, Protocol):
+    """A benchmark with options that change what is seen, so that judging again needs what was seen with them."""
+
+    def asked(self) -> Asked:
+        """Of the options that were given, those that change `look`. Loads nothing."""
         ...
 
 

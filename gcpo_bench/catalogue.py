@@ -235,6 +235,7 @@ NEEDS |= {
         ("geneval", "geneval-server", "geneval-server-dense", "geneval-server-strict"),
         (GENEVAL_DETECTOR, GENEVAL_CLASSIFIER),
     ),
+    "hps": NEEDS["hps-v2.1"],
     "hps-benchmark": NEEDS["hps-v2.1"],
     "hps-gcpo400": NEEDS["hps-v2.1"],
     "drawbench": (HPS_V21, CLIP_SCORER, IMAGE_REWARD, BERT_WORDS, PICKSCORE, AESTHETIC_HEAD),

@@ -107,7 +107,12 @@ class PromptSet:
     tag: str = ""
     """Task of every prompt, where the file says none."""
     others: Mapping[str, str] = field(default_factory=dict)
-    """SHA-256 of other published versions, and what they are."""
+    """SHA-256 of other published versions, as they are and with LF, and what they are."""
+
+    @property
+    def sha256_with_lf(self) -> str:
+        """Of the file where every line, the last too, ends with LF: how a copy is known whose ends were converted."""
+        return _WITH_LF.get(Path(self.file).stem, self.sha256)
 
     @property
     def path(self) -> Path:
@@ -152,10 +157,29 @@ _COMPBENCH_PARTS = (
         "T2I-CompBench: names of objects in singular and plural, for numeracy",
     ),
 )
-_OLD_COLORS = {
-    "1e37a12c1861bf6b11623eaffb0bf6d6eeea9702caf45b95d040f1721bba7f4f": "the version before 2025-09-03, "
-    "five prompts of which are others; papers until then used it"
+_WITH_LF = {
+    "color_val": "fa43681d76e9bb029cc23b17823200715a065acd6871db3afbaf489b2a22a295",
+    "shape_val": "dc98faeea2781da992f036c3afcbe965e844bafa8fafc0c4a66f54a06f0cb5e0",
+    "texture_val": "41bf181329f266bb26d4979d65b066d383ce7806cc375c0b02a72c38e9029789",
+    "spatial_val": "bb76dd9862c1f7b11945551fc716b58d592cffab81e3a97e8eef46e5dc878b12",
+    "3d_spatial_val": "88402bc47250dc18476a43f0b8ad35cd03424f5e5278adee295dfd550cae53fc",
+    "numeracy_val": "27e59b67ce78abb59bd09c93b5e82f18cc953a0d33c1feb1a526afdc60f2cd28",
+    "non_spatial_val": "68ba50936349eb6c2b49ca69136260a895cbea447f8e5a3452f80ddae22c9056",
+    "complex_val": "fe781aa5c04c7bf2b0fd8eaa2e43c3b033ef6d38e25e56b4ab273695b108a6cd",
+    "complex_val_spatial": "e12ba54f0ac7db11d52726c2a0b18e90528072f9a99bf710e187b06aad88bbab",
+    "complex_val_action": "66ad4932fbe774d7d985dad8fe04709346dae4a22921e0d000aee9ebfb508c22",
+    "new_objects": "b428e9cda0d88adf8839ae0e791c17133921bee4c926c12970f79adf0a23dbca",
+    "drawbench": "2901559247f40d9b1c1a156861746712c39cfe885c0c4774709129b65066746d",
+    "t2i_r1_prompts": "9c3d343082f36e632f6012e9609b8fa9067c8b989f45c0db98e116f2cfbb18f7",
 }
+"""File -> SHA-256 where every line ends with LF, of those that are published otherwise."""
+_OLD_COLORS = dict.fromkeys(
+    (
+        "1e37a12c1861bf6b11623eaffb0bf6d6eeea9702caf45b95d040f1721bba7f4f",
+        "4d002b408b21134f4c9c10b6c91db406a78ee19a87afa62584e0c4db2c58b5f9",  # with LF
+    ),
+    "the version before 2025-09-03, five prompts of which are others; papers until then used it",
+)
 
 _SETS = (
     PromptSet(
@@ -242,7 +266,7 @@ def get(name: str) -> PromptSet:
 
 def with_parts(name: str) -> tuple[str, ...]:
     """The set, or those of a group of benchmarks, and what belongs to them. Raises as `get`."""
-    whole = BENCHMARK_GROUPS.get(name) or (get(name).name,)
+    whole = tuple(each for each in BENCHMARK_GROUPS.get(name, ()) if each in SETS) or (get(name).name,)
     return (*whole, *(each.name for each in SETS.values() if each.part_of in whole))
 
 
@@ -304,16 +328,17 @@ def _checked(prompt_set: PromptSet) -> bytes:
 def check_digest(prompt_set: PromptSet, content: bytes, where: Path | str) -> None:
     """Raises CorruptDataError where this is not the published content."""
     digest = hashlib.sha256(content).hexdigest()
-    if digest == prompt_set.sha256:
+    with_lf = hashlib.sha256(content.replace(b"\r\n", b"\n").removesuffix(b"\n") + b"\n").hexdigest()
+    if digest == prompt_set.sha256 or with_lf == prompt_set.sha256_with_lf:
         return
-    if digest in prompt_set.others:
+    if other := prompt_set.others.get(digest, prompt_set.others.get(with_lf)):
         raise CorruptDataError(
-            f"{where} is {prompt_set.others[digest]}",
+            f"{where} is {other}",
             hint=f"scores on it are not comparable; get the current file from {prompt_set.source}",
         )
     raise CorruptDataError(
         f"{where} is not the published {prompt_set.name}: SHA-256 is {digest}, should be {prompt_set.sha256}",
-        hint=f"a line was changed, or line ends were converted; get it again from {prompt_set.source}",
+        hint=f"a line was changed; get it again from {prompt_set.source}",
     )
 
 

@@ -259,9 +259,10 @@ BENCHMARK_GROUPS = {
     "t2i-compbench": tuple(
         f"t2i-compbench-{category}"
         for category in ("color", "shape", "texture", "spatial", "3d-spatial", "numeracy", "non-spatial", "complex")
-    )
+    ),
+    "hps": ("hps-benchmark", "hps-gcpo400"),
 }
-"""A name for several benchmarks."""
+"""A name for several benchmarks, of which those are meant that can run."""
 
 EXECUTORS = Registry(
     "executor",

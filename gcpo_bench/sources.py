@@ -98,6 +98,25 @@ def write_source(out: Path, source: Source) -> None:
     write_json(out / FILE, record)
 
 
+def claim_source(out: Path, source: Source) -> None:
+    """As `write_source`. Raises RunError where the evaluation there is of other images: it is not replaced unasked."""
+    if other := other_images(out, source.images):
+        raise RunError(
+            f"{out} holds the scores of other images: {other}",
+            hint=f"give these a --name or --out of their own; if they are the same, moved, delete {out / FILE}",
+        )
+    write_source(out, source)
+
+
+def other_images(out: Path, images: Path) -> Path | None:
+    """What the evaluation in `out` is of, if not of the images in this folder; None also where nobody says."""
+    try:
+        source = read_source(out)
+    except (RunError, CorruptDataError):
+        return None
+    return None if source.images.resolve() == images.resolve() else source.images
+
+
 def read_source(out: Path) -> Source:
     """What `write_source` left in `out`.
 

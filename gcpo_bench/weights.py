@@ -19,8 +19,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from gcpo_bench.errors import ConfigError, CorruptDataError, PrerequisiteError
-from gcpo_bench.files import DISK_FULL, NOT_WRITABLE, checksum, read_json, sha256, storage, write_json, writing
+from gcpo_bench.errors import ConfigError, CorruptDataError, GcpoBenchError, PrerequisiteError
+from gcpo_bench.files import (
+    DISK_FULL,
+    NOT_WRITABLE,
+    checksum,
+    checksum_of,
+    read_json,
+    sha256,
+    storage,
+    write_json,
+    writing,
+)
 from gcpo_bench.weight_files import check_whole
 
 RECORD = "gcpo-bench.json"
@@ -33,6 +43,9 @@ TIMEOUT_S = 60
 BLOCK_BYTES = 1 << 20
 
 Show = Callable[[int, int], None]
+MODEL_FILES = ("model.safetensors", "pytorch_model.bin")
+"""Weights in a folder in transformers' layout; the first that is there is read."""
+
 State = Literal["there", "unfinished", "missing"]
 
 
@@ -125,6 +138,20 @@ def locate(weights: Weights) -> Path:
         f"{weights.purpose}: {what} {'is missing' if lacking else 'was not fetched to its end'} ({weights.licence})",
         hint=f"gcpo-bench models fetch {weights.name}, or with --from FOLDER where there is no network",
     )
+
+
+def model_digest(folder: Path) -> str:
+    """One checksum over the weights and config.json of a folder in transformers' layout: what makes the network.
+
+    Raises PrerequisiteError where one of them is missing.
+    """
+    file = next((folder / name for name in MODEL_FILES if (folder / name).is_file()), None)
+    if file is None or not (folder / "config.json").is_file():
+        raise PrerequisiteError(
+            f"{folder} holds no {'config.json' if file else ' or '.join(MODEL_FILES)}",
+            hint="name a folder in transformers' layout",
+        )
+    return checksum_of(f"{checksum(file)} {checksum(folder / 'config.json')}".encode())
 
 
 def verify(weights: Weights) -> str:

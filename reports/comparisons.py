@@ -243,11 +243,12 @@ def _identity_difference(a: Variant, b: Variant | Reference, benchmark: str, aga
         return flatten(found)
 
     identities = [identity(each) for side in (a, b) for each in side.evaluations(benchmark)]
-    differences = [_differing(identities[0], other) for other in identities[1:] if other != identities[0]]
+    differences = [differing(identities[0], other) for other in identities[1:] if other != identities[0]]
     return "; ".join(dict.fromkeys(differences))
 
 
-def _differing(a: Mapping[str, object], b: Mapping[str, object]) -> str:
+def differing(a: Mapping[str, object], b: Mapping[str, object]) -> str:
+    """Where two flat identities differ, the first few keys."""
     keys = [key for key in sorted(a.keys() | b.keys()) if a.get(key) != b.get(key)]
     shown = [f"{key} {_short(a.get(key))} / {_short(b.get(key))}" for key in keys[:MOST_KEYS]]
     return ", ".join([*shown, *([f"and {len(keys) - MOST_KEYS} more"] if len(keys) > MOST_KEYS else [])])

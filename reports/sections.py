@@ -14,6 +14,7 @@ from .comparisons import Comparison, NotCompared, compare_all, compare_reference
 from .evaluations import Evaluation, flatten
 from .fragments import Fragment, render
 from .gallery import gallery as gallery
+from .judged import Judged, judged
 from .load import ReportData, Variant
 from .measures import Measure
 from .references import Reference, shown_settings
@@ -264,6 +265,8 @@ def scores(data: ReportData) -> Fragment:
         "interval",
         "unit",
         "higher_is_better",
+        "judged_otherwise",
+        "judged_with",
     ]
     return Fragment(
         title="Scores",
@@ -301,14 +304,15 @@ Table = tuple[str, str, list[dict[str, Any]]]
 def _score_table(data: ReportData, benchmark: str) -> Table:
     columns = _score_columns(data, benchmark)
     headline = data.headline(benchmark)
-    drawn = _drawn_with(data, benchmark)
+    how = judged(data, benchmark)
+    drawn = [*how.lines, *_drawn_with(data, benchmark)]
     rows, records = [], []
     for variant in data.scored:
         cells = [variant_score(variant, benchmark, measure, task) for measure, task, _ in columns]
         if any(cell is not None for cell in cells):
             rows.append((variant, cells))
         records += [
-            _score_record(variant, benchmark, measure, task, cell)
+            _score_record(variant, benchmark, measure, task, cell, how)
             for (measure, task, _), cell in zip(columns, cells, strict=True)
             if cell is not None
         ]
@@ -325,6 +329,7 @@ def _score_table(data: ReportData, benchmark: str) -> Table:
         rows=[
             {
                 "label": variant.label,
+                "mark": how.mark(variant.label),
                 "about": _about(variant, benchmark),
                 "cells": [_split(cell, measure) for cell, (measure, *_) in zip(cells, columns, strict=True)],
                 "bar": whisker(cells[0], low, high) if cells[0] else None,
@@ -335,7 +340,7 @@ def _score_table(data: ReportData, benchmark: str) -> Table:
     )
     lines = [
         [
-            _labelled(variant, benchmark),
+            _labelled(variant, benchmark, how),
             *(_score_text(cell, measure) for cell, (measure, *_) in zip(cells, columns, strict=True)),
             *map(str, _basis(variant, cells).values()),
         ]
@@ -368,9 +373,9 @@ def _about(variant: Variant | Reference, benchmark: str) -> str:
     return variant.about(benchmark) if isinstance(variant, Reference) else ""
 
 
-def _labelled(variant: Variant | Reference, benchmark: str) -> str:
-    about = _about(variant, benchmark)
-    return markdown_text(f"{variant.label} ({about})" if about else variant.label)
+def _labelled(variant: Variant | Reference, benchmark: str, how: Judged) -> str:
+    about, name = _about(variant, benchmark), how.marked(variant.label)
+    return markdown_text(f"{name} ({about})" if about else name)
 
 
 def _axis(measure: Measure, cells: Sequence[Interval | None]) -> tuple[float, float]:
@@ -419,6 +424,7 @@ def _panel_table(data: ReportData, benchmark: str) -> Table:
     """A row a scorer and variant, with the paired differences; categories below."""
     panel, tags = data.panel(benchmark), _tags(data, benchmark)
     compared = {(c.a, c.measure.name, c.against): c for c in compare_all(data, benchmark)[0]}
+    how = judged(data, benchmark)
     rows: list[dict[str, Any]] = []
     records: list[dict[str, Any]] = []
     by_task: list[list[str]] = []
@@ -430,9 +436,9 @@ def _panel_table(data: ReportData, benchmark: str) -> Table:
             if score is None:
                 continue
             of_tasks = [variant_score(variant, benchmark, measure, tag) for tag in tags]
-            records.append(_score_record(variant, benchmark, measure, None, score))
+            records.append(_score_record(variant, benchmark, measure, None, score, how))
             records += [
-                _score_record(variant, benchmark, measure, tag, cell)
+                _score_record(variant, benchmark, measure, tag, cell, how)
                 for tag, cell in zip(tags, of_tasks, strict=True)
                 if cell is not None
             ]
@@ -441,8 +447,9 @@ def _panel_table(data: ReportData, benchmark: str) -> Table:
                 {
                     "scorer": measure.label + ("" if measure.higher_is_better else " ↓"),
                     "label": variant.label,
+                    "mark": how.mark(variant.label),
                     "about": _about(variant, benchmark),
-                    "text": _labelled(variant, benchmark),
+                    "text": _labelled(variant, benchmark, how),
                     "score": _split(score, measure),
                     "bar": whisker(score, low, high) if several else None,
                     "differences": [_difference_cell(c) for c in differences],
@@ -462,7 +469,7 @@ def _panel_table(data: ReportData, benchmark: str) -> Table:
         ]
         for row in rows
     ]
-    drawn = _drawn_with(data, benchmark)
+    drawn = [*how.lines, *_drawn_with(data, benchmark)]
     html = render(
         "panel",
         benchmark=benchmark,
@@ -495,7 +502,7 @@ def _split(cell: Interval | None, measure: Measure) -> tuple[str, str]:
 
 
 def _score_record(
-    variant: Variant | Reference, benchmark: str, measure: Measure, task: str | None, cell: Interval
+    variant: Variant | Reference, benchmark: str, measure: Measure, task: str | None, cell: Interval, how: Judged
 ) -> dict[str, Any]:
     return {
         "benchmark": benchmark,
@@ -512,6 +519,8 @@ def _score_record(
         "interval": cell.method,
         "unit": measure.unit,
         "higher_is_better": measure.higher_is_better,
+        "judged_otherwise": how.mark(variant.label),
+        "judged_with": how.labels.get(variant.label, ""),
     }
 
 

@@ -13,6 +13,7 @@ from . import paper, plots
 from .claims import Finding, even_ratio, judge_all
 from .comparisons import variant_score
 from .fragments import Fragment, render
+from .judged import judged
 from .load import ReportData, Variant
 from .measures import Measure
 from .statistics import Interval
@@ -86,6 +87,7 @@ def paper_table(data: ReportData) -> Fragment:
     rungs = _ladder_rows(data)
     measured = _of_the_study(data, ("grpo", "gcpo"))
     otherwise = sorted({word for variant in measured for word in unlike_released(variant)})
+    how = [line for benchmark in _of_one_score(data) for line in judged(data, benchmark).lines]
     remarks = [
         "Published numbers come from a summary of the paper; a dash is a number that is not published there.",
         *(["† the reward of training was also the evaluator."] if _circular(data) else []),
@@ -102,18 +104,19 @@ def paper_table(data: ReportData) -> Fragment:
             main=main,
             ladder_header=ladder_header,
             ladder=rungs,
-            remarks=remarks,
+            remarks=[*remarks, *how],
         ),
         markdown="\n".join(
             [
                 markdown_table(main_header, [[markdown_text(cell) for cell in row["cells"]] for row in main]),
                 markdown_table(ladder_header, [[markdown_text(cell) for cell in row] for row in rungs], numeric_from=4),
                 *remarks,
+                *(markdown_text(line, 500) for line in how),
             ]
         )
         + "\n",
-        data={"main": [row["cells"] for row in main], "ladder": rungs, "remarks": remarks},
-        latex=latex_tables(main, rungs, _measured_header(data)),
+        data={"main": [row["cells"] for row in main], "ladder": rungs, "remarks": [*remarks, *how]},
+        latex=latex_tables(main, rungs, _measured_header(data), how),
     )
 
 
@@ -121,7 +124,7 @@ def _main_rows(data: ReportData) -> list[dict[str, Any]]:
     rows = [{"measured": False, "cells": [row.model, row.method, *map(_published, row.values)]} for row in paper.MAIN]
     circular = "†" if _circular(data) else ""
     for benchmark in (name for name in data.run_benchmarks if data.headline(name).is_verdict):
-        measure = data.headline(benchmark)
+        measure, how = data.headline(benchmark), judged(data, benchmark)
         for variant in _of_the_study(data, ("start", "grpo", "gcpo")):
             tasks = [None if column == "overall" else column for column in paper.MAIN_COLUMNS]
             cells = [variant_score(variant, benchmark, measure, task) for task in tasks]
@@ -130,7 +133,7 @@ def _main_rows(data: ReportData) -> list[dict[str, Any]]:
                     "measured": True,
                     "cells": [
                         f"{variant.policy}, {benchmark}",
-                        variant.label if variant.is_start else f"{variant.label}{circular}{_fidelity(variant)}",
+                        f"{_name(variant, circular)} {how.mark(variant.label)}".rstrip(),
                         *("–" if cell is None else measure.interval(cell) for cell in cells),
                     ],
                 }
@@ -138,19 +141,26 @@ def _main_rows(data: ReportData) -> list[dict[str, Any]]:
     return rows
 
 
+def _name(variant: Variant, circular: str) -> str:
+    return variant.label if variant.is_start else f"{variant.label}{circular}{_fidelity(variant)}"
+
+
 def _ladder_rows(data: ReportData) -> list[list[str]]:
     rows = []
     for row in paper.LADDER:
         marks = ["✓" if name in paper.COMPONENTS[row.method] else "" for name in ("init", "struct", "sim", "DAW")]
         mine = next(iter(_of_the_study(data, (row.method,))), None)
-        measured = [_measured(mine, benchmark, data.headline(benchmark)) for benchmark in _of_one_score(data)]
+        measured = [_measured(data, mine, benchmark) for benchmark in _of_one_score(data)]
         rows.append([*marks, *map(_published, row.values), *(measured or ["–"])])
     return rows
 
 
-def _measured(variant: Variant | None, benchmark: str, measure: Measure) -> str:
+def _measured(data: ReportData, variant: Variant | None, benchmark: str) -> str:
+    measure = data.headline(benchmark)
     score = variant_score(variant, benchmark, measure) if variant else None
-    return "–" if score is None else measure.interval(score)
+    if variant is None or score is None:
+        return "–"
+    return f"{measure.interval(score)} {judged(data, benchmark).mark(variant.label)}".rstrip()
 
 
 def _measured_header(data: ReportData) -> list[str]:
@@ -200,9 +210,12 @@ def _circular(data: ReportData) -> bool:
 
 
 def latex_tables(
-    main: Sequence[dict[str, Any]], rungs: Sequence[Sequence[str]], measured: Sequence[str] = ("measured here",)
+    main: Sequence[dict[str, Any]],
+    rungs: Sequence[Sequence[str]],
+    measured: Sequence[str] = ("measured here",),
+    how: Sequence[str] = (),
 ) -> str:
-    """Both tables for a paper that loads booktabs and amssymb."""
+    """Both tables for a paper that loads booktabs and amssymb; `how` the measured numbers were judged."""
     from .tables import latex_table
 
     main_rows = [row["cells"] for row in main]
@@ -211,7 +224,7 @@ def latex_tables(
             ["Model", "Method", "Overall", "Counting", "Color", "Position"],
             main_rows,
             align="llrrrr",
-            caption="GenEval, published and measured.",
+            caption=" ".join(["GenEval, published and measured.", *how]),
             label="main",
         )
         + "\n"
@@ -226,7 +239,7 @@ def latex_tables(
             ],
             rungs,
             align="cccc" + "r" * (len(paper.LADDER_COLUMNS) + len(measured)),
-            caption="Components, published and measured.",
+            caption=" ".join(["Components, published and measured.", *how]),
             label="ladder",
         )
     )

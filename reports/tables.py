@@ -95,6 +95,7 @@ LATEX = {
     "\u2212": "$-$",
     "\u2013": "--",
     "\u2713": r"\checkmark",
+    "\u00a7": r"\textsection{}",
     "\u2020": r"\dag{}",
     "\u2021": r"\ddag{}",
     "\u2026": r"\ldots{}",
@@ -112,7 +113,7 @@ def latex_table(header: Sequence[str], rows: Sequence[Sequence[str]], *, align: 
     lines = [
         r"\begin{table}[t]",
         r"\centering",
-        rf"\caption{{{latex_text(caption)}}}",
+        rf"\caption{{{latex_text(caption, 2000)}}}",
         rf"\label{{tab:{label}}}",
         rf"\begin{{tabular}}{{{align}}}",
         r"\toprule",

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import fields, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -9,10 +13,13 @@ import numpy.typing as npt
 import pytest
 import torch
 
+from gcpo_bench import catalogue
 from gcpo_bench.errors import CorruptDataError
-from gcpo_bench.evaluators.scorers.blip_vqa import BlipVqa, BlipVqaModel, load_blip_vqa, plain_question
+from gcpo_bench.evaluators.scorers import blip_vqa
+from gcpo_bench.evaluators.scorers.blip_vqa import BlipVqa, BlipVqaModel, load_blip_vqa, plain_question, self_test
 from gcpo_bench.evaluators.scorers.blip_weights import BLIP_VQA
 from gcpo_bench.evaluators.scorers.compute import Compute
+from gcpo_bench.evaluators.scorers.types import Image
 
 from .reference import blip as reference
 from .scorer_factory import BLIP, arrays, bert_tokenizer_folder, blip_vqa_state, pictures, save
@@ -101,6 +108,13 @@ def test_a_file_may_hold_the_output_weights_once(files: Path, tmp_path: Path) ->
     assert once.probabilities(image, QUESTIONS) == load(files).probabilities(image, QUESTIONS)
 
 
+def test_another_vocabulary_is_another_identity(files: Path, tmp_path: Path) -> None:
+    words = bert_tokenizer_folder(tmp_path / "words")
+    (words / "vocab.txt").write_text((words / "vocab.txt").read_text().replace("a\nb\n", "b\na\n"))
+    other = load_blip_vqa(files / "vqa.pth", words, size=BLIP)
+    assert other.identity["words"] != load(files).identity["words"]
+
+
 def test_other_weights_and_vocabularies_are_refused(files: Path, tmp_path: Path) -> None:
     state = blip_vqa_state(BLIP)
     del state["text_decoder.cls.predictions.bias"], state["text_decoder.cls.predictions.decoder.bias"]
@@ -114,3 +128,67 @@ def test_other_weights_and_vocabularies_are_refused(files: Path, tmp_path: Path)
     (words / "vocab.txt").write_text((words / "vocab.txt").read_text().replace("yes\n", "si\n").replace("no\n", "ne\n"))
     with pytest.raises(CorruptDataError, match="not that of bert-base-uncased"):
         load_blip_vqa(files / "vqa.pth", words, size=BLIP)
+
+
+# ---------------------------------------------------------------- self-test
+
+
+class Saying(BlipVqa):
+    """Answers as it is told: of the disc, of the stripes."""
+
+    says: tuple[tuple[float, float], tuple[float, float]]
+
+    def answers(self, images: Sequence[Image], questions: Sequence[Sequence[str]]) -> Iterator[list[float]]:
+        yield from (list(self.says[int(image[0, 0, 0] == 0 or image[0, 1, 0] == 0)]) for image in images)
+
+
+def saying(files: Path, disc: tuple[float, float], stripes: tuple[float, float]) -> BlipVqa:
+    scorer = Saying(**{each.name: getattr(load(files), each.name) for each in fields(BlipVqa)})
+    object.__setattr__(scorer, "says", (disc, stripes))
+    return scorer
+
+
+@pytest.mark.parametrize(
+    ("disc", "stripes"),
+    [
+        ((0.5, 0.5), (0.5, 0.5)),  # never trained
+        ((0.9, 0.1), (0.9, 0.1)),  # blind
+        ((0.9, 0.9), (0.1, 0.1)),  # deaf
+        ((math.nan, 0.1), (0.2, 0.1)),
+    ],
+)
+def test_answers_that_are_all_alike_are_not_believed(
+    files: Path, disc: tuple[float, float], stripes: tuple[float, float]
+) -> None:
+    with pytest.raises(CorruptDataError, match="'blip-vqa' self-test failed: of a red disc and of stripes it says"):
+        self_test(saying(files, disc, stripes))
+
+
+def test_answers_that_cannot_be_right_are_told_with_every_score(files: Path) -> None:
+    assert self_test(saying(files, (0.9, 0.1), (0.2, 0.1))) == ""
+    label = self_test(saying(files, (0.4, 0.1), (0.6, 0.1)))
+    assert label.startswith("BLIP-VQA says of a red disc and of stripes yes to a red circle? 0.4000 and 0.6000; ")
+    assert replace(load(files), label=label).identity["label"] == label
+    assert "label" not in load(files).identity
+
+
+def test_weights_that_answer_the_same_to_everything_are_refused(files: Path, tmp_path: Path) -> None:
+    """The real network, whose decoder gives every word the same logit."""
+    state = blip_vqa_state(BLIP)
+    for name in state:
+        if name.startswith("text_decoder.cls.predictions.transform"):
+            state[name] = torch.zeros_like(state[name])
+    scorer = load_blip_vqa(save(state, tmp_path / "flat.pth"), files / "words", size=BLIP)
+    with pytest.raises(CorruptDataError, match="self-test failed"):
+        self_test(scorer)
+
+
+def test_the_published_weights_are_tested_before_use(files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = {catalogue.BLIP_VQA: files / "vqa.pth", catalogue.BERT_WORDS: files / "words"}
+    monkeypatch.setattr(blip_vqa, "locate", found.__getitem__)
+    monkeypatch.setattr(blip_vqa, "load_blip_vqa", partial(load_blip_vqa, size=BLIP))
+    label = self_test(load(files))
+    assert blip_vqa.blip_vqa(device="cpu").label == label
+    monkeypatch.setattr(blip_vqa, "ALIKE", 1.0)
+    with pytest.raises(CorruptDataError, match="self-test failed"):
+        blip_vqa.blip_vqa(device="cpu")

@@ -16,6 +16,7 @@ from transformers import CLIPModel
 
 from gcpo_bench.errors import CorruptDataError, PrerequisiteError
 from gcpo_bench.evaluators.detectors.colors import COLORS, ColorClassifier, crop, load, preprocess
+from gcpo_bench.evaluators.detectors.geneval import SWATCHES, color_test
 from gcpo_bench.evaluators.detectors.mask2former import Instance
 
 from .miniatures import clip, tokenizer, write_clip
@@ -150,3 +151,34 @@ def test_a_folder_that_lacks_a_file_or_holds_rubbish_is_told(tmp_path: Path, mod
     (folder / "config.json").write_text(json.dumps({"model_type": "bert"}))
     with pytest.raises(CorruptDataError, match="holds no CLIP model"):
         load(folder)
+
+
+# ---------------------------------------------------------------- self-test
+
+
+class Naming(ColorClassifier):
+    """Names what it is shown by a table, in place of a network."""
+
+    def __init__(self, names: dict[str, str]) -> None:
+        self.names = {SWATCHES[color]: name for color, name in names.items()}
+
+    def __call__(self, image_YXC: Any, found: Any) -> list[str]:
+        return [self.names[tuple(image_YXC[0, 0].tolist())]]
+
+
+RIGHT = {color: color for color in SWATCHES}
+
+
+def test_plain_colours_must_have_their_names() -> None:
+    assert color_test(Naming(RIGHT)) == ""
+    assert color_test(Naming({**RIGHT, "yellow": "orange"})) == ""  # one may be a matter of taste
+    label = color_test(Naming({**RIGHT, "yellow": "orange", "red": "blue"}))
+    assert label == "the colour classifier calls plain red blue, yellow orange: do not trust colours"
+    with pytest.raises(CorruptDataError, match="plain red, green, blue, yellow are not all pink"):
+        color_test(Naming(dict.fromkeys(RIGHT, "pink")))
+
+
+def test_random_weights_do_not_pass_for_the_published(model: CLIPModel) -> None:
+    label = color_test(ColorClassifier(model, tokenizer()))
+    assert label.startswith("the colour classifier calls plain ")
+    assert label.endswith(": do not trust colours")

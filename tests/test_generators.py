@@ -299,7 +299,8 @@ def test_a_pipeline_from_the_command_line(folders: dict[str, Path], tmp_path: Pa
     limited = json.loads(cli(*command(folders["sd"], "--limit", "1", "--json")).out)
     assert (limited["run"], limited["metrics"]["overall"]["n"]) == ("sd", 2)
     shutil.rmtree(out / "images")
-    again = json.loads(cli(*command("a/pipeline-that-is-not-there", "--name", "sd", "--rescore", "--json")).out)
+    rescored = ("--name", "sd", "--bench", "lab:bench", "--rescore", "--json")
+    again = json.loads(cli("evaluate", "--generator", "diffusers:a/pipeline-that-is-not-there", *rescored).out)
     assert again["metrics"] == limited["metrics"]
 
 
@@ -337,6 +338,8 @@ def test_a_generator_of_ones_own(tmp_path: Path, cli: Cli) -> None:
         "lab:Painter:a-target",
         "--bench",
         "lab:bench",
+        "--images-per-prompt",
+        "4",
         "--generator-option",
         "a=b=c",
     ]
@@ -406,7 +409,7 @@ def test_default_names_are_plain_folder_names(
         (("--device", "abacus"), "--device 'abacus' cannot be used"),
         (("--images", "."), "both --images and --generator are given"),
         (("--allow-partial",), "--allow-partial goes with --images only"),
-        (("--rescore",), "has no scores.json"),
+        (("--rescore",), "--rescore and --images-per-prompt are both given"),
         (("--shard", "3/2"), "shard 3/2 does not exist"),
     ],
 )

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -368,7 +369,7 @@ def with_pictures(folder: Path) -> Path:
     for name, image in zip(names, pictures(len(names), sides=(24, 40)), strict=True):
         Image.fromarray(image).save(folder / name)
     (folder / names[3]).write_bytes(b"no picture")
-    Image.new("RGB", (400, 3)).save(folder / names[5])
+    Image.new("RGB", (600, 9)).save(folder / names[5])
     (folder / names[7]).unlink()
     return folder
 
@@ -625,7 +626,7 @@ def test_a_folder_is_scored_from_the_command_line(cli: Cli, tmp_path: Path, monk
     raw = [value for value in values if value is not None]
     assert metrics["overall"]["value"] == pytest.approx(100 * sum(raw) / 4)
     (tmp_path / "home").rename(tmp_path / "away")  # summing up again needs no prompts and no weights
-    again = cli("evaluate", "--images", "pictures", "--bench", "drawbench", "--rescore", *options)
+    again = cli("evaluate", "--images", "pictures", "--bench", "drawbench", "--rescore", *options[:4], "--json")
     assert json.loads(again.out)["metrics"] == metrics
     (tmp_path / "away").rename(tmp_path / "home")
     (folder / names[0]).write_bytes(b"no picture")
@@ -633,6 +634,47 @@ def test_a_folder_is_scored_from_the_command_line(cli: Cli, tmp_path: Path, monk
     assert damaged.code == 5
     assert "is not scored: the image file" in damaged.err
     assert json.loads(damaged.out)["metrics"]["overall"]["n"] == 3
+
+
+def test_what_changes_what_is_seen_is_not_ignored_when_judging_again(
+    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Option by option: what is stored with it is judged by, else it is refused; the scores stay as they are."""
+    prompts = tuple(Prompt(id=f"{row:05d}", text=f"thing {row}", metadata={"tag": "anime"}) for row in range(3))
+    monkeypatch.setattr("gcpo_bench.evaluators.hps.gcpo_prompts", lambda: prompts)
+    monkeypatch.setenv("GCPO_BENCH_HOME", str(tmp_path / "home"))
+    architecture = replace(GELU, pixels=224, patch=112)
+    monkeypatch.setitem(ARCHITECTURES, "ViT-H-14", architecture)
+    weights = tmp_path / "home" / "weights"
+    clip_tokenizer_folder(weights / "clip-vit-large-patch14")
+    save(open_clip_state(architecture, seed=8), weights / "HPS_v2.1_compressed.pt")
+    (tmp_path / "pictures").mkdir()
+    for prompt, image in zip(prompts, pictures(3, sides=(300, 400)), strict=True):
+        Image.fromarray(image).save(tmp_path / "pictures" / f"{prompt.id}-0.png")
+    command = ("evaluate", "--images", "pictures", "--bench", "hps-gcpo400", "--json")
+
+    def overall(*more: str) -> Any:
+        result = cli(*command, *more)
+        return json.loads(result.out)["metrics"]["overall"]["value"] if result.code == 0 else (result.code, result.err)
+
+    looking = ("--images-per-prompt", "1", "--device", "cpu")
+    sharp = overall(*looking)
+    code, said = overall("--rescore", "--option", "antialias=false", "--option", "fit=pad")
+    assert code == 2
+    assert "nothing is stored with antialias=false\nhint: evaluate once without --rescore" in said
+    half = overall("--rescore", "--option", "precision=autocast")
+    assert half[0] == 2 if torch.cuda.is_available() else half == sharp  # a CPU has one precision
+    assert overall("--rescore", "--option", "precision=float32") == overall("--rescore") == sharp
+    rough = overall(*looking, "--option", "antialias=false")
+    assert rough != sharp
+    away = tmp_path / "away"
+    (tmp_path / "home").rename(away)
+    assert overall("--rescore") == rough  # the last one, where nothing is asked for
+    assert overall("--rescore", "--option", "antialias=true") == sharp
+    assert overall("--rescore", "--option", "antialias=FALSE") == rough
+    assert overall("--rescore", "--option", "antialias=false", "--option", "fit=crop")[0] == 2
+    scores = json.loads((tmp_path / "evaluations/pictures/hps-gcpo400/scores.json").read_text())
+    assert scores["identity"]["look"]["scorers"]["hps-v2.1"]["preprocessing"]["antialias"] is False
 
 
 DEQA_PROGRAM = """
@@ -672,7 +714,8 @@ def test_a_program_that_died_is_asked_again_by_the_same_command(
     assert scored.code == 0, scored.err
     assert json.loads(scored.out)["metrics"]["deqa"]["n"] == 5
     assert (tmp_path / "asked").read_text() == "xxxxx"
-    again = cli(*command, "--rescore")
+    rescored = ("evaluate", "--images", "pictures", "--bench", "drawbench", "--rescore")
+    again = cli(*rescored, "--option", "scorers=deqa", "--json")
     assert json.loads(again.out)["metrics"] == json.loads(scored.out)["metrics"]
     assert cli(*command).code == 0
     assert (tmp_path / "asked").read_text() == "xxxxx"

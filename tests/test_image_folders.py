@@ -236,8 +236,28 @@ def test_a_runs_own_folder_of_images_is_scored_too(folder: Path, tmp_path: Path,
         shutil.copy(path, flat / f"{path.parts[-3]}-{int(path.stem)}.png")
     (flat / "thumbs\n.db").write_text("")
     evaluation = go(flat, tmp_path / "flat-out", networks)
-    assert evaluation.notes == ("'thumbs\\n.db' is no image that is asked for",)
+    assert evaluation.notes[0] == "'thumbs\\n.db' is no image that is asked for"
     assert repr(evaluation.metrics) == repr(go(folder, tmp_path / "out", networks).metrics)
+
+
+def test_other_words_or_another_configuration_look_again(
+    folder: Path, tmp_path: Path, networks: dict[str, Any]
+) -> None:
+    """Of the classifier: the same weights, but two tokens change places, or a network of another shape."""
+    first = go(folder, tmp_path / "out", networks).identity["look"]
+    words, shape = (shutil.copytree(networks["classifier"], tmp_path / name) for name in ("words", "shape"))
+    text = (words / "tokenizer.json").read_text()
+    known = json.loads(text)
+    vocabulary = known["model"]["vocab"]
+    a, b = list(vocabulary)[5:7]
+    vocabulary[a], vocabulary[b] = vocabulary[b], vocabulary[a]
+    (words / "tokenizer.json").write_text(json.dumps(known))
+    config = json.loads((shape / "config.json").read_text())
+    config["vision_config"]["layer_norm_eps"] = 0.5
+    (shape / "config.json").write_text(json.dumps(config))
+    for classifier in (words, shape):
+        assert go(folder, tmp_path / "out", networks, options={"classifier": classifier}).identity["look"] != first
+    assert len(list((tmp_path / "out/observations").iterdir())) == 3
 
 
 # ---------------------------------------------------------------- however the work is cut up
@@ -305,6 +325,9 @@ def test_what_was_seen_is_found_by_content_and_not_looked_at_again(
     monkeypatch.setattr(GenEvalBenchmark, "observe", counting)
     moved = tmp_path / "moved"
     shutil.move(folder, moved)
+    with pytest.raises(RunError, match=r"holds the scores of other images: .*theirs"):
+        go(moved, out, networks)
+    (out / "source.json").unlink()
     assert same(go(moved, out, networks), first)
     assert looked == []
     Image.new("RGB", (32, 32), "red").save(moved / "00001/samples/00000.png")
@@ -341,8 +364,25 @@ def test_a_rescore_with_another_fidelity_needs_what_that_one_saw(
     official = go(folder, out, networks)
     assert same(rescore(out, "geneval", options={"fidelity": "reward-server"}), server)
     assert same(rescore(out, "geneval", options={"fidelity": "official"}), official)
-    with pytest.raises(RunError, match="nothing is stored with fidelity 'fixed'"):
+    with pytest.raises(RunError, match="nothing is stored with fidelity=fixed"):
         rescore(out, "geneval", options={"fidelity": "fixed"})
+
+
+def test_scores_say_which_versions_and_prompts_they_were_made_with(
+    folder: Path, tmp_path: Path, networks: dict[str, Any]
+) -> None:
+    evaluation = go(folder, tmp_path / "out", networks)
+    made_with = dict(evaluation.made_with)
+    assert {"gcpo-bench", "python", "torch", "transformers", "pillow"} < made_with.keys()
+    published = prompt_sets.get("geneval")
+    assert made_with.pop("prompts") == {"set": "geneval", "sha256": published.sha256, "source": published.source}
+    assert "torch" not in json.dumps(evaluation.identity)
+    path = tmp_path / "out" / "scores.json"
+    record = json.loads(path.read_text())
+    assert record["made_with"]["torch"] == made_with["torch"]
+    del record["made_with"]  # as an earlier version left it
+    path.write_text(json.dumps(record))
+    assert stored.load(tmp_path / "out").identity == evaluation.identity
 
 
 def test_a_rescore_of_nothing_is_told(tmp_path: Path) -> None:
@@ -558,7 +598,8 @@ def test_a_shard_that_does_not_exist_is_refused(
 def command(networks: dict[str, Any]) -> Callable[..., list[str]]:
     def arguments(*more: str) -> list[str]:
         paths = ["--detector", str(networks["detector"]), "--classifier", str(networks["classifier"])]
-        return ["evaluate", "--bench", "geneval", "--images-per-prompt", str(IMAGES), *paths, "--device", "cpu", *more]
+        looking = ["--images-per-prompt", str(IMAGES), *paths, "--device", "cpu"]
+        return ["evaluate", "--bench", "geneval", *([] if "--rescore" in more else looking), *more]
 
     return arguments
 
@@ -581,6 +622,7 @@ def test_a_folder_is_scored_from_the_command_line(
     again = json.loads(cli(*command("--images", str(folder), "--rescore", "--json")).out)
     assert again["metrics"]["overall"]["value"] == scores["metrics"]["overall"]["value"]
     other = cli(*command("--images", str(folder), "--rescore", "--option", "threshold=0.95", "--json"))
+    assert "threshold 0.95 (default 0.3)" in json.loads(other.out)["label"]
     assert json.loads(other.out)["metrics"] != again["metrics"]
 
 
@@ -612,6 +654,32 @@ def test_images_that_cannot_be_scored_are_exit_code_5_and_the_scores_are_kept(
     assert "PARTIAL: 2 images are missing" in partial.out
 
 
+def test_an_image_drawn_for_another_prompt_is_unscored(folder: Path, tmp_path: Path, networks: dict[str, Any]) -> None:
+    """Ids are the same in many sets; a manifest with texts tells, without one a line says that nothing does."""
+    plain = tmp_path / "plain"
+    plain.mkdir()
+    for number in range(len(DEMANDS)):
+        for index in range(IMAGES):
+            content = (folder / f"{number:05d}/samples/{index:05d}.png").read_bytes()
+            (plain / f"{number:05d}-{index}.png").write_bytes(content)
+    silent = go(plain, tmp_path / "silent", networks)
+    note = f"of {TOTAL} images no manifest.jsonl says the prompt; their names alone say whose they are"
+    assert silent.notes == (note,)
+    texts = [demand["prompt"] for demand in DEMANDS]
+    rows = [{"file": f"{row:05d}-{k}.png", "text": text} for row, text in enumerate(texts) for k in range(IMAGES)]
+    rows[3]["text"] = "a completely other prompt"
+    (plain / "manifest.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    told = go(plain, tmp_path / "told", networks)
+    reason = "it was drawn for another prompt: 'a completely other prompt'"
+    assert told.notes == (f"00001-1.png is not scored: {reason}",)
+    assert told.metrics["overall"].unscored == 1
+    samples = stored.load_all_samples(tmp_path / "told")
+    assert [row for row, sample in enumerate(samples) if sample.unscored == reason] == [3]
+    (plain / "manifest.jsonl").write_text("".join(json.dumps({**row, "text": "x"}) + "\n" for row in rows))
+    with pytest.raises(CorruptDataError, match="none of the 14 images could be scored; the first: it was drawn for"):
+        go(plain, tmp_path / "others", networks)
+
+
 @pytest.mark.parametrize(
     ("more", "message"),
     [
@@ -619,6 +687,18 @@ def test_images_that_cannot_be_scored_are_exit_code_5_and_the_scores_are_kept(
         (("--images", ".", "a-run"), "both runs and --images are given"),
         (("--images", ".", "--shard", "2"), "--shard '2' is not I/N"),
         (("--images", ".", "--shard", "1/2", "--rescore"), "--rescore and --shard are both given"),
+        *(
+            (("--images", ".", "--rescore", option, value), f"--rescore and {option} are both given")
+            for option, value in (
+                ("--limit", "1"),
+                ("--images-per-prompt", "1"),
+                ("--batch-size", "1"),
+                ("--detector", "."),
+                ("--classifier", "."),
+                ("--device", "cpu"),
+            )
+        ),
+        (("--images", ".", "--rescore", "--allow-partial"), "--rescore and --allow-partial are both given"),
         (("--images", ".", "--option", "threshold"), "--option 'threshold' is not key=value"),
         (("--images", ".", "--fidelity", "true"), "unknown fidelity 'true'"),
         (("--images", ".", "--bench", "geneva"), "unknown benchmark 'geneva'"),
@@ -678,6 +758,7 @@ def test_the_benchmark_serves_as_reward_with_what_reward_server_sees(
         each.path.parent.mkdir(parents=True, exist_ok=True)
         each.path.symlink_to(path)
     monkeypatch.setattr(vision, "GENEVAL_DETECTOR", replace(catalogue.GENEVAL_DETECTOR, sha256=""))
+    monkeypatch.setattr(vision, "color_test", lambda _: "")  # which random weights need not pass
     monkeypatch.setattr(vision, "GENEVAL_CLASSIFIER", replace(catalogue.GENEVAL_CLASSIFIER, files=("config.json",)))
     geneval_benchmark._server.cache_clear()
     prompts = prompt_sets.load("geneval")

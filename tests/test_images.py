@@ -67,8 +67,10 @@ REFUSED: dict[str, tuple[Callable[[], bytes], str]] = {
     "header only": (lambda: GOOD[:33], "cannot be read"),
     "no pixels": (lambda: png_header(64, 64), "cannot be read"),
     "changed inside": (lambda: GOOD[:60] + b"\xff" * 20 + GOOD[80:], "cannot be read"),
-    "20,000 x 20,000": (lambda: png_header(20_000, 20_000), "more than 16,000,000"),
-    "5,000 x 4,000": (lambda: png_header(5_000, 4_000), "the image has 5000x4000 pixels, more than 16,000,000"),
+    "20,000 x 20,000": (lambda: png_header(20_000, 20_000), "more than 40,000,000"),
+    "8,000 x 6,000": (lambda: png_header(8_000, 6_000), "the image has 8000x6000 pixels, more than 40,000,000"),
+    "a pixel": (lambda: png(Image.new("RGB", (1, 1))), "the image is 1x1 pixels, too small to show anything"),
+    "7 rows": (lambda: png(Image.new("RGB", (90, 7))), "the image is 90x7 pixels, too small to show anything"),
     "16 bits, colour": (sixteen_bits, "16 bits a channel"),
     "16 bits, grey": (lambda: png(Image.fromarray(np.zeros((9, 9), dtype=np.uint16))), "16 bits a channel"),
     "float": (lambda: png(Image.new("F", (9, 9)), format="TIFF"), "16 bits a channel or more"),
@@ -99,7 +101,8 @@ def test_files_that_are_no_picture_to_score_are_refused_with_the_reason(kind: st
         (png(Image.fromarray(PIXELS[..., 0])), np.repeat(PIXELS[..., :1], 3, axis=2), ""),
         (png(Image.new("1", (9, 8), 1)), np.full((8, 9, 3), 255), ""),
         (png(Image.new("P", (9, 8), 0), transparency=0), None, "has transparent pixels; transparency is dropped"),
-        (png(Image.new("RGB", (1, 1), "red")), np.array([[[255, 0, 0]]]), ""),
+        (png(Image.new("RGB", (8, 8), "red")), np.full((8, 8, 3), (255, 0, 0)), ""),
+        (png(Image.new("RGB", (4096, 4096), "red"), format="WEBP"), None, ""),
     ],
 )
 def test_other_files_become_8_bit_rgb(data: bytes, want: Any, note: str) -> None:

@@ -118,7 +118,7 @@ def test_a_program_s_logits_become_scores(deqa: Deqa) -> None:
     assert scores[0] == scores[3] == 3
     assert scores[1] == pytest.approx(quality([10, 0, 0, 0, 0]))
     assert scores[2] == pytest.approx(5)
-    assert deqa.identity == {"scorer": "deqa", "model": "by brightness"}
+    assert deqa.identity == {"scorer": "deqa", "observer": 1, "model": "by brightness"}
     assert score(deqa) == []
 
 
@@ -141,6 +141,18 @@ def test_what_goes_wrong_is_unscored_and_the_next_pictures_are_scored(deqa: Deqa
     assert isinstance(broken, Unscored)
     assert broken.reason.startswith(reason)
     assert after == 3
+
+
+def test_pictures_that_it_refuses_do_not_end_it(deqa: Deqa) -> None:
+    *refused, dead, again, last = score(deqa, 4, 4, 4, 4, 1, 4, 1)
+    assert refused == [Unscored("it says: out of memory", may_pass=True)] * 4
+    assert again == refused[0]
+    assert isinstance(dead, Unscored)
+    assert dead == last
+    assert score(deqa, 4, 0, 1, 1, 1)[1] == 3
+    (given_up,) = score(deqa, 0)
+    assert isinstance(given_up, Unscored)
+    assert given_up.reason.startswith("given up after 3 failures in a row, the last: it ended with exit code 3")
 
 
 def test_silence_is_not_waited_for(tmp_path: Path) -> None:

@@ -97,6 +97,21 @@ def test_another_published_version_is_told_by_name(tmp_path: Path) -> None:
     assert any("before 2025-09-03" in what for what in SETS["t2i-compbench-color"].others.values())
 
 
+@pytest.mark.parametrize("ends", ["\r\n", "\n"])
+@pytest.mark.parametrize("last", [True, False])
+def test_converted_line_ends_are_the_same_set(tmp_path: Path, tiny: PromptSet, ends: str, last: bool) -> None:
+    def converted(text: str) -> str:
+        return text.replace("\n", ends) if last else text.removesuffix("\n").replace("\n", ends)
+
+    fetch("tiny", put(tmp_path / "stick", "metadata.jsonl", converted(LINES)))
+    verify("tiny")
+    assert load("tiny") == prompt_sets.parse(tiny, LINES.encode())
+    with pytest.raises(CorruptDataError, match="is the version before the cup was painted"):
+        fetch("tiny", put(tmp_path / "old", "metadata.jsonl", converted(OLD)))
+    with pytest.raises(CorruptDataError, match="is not the published tiny"):
+        fetch("tiny", put(tmp_path / "changed", "metadata.jsonl", converted(LINES.replace("two", "2"))))
+
+
 def test_a_folder_without_the_set_is_told(tmp_path: Path) -> None:
     (tmp_path / "stick").mkdir()
     with pytest.raises(PrerequisiteError, match=r"holds no metadata\.jsonl of tiny"):
@@ -215,6 +230,24 @@ def test_the_published_sets_have_their_count_and_digest(name: str) -> None:
     prompts = load(name)
     assert len({prompt.id for prompt in prompts}) == len(prompts) == SETS[name].count
     assert all(prompt.text == prompt.text.strip() for prompt in prompts)
+
+
+@pytest.mark.skipif(not PUBLISHED.is_dir(), reason="no copies of the published sets here")
+@pytest.mark.parametrize("name", [name for name in SETS if name != "tiny"])
+def test_the_published_sets_are_known_with_either_line_end(name: str, tmp_path: Path) -> None:
+    content = fetch(name, PUBLISHED).read_bytes().replace(b"\r\n", b"\n")
+    before = load(name)
+    for other in (content, content.replace(b"\n", b"\r\n"), content.removesuffix(b"\n"), content + b"\n"):
+        SETS[name].path.write_bytes(other)
+        if other.endswith(b"\n\n"):
+            with pytest.raises(CorruptDataError):
+                load(name)
+        else:
+            assert load(name) == before
+    changed = content.replace(b"a", b"o", 1)
+    SETS[name].path.write_bytes(changed)
+    with pytest.raises(CorruptDataError, match="is not the published"):
+        load(name)
 
 
 @pytest.mark.skipif(not PUBLISHED.is_dir(), reason="no copies of the published sets here")

@@ -109,6 +109,47 @@ def test_trained_variants_are_compared_with_what_was_judged_alike(data: ReportDa
     assert "Not compared: gcpo with four-each; they were not evaluated alike" in files["report.html"]
 
 
+def test_rows_that_were_judged_otherwise_are_marked_in_every_format(tmp_path: Path) -> None:
+    """One benchmark on a run and three folders: judged alike, in part, and with another program's fidelity."""
+    official = {"look": {"fidelity": {"name": "official"}}, "settings": {"threshold": 0.3}}
+    server = {"look": {"fidelity": {"name": "reward-server"}, "detector": "other"}, "settings": {"threshold": 0.11}}
+    folders = [
+        make_reference(tmp_path, name, "hps-gcpo400", identity=identity)
+        for name, identity in (("a", official), ("b", official), ("c", server), ("d", {**official, "missing": 3}))
+    ]
+    data = load([], folders)
+    files = build(data)
+    table = files["report.md"].split("## Scores")[1].split("## ")[0]
+    rows = {line.split()[1]: line for line in table.splitlines() if line.startswith("| ")}
+    assert "§" not in rows["a"] + rows["b"]
+    assert "c §1" in rows["c"]
+    assert "d §2" in rows["d"]
+    told = "fidelity reward\\-server; detector is not the published one; threshold 0.11 \\(default 0.3\\)"
+    assert "hps\\-gcpo400 judged with: fidelity official." in table
+    assert f"§1 judged otherwise: {told}; differs in look.detector None / other" in table
+    assert "§2 judged otherwise: fidelity official; PARTIAL: 3 images are missing." in table
+    for line in ("c §1", "§1 judged otherwise: fidelity reward-server", "hps-gcpo400 judged with: fidelity official"):
+        assert line in files["report.html"]
+    cells = {row["variant"]: row for row in csv.DictReader(io.StringIO(files["report.csv"]))}
+    assert [cells[name]["judged_otherwise"] for name in "abcd"] == ["", "", "§1", "§2"]
+    assert cells["b"]["judged_with"] == "fidelity official"
+    assert cells["c"]["judged_with"].startswith("fidelity reward-server; detector is not the published one")
+
+
+def test_the_paper_s_tables_say_how_measured_numbers_were_judged(tmp_path: Path) -> None:
+    runs = make_study(tmp_path, methods=("grpo", "gcpo"), prompts_per_task=3, images_per_prompt=1, steps=2, maps=False)
+    for run in runs[:2]:
+        path = run / "evaluations/scenes/scores.json"
+        record = json.loads(path.read_text())
+        record["identity"] |= {"look": {"fidelity": {"name": "reward-server"}}}
+        path.write_text(json.dumps(record))
+    files = build(load(runs))
+    tex = files["report.tex"]
+    assert tex.count("scenes judged with: fidelity reward-server.") == 2
+    assert "\\textsection{}1 judged otherwise: differs in look.fidelity.name" in tex
+    assert "§1" in files["report.md"]
+
+
 def test_they_change_nothing_about_the_runs(root: Path, data: ReportData) -> None:
     alone = load(sorted((root / "runs").iterdir()))
     for benchmark in alone.benchmarks:

@@ -504,7 +504,7 @@ UNESCAPED = re.compile(r"(?<!\\)[{}$&#_%~^<>|\"]|\\(?![{}$&#_%]|text[a-z]+\{\}|c
 def test_latex_text_holds_no_command_of_its_own(text: str) -> None:
     escaped = tables.latex_text(text).replace("$-$", "").replace(r"$\infty$", "")
     for command in ("textbackslash", "textasciitilde", "textasciicircum", "textless", "textgreater", "textbar",
-                    "textquotedbl", "dag", "ddag", "ldots"):  # fmt: skip
+                    "textquotedbl", "textsection", "dag", "ddag", "ldots"):  # fmt: skip
         escaped = escaped.replace(f"\\{command}{{}}", "")
     assert not UNESCAPED.search(escaped)
 

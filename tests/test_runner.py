@@ -191,6 +191,7 @@ def test_the_identity_names_what_makes_scores_comparable(run: Run) -> None:
         "benchmark": "scenes",
         "version": "1",
         "prompts_digest": prompts_digest(first_per_task(held_out_prompts(), 2)),
+        "limited": {"prompts": 12, "of": 288},
         "images_per_prompt": 2,
         "weights_digest": "w1",
         "world": "scenes-8",
@@ -226,7 +227,7 @@ def test_images_of_others_that_are_unfit_are_unscored_with_the_reason(run: Run) 
     paths[1].unlink()
     (images(run) / "manifest.jsonl").unlink()  # nothing is known of them but their names
     Image.new("RGB", (20, 20)).save(paths[2])
-    Image.new("RGB", (5000, 4000)).save(paths[3])
+    Image.new("RGB", (8000, 6000)).save(paths[3])
     paths[4].write_text("no picture")
     evaluation = go(run, None, weights_digest="someone else's")
     assert evaluation.metrics["overall"].value == 1.0  # what could be scored is right; the rest is no 0
@@ -236,7 +237,7 @@ def test_images_of_others_that_are_unfit_are_unscored_with_the_reason(run: Run) 
         paths[0].name: "the image file cannot be read: OSError",
         paths[1].name: "the image file is missing",
         paths[2].name: "images are 20x20 pixels, and no embedded world has that size",
-        paths[3].name: "the image has 5000x4000 pixels, more than 16,000,000",
+        paths[3].name: "the image has 8000x6000 pixels, more than 40,000,000",
         paths[4].name: "the image file cannot be read: UnidentifiedImageError",
     }
 

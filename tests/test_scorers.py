@@ -21,14 +21,17 @@ from safetensors.torch import save_file
 from transformers import CLIPModel
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
+from gcpo_bench import catalogue
 from gcpo_bench.catalogue import require
 from gcpo_bench.config import RewardConfig
 from gcpo_bench.datasets import Prompt
 from gcpo_bench.errors import ConfigError, CorruptDataError, PrerequisiteError, TrainingError
 from gcpo_bench.evaluators.scorers import images as pixels
 from gcpo_bench.evaluators.scorers.aesthetic import Aesthetic, load_aesthetic
+from gcpo_bench.evaluators.scorers.blip_vqa import blip_vqa
 from gcpo_bench.evaluators.scorers.blip_weights import BLIP_VQA, BlipSize
 from gcpo_bench.evaluators.scorers.checkpoints import read_folder, read_state
+from gcpo_bench.evaluators.scorers.clip import load as load_clip_features
 from gcpo_bench.evaluators.scorers.clip_score import load_clip_score
 from gcpo_bench.evaluators.scorers.clip_weights import (
     ARCHITECTURES,
@@ -46,7 +49,7 @@ from gcpo_bench.evaluators.scorers.images import Preprocessing
 from gcpo_bench.evaluators.scorers.pickscore import PickScore, load_pickscore
 from gcpo_bench.evaluators.scorers.rewards import ScorerReward
 from gcpo_bench.evaluators.scorers.scales import SCALES, scale
-from gcpo_bench.evaluators.scorers.tokens import bert_tokenizer, clip_ids, clip_tokenizer
+from gcpo_bench.evaluators.scorers.tokens import bert_tokenizer, clip_ids, clip_tokenizer, words_digest
 from gcpo_bench.evaluators.scorers.types import MAX_ASPECT, Scorer, Unscored
 from gcpo_bench.registry import REWARDS, SCORERS
 from gcpo_bench.training.rewards import WeightedSum
@@ -547,6 +550,24 @@ def test_identity_is_plain_and_says_which_weights_and_pixels(files: Path, name: 
     assert make(name, files, Compute(batch_size=3)).identity == identity
 
 
+@pytest.mark.parametrize("name", [*LOCAL, "blip-vqa"])
+@pytest.mark.parametrize("device", ["gpu", "cuda:99", "meta", "cpu:cpu"])
+def test_a_device_that_is_none_is_told_before_weights_are_read(
+    name: str, device: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GCPO_BENCH_HOME", str(tmp_path))
+    for each in catalogue.NEEDS[name]:
+        files = [each.path / file.split("|")[0] for file in each.files] or [each.path]
+        for file in files:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            with file.open("wb") as empty:  # reading it would be another error
+                empty.truncate(each.num_bytes or 0)
+    make = blip_vqa if name == "blip-vqa" else SCORERS.load(name)
+    with pytest.raises(ConfigError, match=f"--device '{device}' cannot be used: ") as error:
+        make(device=device)
+    assert "\n" not in str(error.value)
+
+
 def test_half_precision_is_for_cuda_only(files: Path) -> None:
     plain, asked = (make("hps", files, Compute(precision=precision)) for precision in ("float32", "autocast"))
     shown = pictures(2)
@@ -567,6 +588,46 @@ def test_options_that_change_scores_change_the_identity(files: Path) -> None:
     assert len({json.dumps(each.identity) for each in made}) == 3
     image = picture(90, 60)
     assert len({each.score([image], ["a"])[0] for each in made}) == 3
+
+
+def test_another_vocabulary_is_another_identity(files: Path, tmp_path: Path) -> None:
+    def swapped(folder: Path, name: str, first: str, second: str) -> Path:
+        text = (folder / name).read_text()
+        (folder / name).write_text(text.replace(first, "@@").replace(second, first).replace("@@", second))
+        return folder
+
+    image, text = picture(30, 30), ["a red dog"]
+    clip_words = swapped(clip_tokenizer_folder(tmp_path / "clip"), "vocab.json", '"d"', '"e"')
+    preset = small(GELU, pixels.HPS)
+    known, other = (
+        load_hps(files / "hps.pt", words, architecture=GELU, preprocessing=preset)
+        for words in (files / "clip-tokenizer", clip_words)
+    )
+    assert known.score([image], text) != other.score([image], text)
+    assert known.identity != other.identity
+    bert_words = swapped(bert_tokenizer_folder(tmp_path / "bert"), "vocab.txt", "d\n", "e\n")
+    reward, strange = (
+        load_image_reward(files / "image-reward.pt", words, size=BLIP)
+        for words in (files / "bert-tokenizer", bert_words)
+    )
+    assert reward.score([image], text) != strange.score([image], text)
+    assert reward.identity != strange.identity
+
+
+def test_the_same_vocabulary_in_other_files_is_the_same_identity(files: Path, tmp_path: Path) -> None:
+    for name, read in (("clip-tokenizer", clip_tokenizer), ("bert-tokenizer", bert_tokenizer)):
+        plain = read(files / name)
+        plain.save_pretrained(tmp_path / name)
+        assert not (tmp_path / name / "vocab.txt").exists()
+        assert words_digest(read(tmp_path / name)) == words_digest(plain)
+
+
+def test_texts_that_are_read_otherwise_are_another_identity(files: Path) -> None:
+    clips = [
+        load_clip_features(files / "hps.pt", files / "clip-tokenizer", GELU, small(GELU, pixels.HPS), unescape=unescape)
+        for unescape in (True, False)
+    ]
+    assert clips[0].identity != clips[1].identity
 
 
 def test_a_score_that_is_no_number_is_unscored(files: Path, tmp_path: Path) -> None:

@@ -163,7 +163,8 @@ def go(cli: Cli, tmp_path: Path) -> Callable[..., Any]:
         if not (tmp_path / images).exists():
             draw(tmp_path / images, category)
         arguments = ("evaluate", "--images", images, "--bench", f"t2i-compbench-{category}", "--out", out)
-        result = cli(*arguments, "--images-per-prompt", str(IMAGES), "--device", "cpu", *more)
+        looking = () if "--rescore" in more else ("--images-per-prompt", str(IMAGES), "--device", "cpu")
+        result = cli(*arguments, *looking, *more)
         assert result.code == code, result.err
         (tmp_path / "said").write_text(result.out + result.err)
         return tmp_path / out / f"t2i-compbench-{category}"
@@ -249,6 +250,34 @@ def test_thresholds_and_fidelity_are_judged_again_without_networks(
     settings = json.loads((again / "scores.json").read_text())["identity"]["settings"]
     assert settings["box_threshold"] == 0.9
     assert settings["fidelity"] == "fixed"
+
+
+@pytest.mark.parametrize("category", ["spatial", "complex"])
+def test_other_weights_are_not_judged_again_by_what_these_saw(
+    category: str, go: Callable[..., Path], tmp_path: Path, weights: Path
+) -> None:
+    out = go(category)
+    before = contents(out)
+    assert contents(go(category, "--rescore", "--option", "model=base")) == before
+    go(category, "--rescore", "--option", "model=tiny", code=2)
+    assert f"{out.name}: nothing is stored with model=tiny" in (tmp_path / "said").read_text()
+    same = weights / "grounding-dino-base"
+    assert contents(go(category, "--rescore", "--option", f"model={same}")) == before  # the same weights
+    go(category, "--rescore", "--option", "model=nowhere", code=4)
+    assert contents(out) == before
+    other = tmp_path / "other"
+    miniatures.write_grounding_dino(other, miniatures.grounding_dino())
+    config = json.loads((other / "config.json").read_text())
+    (other / "config.json").write_text(json.dumps(config | {"layer_norm_eps": 0.1}))
+    go(category, "--option", f"model={other}")
+    assert contents(go(category, "--rescore", "--option", f"model={same}"))["samples.jsonl"] == before["samples.jsonl"]
+
+
+def test_thresholds_are_nothing_to_imported_detections(go: Callable[..., Path], tmp_path: Path) -> None:
+    store(tmp_path / "found.jsonl", *lines("spatial", ("cat", 0.9, [0, 0, 100, 100])))
+    go("spatial", "--option", "detections=found.jsonl")
+    go("spatial", "--rescore", "--option", "box_threshold=0.9", code=2)
+    assert "nothing is stored with box_threshold=0.9" in (tmp_path / "said").read_text()
 
 
 def test_complex_prompts_are_asked_what_they_are_about(go: Callable[..., Path]) -> None:
@@ -513,8 +542,9 @@ def test_a_group_runs_what_can_run_and_lists_each(cli: Cli, tmp_path: Path, smal
         name = category.removeprefix("t2i-compbench-")
         draw(tmp_path / "all" / name.replace("-", "_"), name)
     store(tmp_path / "unidet.jsonl", *lines("spatial", DOG, CAT))
-    arguments = ("evaluate", "--images", "all", "--bench", "t2i-compbench", "--images-per-prompt", str(IMAGES))
-    result = cli(*arguments, "--option", "spatial.detections=unidet.jsonl", "--out", "out")
+    arguments = ("evaluate", "--images", "all", "--bench", "t2i-compbench")
+    detections = ("--images-per-prompt", str(IMAGES), "--option", "spatial.detections=unidet.jsonl")
+    result = cli(*arguments, *detections, "--out", "out")
     assert result.code == 0, result.err
     rows = [line.split() for line in result.out[result.out.index("unscored") :].splitlines()]
     listed = [row[1] for row in rows if row[:1] == ["all"]]
@@ -525,12 +555,15 @@ def test_a_group_runs_what_can_run_and_lists_each(cli: Cli, tmp_path: Path, smal
     assert cli(*arguments, "--rescore", "--out", "out").code == 0
     shutil.rmtree(tmp_path / "all" / "color")
     (small_world / "weights").unlink()
-    some = cli(*arguments, "--option", "spatial.detections=unidet.jsonl", "--out", "some", "--json")
+    some = cli(*arguments, *detections, "--out", "some", "--json")
     assert some.code == 0
     assert json.loads(some.out)["benchmark"] == "t2i-compbench-spatial"
-    assert "t2i-compbench-3d-spatial is left out: " in some.err
+    assert "left out: t2i-compbench-3d-spatial: weights are missing" in some.err
+    assert "left out: t2i-compbench-color, t2i-compbench-shape, t2i-compbench-texture: weights are missing" in some.err
     none = cli("evaluate", "--images", "home", "--bench", "t2i-compbench")
     assert none.code == 4
+    assert "t2i-compbench-numeracy: weights are missing" in none.err  # not the first category's alone
+    assert "error: 8 benchmarks cannot be run: t2i-compbench-color, " in none.err
     assert cli("evaluate", "--images", "all", "--bench", "t2i-compbenches").code == 2
 
 

@@ -19,6 +19,7 @@ from gcpo_bench.errors import CorruptDataError
 
 from ..compbench import box_depth
 from ..scorers.compute import usable_device
+from ..scorers.tokens import words_digest
 from . import depth as depths
 from . import grounding_dino
 
@@ -66,7 +67,12 @@ def build(detector: Path, *, depth: Path | None = None, device: str | None = Non
     """
     device = usable_device(device)
     network, digest = grounding_dino.load(detector, device=device)
-    origin = {"detector": "grounding-dino", "detector_digest": digest, "device": device.partition(":")[0]}
+    origin = {
+        "detector": "grounding-dino",
+        "detector_digest": digest,
+        "detector_words": words_digest(network.tokenizer),
+        "device": device.partition(":")[0],
+    }
     if depth is None:
         eyes = Eyes(network, None)
     else:

@@ -70,7 +70,7 @@ class Depth:
 
 
 def load(folder: Path, *, device: str = "cpu") -> tuple[Depth, str]:
-    """The network in a transformers folder and the checksum of its weights. Raises as `load_model` does."""
+    """The network in a transformers folder and its checksum. Raises as `load_model` does."""
     model, digest = load_model(DPTForDepthEstimation, folder, unused=UNUSED)
     if not model.config.is_hybrid:
         raise CorruptDataError(

@@ -20,11 +20,11 @@ from transformers.utils import logging as transformers_logging
 
 from gcpo_bench.catalogue import GENEVAL_CLASSIFIER, GENEVAL_DETECTOR
 from gcpo_bench.errors import ConfigError, CorruptDataError
-from gcpo_bench.files import checksum
-from gcpo_bench.weights import locate
+from gcpo_bench.weights import locate, model_digest
 
 from ..fidelity import BACKENDS, MIN_CONFIDENCE, Fidelity
 from ..scorers.compute import usable_device
+from ..scorers.tokens import words_digest
 from ..types import Detection
 from . import colors, mask2former_weights, mmdet
 from .mask2former import Detector, Instance, Mask2Former, instances, preprocess
@@ -107,10 +107,13 @@ def build(
         fidelity,
     )
     self_test(vision)
+    label = "" if classifier else color_test(vision.classifier)
     return vision, {
         **origin,
+        **({"label": label} if label else {}),
         "classifier": "published" if classifier is None else "other",
-        "classifier_digest": checksum(folder / "model.safetensors"),
+        "classifier_digest": model_digest(folder),
+        "classifier_words": words_digest(tokenizer),
         "device": device.partition(":")[0],
     }
 
@@ -150,7 +153,7 @@ def _network(path: Path | None) -> tuple[Mask2FormerForUniversalSegmentation, di
                 f"{path} lacks {len(absent)} of the detector's weights, the first is {absent[0]!r}",
                 hint="fetch the folder again",
             )
-        return model, {"detector": "other", "detector_digest": checksum(path / "model.safetensors")}
+        return model, {"detector": "other", "detector_digest": model_digest(path)}
     file = path or locate(GENEVAL_DETECTOR)
     model, digest = mask2former_weights.load(file, sha256_prefix=_prefix(path))
     return model, _origin(digest)
@@ -191,10 +194,34 @@ def self_test(vision: GenEvalVision) -> None:
     cut_YXC = np.asarray(colors.crop(page_YXC, blue))
     _expect("a crop shows its object", cut_YXC.shape == (20, 30, 3) and (cut_YXC == (0, 0, 255)).all())
     _expect("a colour is one of ten", vision.classifier(page_YXC, [blue])[0] in colors.COLORS)
-    for each in next(vision.detector.detect([page_YXC])):
+    seen, blank = (next(vision.detector.detect([each])) for each in (page_YXC, np.zeros_like(page_YXC)))
+    _expect("the detector sees another picture otherwise", _numbers(seen) != _numbers(blank))
+    for each in seen:
         left, top, right, bottom = each.box
         inside = 0 <= left <= right <= 60 and 0 <= top <= bottom <= 40
         _expect("the detector's numbers are in range", 0 <= each.confidence <= 1 and inside)
+
+
+def _numbers(found: Sequence[Instance]) -> list[tuple[float, tuple[float, float, float, float]]]:
+    return [(each.confidence, each.box) for each in found]
+
+
+SWATCHES = {"red": (230, 20, 20), "green": (20, 160, 40), "blue": (20, 40, 220), "yellow": (255, 230, 0)}
+
+
+def color_test(classifier: colors.ColorClassifier) -> str:
+    """What is strange about its answers to plain colours, to be told with every score; empty where nothing is.
+
+    Raises CorruptDataError where all four are one colour to it: weights that were never trained, or are another's.
+    """
+    names = {}
+    for color, rgb in SWATCHES.items():
+        patch_YXC = np.full((64, 64, 3), rgb, dtype=np.uint8)
+        whole = Instance(label="cup", confidence=1.0, box=(0, 0, 64, 64), mask_YX=np.ones((64, 64), dtype=bool))
+        (names[color],) = classifier(patch_YXC, [whole])
+    _expect(f"plain {', '.join(names)} are not all {names['red']}", len(set(names.values())) > 1)
+    wrong = [f"{color} {name}" for color, name in names.items() if name != color]
+    return f"the colour classifier calls plain {', '.join(wrong)}: do not trust colours" if len(wrong) > 1 else ""
 
 
 def _expect(what: str, holds: object) -> None:

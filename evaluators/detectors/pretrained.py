@@ -9,26 +9,19 @@ from typing import Any
 import torch
 from transformers.utils import logging as transformers_logging
 
-from gcpo_bench.errors import CorruptDataError, PrerequisiteError
-from gcpo_bench.files import checksum
-
-MODEL_FILES = ("model.safetensors", "pytorch_model.bin")
+from gcpo_bench.errors import CorruptDataError
+from gcpo_bench.weights import model_digest
 
 
 def load_model(kind: Any, folder: Path, *, unused: str = r"(?!)") -> tuple[Any, str]:
-    """The network of a transformers class in a folder, and the checksum of its weights.
+    """The network of a transformers class in a folder, and the checksum of its weights and config.json.
 
     Args:
         unused: pattern of weights that the folder may lack, because nothing is computed with them.
     Raises:
         PrerequisiteError: the folder holds no weights. CorruptDataError: they are not this network's, or not all.
     """
-    file = next((folder / name for name in MODEL_FILES if (folder / name).is_file()), None)
-    if file is None or not (folder / "config.json").is_file():
-        raise PrerequisiteError(
-            f"{folder} holds no {'config.json' if file else ' or '.join(MODEL_FILES)}",
-            hint="name a folder in transformers' layout",
-        )
+    digest = model_digest(folder)
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     verbosity = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]  # what is missing is told below
@@ -49,4 +42,4 @@ def load_model(kind: Any, folder: Path, *, unused: str = r"(?!)") -> tuple[Any, 
             hint="fetch the folder again",
         )
     model.requires_grad_(False)
-    return model.train(mode=False), checksum(file)
+    return model.train(mode=False), digest

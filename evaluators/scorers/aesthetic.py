@@ -26,6 +26,9 @@ from .heads import Head
 from .images import CLIP_TRANSFORMERS, Preprocessing
 from .types import Images, Score, check_images, finite
 
+OBSERVER = 1
+"""Raised when a score can change; pictures that were scored before are then scored again."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Aesthetic:
@@ -41,7 +44,7 @@ class Aesthetic:
 
     @property
     def identity(self) -> Mapping[str, Any]:
-        return {"scorer": self.name, **self.clip.identity, "head": self.head_weights}
+        return {"scorer": self.name, "observer": OBSERVER, **self.clip.identity, "head": self.head_weights}
 
     @torch.inference_mode()
     def score(self, images: Images, prompts: Sequence[str]) -> list[Score]:

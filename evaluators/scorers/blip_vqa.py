@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -34,9 +34,12 @@ from .blip_weights import BlipSize, convert_vision, split
 from .checkpoints import State, fill, read_state
 from .compute import CPU, Compute, Precision, on
 from .images import Preprocessing
-from .tokens import bert_tokenizer
+from .plain_pictures import plain_pictures
+from .tokens import bert_tokenizer, words_digest
 from .types import Image
 
+OBSERVER = 1
+"""Raised when a score can change; pictures that were scored before are then scored again."""
 MAX_TOKENS, MAX_WORDS = 35, 50
 YES, NO = 2748, 2053
 """In the vocabulary of bert-base-uncased, after which `[DEC]` and `[ENC]` were added."""
@@ -84,6 +87,8 @@ class BlipVqa:
     preprocessing: Preprocessing
     compute: Compute = CPU
     name: str = "blip-vqa"
+    label: str = ""
+    """What must be told with every score; empty where nothing is strange."""
 
     def __post_init__(self) -> None:
         self.compute.place(self.model)
@@ -92,9 +97,12 @@ class BlipVqa:
     def identity(self) -> Mapping[str, Any]:
         return {
             "scorer": self.name,
+            "observer": OBSERVER,
             "weights": self.weights,
+            "words": words_digest(self.tokenizer),
             "preprocessing": self.preprocessing.identity,
             **self.compute.identity,
+            **({"label": self.label} if self.label else {}),
         }
 
     def probabilities(self, image: Image, questions: Sequence[str]) -> list[float]:
@@ -187,5 +195,33 @@ def load_blip_vqa(
 
 
 def blip_vqa(*, device: str | None = None, precision: Precision = "float32") -> BlipVqa:
-    """From the weights folder; on the GPU where there is one, or on `device`."""
-    return load_blip_vqa(locate(BLIP_VQA), locate(BERT_WORDS), compute=on(device, precision))
+    """From the weights folder, tested; on the GPU where there is one, or on `device`."""
+    scorer = load_blip_vqa(locate(BLIP_VQA), locate(BERT_WORDS), compute=on(device, precision))
+    return replace(scorer, label=self_test(scorer))
+
+
+# ---------------------------------------------------------------- self-test
+
+ALIKE = 0.01
+"""Answers that differ by no more are one answer. Weights that were never trained give about 1/2 to everything."""
+ASKED = ("a red circle?", "a blue elephant?")
+
+
+def self_test(scorer: BlipVqa) -> str:
+    """What is strange about its answers, to be told with every score; empty where nothing is.
+
+    Raises CorruptDataError where it tells neither pictures nor questions apart, or answers otherwise a second time.
+    """
+    shown = plain_pictures()
+    (disc, stripes), again = ([scorer.probabilities(picture, ASKED) for picture in shown] for _ in range(2))
+    told = "; ".join(f"{question} {disc[row]:.4f} and {stripes[row]:.4f}" for row, question in enumerate(ASKED))
+    is_same = all(abs(a - b) < ALIKE / 10 for a, b in zip(disc + stripes, again[0] + again[1], strict=True))
+    if not is_same or not abs(disc[0] - stripes[0]) > ALIKE or not abs(disc[0] - disc[1]) > ALIKE:
+        raise CorruptDataError(
+            f"scorer {scorer.name!r} self-test failed: of a red disc and of stripes it says yes to {told}"
+            + ("" if is_same else ", and otherwise a second time"),
+            hint="its weights are not what they should be: fetch them again; no score of theirs can be trusted",
+        )
+    if disc[0] > max(disc[1], stripes[0]):
+        return ""
+    return f"BLIP-VQA says of a red disc and of stripes yes to {told}: do not trust these scores"

@@ -14,7 +14,7 @@ from transformers import CLIPModel, PreTrainedTokenizerBase
 from .clip_weights import Architecture, load_clip
 from .compute import CPU, Compute
 from .images import Preprocessing
-from .tokens import clip_ids, clip_tokenizer
+from .tokens import clip_ids, clip_tokenizer, words_digest
 from .types import Image
 
 
@@ -36,7 +36,10 @@ class Clip:
 
     @property
     def identity(self) -> Mapping[str, Any]:
-        return {"weights": self.weights, "preprocessing": self.preprocessing.identity, **self.compute.identity}
+        texts: dict[str, Any] = {}
+        if self.tokenizer is not None:
+            texts = {"words": words_digest(self.tokenizer), "unescape": self.unescape}
+        return {"weights": self.weights, **texts, "preprocessing": self.preprocessing.identity, **self.compute.identity}
 
     @torch.inference_mode()
     def picture_features(self, images: Sequence[Image]) -> Tensor:

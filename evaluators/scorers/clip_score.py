@@ -21,6 +21,9 @@ from .compute import CPU, Compute, Precision, on
 from .images import CLIP, Preprocessing
 from .types import Images, Score, check_images, finite
 
+OBSERVER = 1
+"""Raised when a score can change; pictures that were scored before are then scored again."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClipScore:
@@ -30,7 +33,7 @@ class ClipScore:
 
     @property
     def identity(self) -> Mapping[str, Any]:
-        return {"scorer": self.name, **self.clip.identity}
+        return {"scorer": self.name, "observer": OBSERVER, **self.clip.identity}
 
     def score(self, images: Images, prompts: Sequence[str]) -> list[Score]:
         return finite(self.clip.cosines(check_images(images, prompts), prompts), "the cosine")

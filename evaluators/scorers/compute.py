@@ -54,15 +54,15 @@ CPU = Compute()
 
 
 def on(device: str | None, precision: Precision = "float32") -> Compute:
-    """On this device; None is the GPU where there is one."""
-    return Compute(device=device or ("cuda" if torch.cuda.is_available() else "cpu"), precision=precision)
+    """On this device; None is the GPU where there is one. Raises ConfigError where it is none."""
+    return Compute(device=usable_device(device), precision=precision)
 
 
 def usable_device(device: str | None) -> str:
     """This device, after trying it; None or "" is the GPU where there is one. Raises ConfigError where it is none."""
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        torch.zeros(1, device=device)
+        torch.zeros(1, device=device).cpu()
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise ConfigError(
             f"--device {device!r} cannot be used: {str(error).splitlines()[0]}", hint="use --device cpu"

@@ -5,8 +5,9 @@ JSON lines (`line_process`): a question holds the picture as PNG, `{"id": 1, "pn
 logits of the five words, `{"id": 1, "logits": [excellent, good, fair, poor, bad]}`. The score is made here: softmax
 over the five, times 5, 4, 3, 2, 1. The published code does that in half precision, in steps of about 0.002 to 0.004.
 
-A picture whose question stays unanswered is unscored, with the reason; the program is started again for the next one,
-until it has failed three times in a row.
+A picture whose question stays unanswered is unscored, with the reason. A program that died, is silent or prints
+something else is started again for the next picture, until it has failed three times in a row. An answer
+`{"id": 1, "error": "..."}` is of its picture only.
 
 Source: zhiyuanyou/DeQA-Score `src/model/modeling_mplug_owl2.py`.
 """
@@ -26,16 +27,18 @@ from PIL import Image as Pictures
 
 from gcpo_bench.errors import PrerequisiteError
 
-from .line_process import LineProcess, NoAnswer, numbers
+from .line_process import LineProcess, NoAnswer, Refusal, numbers
 from .types import Image, Images, Score, Unscored, check_images
 
+OBSERVER = 1
+"""Raised when a score can change; pictures that were scored before are then scored again."""
 LEVELS = (5, 4, 3, 2, 1)
 """excellent, good, fair, poor, bad."""
 COMMAND_VARIABLE = "GCPO_BENCH_DEQA"
 START_TIMEOUT_S = 900.0
 TIMEOUT_S = 120.0
 MAX_FAILURES = 3
-"""In a row; then the rest stays unscored."""
+"""In a row, of the program, not of single pictures; then the rest stays unscored."""
 
 
 def quality(logits: Sequence[float]) -> float:
@@ -67,7 +70,7 @@ class Deqa:
                 hint=f"run it by hand: {shlex.join(self._program.command)}; it should print one line of JSON",
             ) from error
         said = {key: str(value) for key, value in self._program.hello.items() if key != "protocol"}
-        return {"scorer": self.name, "model": "not said", **said}
+        return {"scorer": self.name, "observer": OBSERVER, "model": "not said", **said}
 
     def check(self) -> None:
         """Raises PrerequisiteError where there is no such program; does not start it."""
@@ -85,6 +88,9 @@ class Deqa:
             return Unscored(reason, may_pass=True)
         try:
             logits = numbers(self._program.ask({"png": _png(image)}).get("logits"), len(LEVELS))
+        except Refusal as error:  # of this picture; the program goes on
+            self._failures = 0
+            return Unscored(str(error), may_pass=True)
         except NoAnswer as error:
             self._failures += 1
             self._last = str(error)

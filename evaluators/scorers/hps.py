@@ -21,6 +21,8 @@ from .images import HPS as PREPROCESSING
 from .images import Preprocessing
 from .types import Images, Score, check_images, finite
 
+OBSERVER = 1
+"""Raised when a score can change; pictures that were scored before are then scored again."""
 Version = Literal["v2.0", "v2.1"]
 
 
@@ -36,7 +38,7 @@ class HPS:
 
     @property
     def identity(self) -> Mapping[str, Any]:
-        return {"scorer": self.name, **self.clip.identity}
+        return {"scorer": self.name, "observer": OBSERVER, **self.clip.identity}
 
     def score(self, images: Images, prompts: Sequence[str]) -> list[Score]:
         return finite(self.clip.cosines(check_images(images, prompts), prompts), "the cosine")

@@ -34,6 +34,8 @@ from .compute import Compute, Precision, on
 from .hps import Version
 from .types import Images, Score, Unscored, check_images, finite
 
+OBSERVER = 1
+"""Raised when a score can change; pictures that were scored before are then scored again."""
 _SHOWN = 120
 
 
@@ -55,7 +57,7 @@ class HpsPackage:
     @property
     def identity(self) -> Mapping[str, Any]:
         versions = {name: importlib.metadata.version(name) for name in ("hpsv2", "torchvision")}
-        return {"scorer": self.name, "weights": self.weights, **versions, **self.compute.identity}
+        return {"scorer": self.name, "observer": OBSERVER, "weights": self.weights, **versions, **self.compute.identity}
 
     @torch.inference_mode()
     def score(self, images: Images, prompts: Sequence[str]) -> list[Score]:

@@ -26,10 +26,12 @@ from .checkpoints import State, fill, read_state
 from .compute import CPU, Compute, Precision, on
 from .heads import Head
 from .images import CLIP, Preprocessing
-from .tokens import bert_ids, bert_tokenizer
+from .tokens import bert_ids, bert_tokenizer, words_digest
 from .types import Images, Score, check_images, finite
 
 MEAN, DEVIATION = 0.16717362830052426, 1.0333394966054072
+OBSERVER = 1
+"""Raised when a score can change; pictures that were scored before are then scored again."""
 MAX_TOKENS = 35
 PREFIXES = {"vision": "blip.visual_encoder.", "text": "blip.text_encoder.", "head": "mlp."}
 
@@ -68,7 +70,9 @@ class ImageReward:
     def identity(self) -> Mapping[str, Any]:
         return {
             "scorer": self.name,
+            "observer": OBSERVER,
             "weights": self.weights,
+            "words": words_digest(self.tokenizer),
             "preprocessing": self.preprocessing.identity,
             **self.compute.identity,
         }

@@ -35,6 +35,10 @@ class NoAnswer(Exception):
     """The question stays unanswered, and why."""
 
 
+class Refusal(NoAnswer):
+    """It answered that it has no answer to this question; it is alive, and the next one can be asked."""
+
+
 class LineProcess:
     """Not for several threads at once."""
 
@@ -57,7 +61,7 @@ class LineProcess:
         self._next_id = 0
 
     def ask(self, question: Mapping[str, Any]) -> Mapping[str, Any]:
-        """The answer, without a check of its content. Raises NoAnswer."""
+        """The answer, without a check of its content. Raises NoAnswer; Refusal where the program itself says so."""
         self.start()
         self._next_id += 1
         self._questions.put(json.dumps({**question, "id": self._next_id}).encode() + b"\n")
@@ -65,7 +69,7 @@ class LineProcess:
         if answer.get("id") != self._next_id:
             raise self._stopped(f"it answered question {answer.get('id')!r} instead of {self._next_id}")
         if "error" in answer:
-            raise NoAnswer(f"it says: {str(answer['error'])[:_SHOWN]}")
+            raise Refusal(f"it says: {str(answer['error'])[:_SHOWN]}")
         return answer
 
     def start(self) -> None:

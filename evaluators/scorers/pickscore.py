@@ -22,6 +22,9 @@ from .compute import CPU, Compute, Precision, on
 from .images import CLIP_TRANSFORMERS, Preprocessing
 from .types import Images, Score, check_images, finite
 
+OBSERVER = 1
+"""Raised when a score can change; pictures that were scored before are then scored again."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PickScore:
@@ -36,7 +39,7 @@ class PickScore:
 
     @property
     def identity(self) -> Mapping[str, Any]:
-        return {"scorer": self.name, **self.clip.identity, "scale": self.scale}
+        return {"scorer": self.name, "observer": OBSERVER, **self.clip.identity, "scale": self.scale}
 
     def score(self, images: Images, prompts: Sequence[str]) -> list[Score]:
         cosines = self.clip.cosines(check_images(images, prompts), prompts)

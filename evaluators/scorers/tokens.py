@@ -14,14 +14,17 @@ from __future__ import annotations
 
 import gzip
 import html
+import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import BertTokenizer, CLIPTokenizer, PreTrainedTokenizerBase
 
 from gcpo_bench.errors import CorruptDataError, PrerequisiteError
+from gcpo_bench.files import checksum_of
 
 CLIP_CONTEXT = 77
 _MERGES = 48_894
@@ -58,6 +61,23 @@ def bert_tokenizer(path: Path) -> PreTrainedTokenizerBase:
     """The lower-casing BERT tokenizer from a folder. Raises as `clip_tokenizer` does."""
     _require(path, (("tokenizer.json",), ("vocab.txt",)), "BERT", _BERT_HINT)
     return _from_folder(BertTokenizer, path)
+
+
+PROBES = ("A photo of two café-owners' dogs, 2 CATS & 10% <b>blue</b>!", "naïve  Straße\n北京 🙂 don't can't #3.14", "")
+"""Texts that tell how a tokenizer takes capitals, accents, spaces, digits, marks and other scripts."""
+
+
+def words_digest(tokenizer: Any) -> str:
+    """Checksum of what a tokenizer does, whatever files it was read from: vocabulary, merges, and some texts' numbers.
+
+    Two that differ in it number some text differently, and scores that come of their numbers are not comparable.
+    """
+    vocabulary = sorted((number, word) for word, number in tokenizer.get_vocab().items())
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    merges = json.loads(backend.to_str())["model"].get("merges", []) if backend is not None else []
+    pairs = [each.split(" ") if isinstance(each, str) else each for each in merges]
+    probes = [tokenizer(text)["input_ids"] for text in PROBES]
+    return checksum_of(json.dumps([vocabulary, pairs, probes]).encode())
 
 
 def _require(path: Path, choices: Sequence[Sequence[str]], which: str, hint: str) -> None:

@@ -36,6 +36,8 @@ from gcpo_bench.files import reading
 
 from .types import Image, Images, Score, Unscored, check_images
 
+OBSERVER = 1
+"""Raised when a score can change; pictures that were scored before are then scored again."""
 MODEL = "CodeGoat24/UnifiedReward-7b-v1.5"
 URL_VARIABLE = "GCPO_BENCH_UNIFIED_REWARD"
 MODEL_VARIABLE = "GCPO_BENCH_UNIFIED_REWARD_MODEL"
@@ -90,7 +92,7 @@ class UnifiedReward:
         """With what the server says is behind the model's name. Raises PrerequisiteError where it cannot be asked."""
         digest = hashlib.sha256(self.question.encode()).hexdigest()
         asked = {"model": self.model, "served": self._served(), "question": f"sha256:{digest}", "side": SIDE}
-        return {"scorer": self.name, **asked}
+        return {"scorer": self.name, "observer": OBSERVER, **asked}
 
     def check(self) -> None:
         """Raises PrerequisiteError where the server cannot be asked, or serves other models."""

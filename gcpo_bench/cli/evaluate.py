@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .evaluate_images import Outcomes, evaluated_folder, evaluated_generator, place_of
+from .evaluate_images import evaluated_folder, evaluated_generator, place_of, refuse_namesake
 from .evaluate_results import print_result, refuse_unscored
-from .evaluate_runs import Settings, evaluated_run
-from .evaluate_usage import Asked, check_benchmarks, check_usage, pairs_of, parse_shard
-from .groups import expanded, print_overall
+from .evaluate_runs import evaluated_runs
+from .evaluate_usage import Asked, check_usage, lacks, pairs_of, parse_shard
+from .groups import able, expanded, print_overall
 from .options import JsonOption, RunsDirOption, complete_benchmarks, complete_runs
 from .output import note, print_json, shell_quote
 from .together import require_alone
+
+if TYPE_CHECKING:
+    from gcpo_bench.evaluators.types import Evaluation
 
 
 def evaluate_command(
@@ -27,7 +31,7 @@ def evaluate_command(
         typer.Option(
             "--benchmark",
             "--bench",
-            help="Benchmark, several with commas, or t2i-compbench; default: the run's own, else geneval.",
+            help="Benchmark or group (t2i-compbench, hps), several with commas; default: the run's own, else geneval.",
             autocompletion=complete_benchmarks,
         ),
     ] = None,
@@ -64,7 +68,7 @@ def evaluate_command(
         ),
     ] = None,
     fidelity: Annotated[
-        str | None, typer.Option(help="Whose GenEval: official (default), reward-server or fixed.")
+        str | None, typer.Option(help="As published or mended: official, fixed; of GenEval also reward-server.")
     ] = None,
     option: Annotated[
         list[str] | None,
@@ -91,56 +95,85 @@ def evaluate_command(
 ) -> None:
     """Score runs and their start, other models, or a folder of images. Exit code 5 if any image could not be scored."""
     from gcpo_bench.evaluators.generators.make import default_name
+    from gcpo_bench.evaluators.images import check_folder
+    from gcpo_bench.evaluators.options import divided
+    from gcpo_bench.evaluators.readiness import Folder
     from gcpo_bench.runs import open_run
 
-    going_with = {
+    conditional = {
         "--out": out,
         "--name": name,
         "--allow-partial": allow_partial,
         "--generator-option": generator_option,
         "--seed": seed,
+        "--shard": shard,
+        "--limit": limit,
+        "--images-per-prompt": images_per_prompt,
+        "--batch-size": batch_size,
+        "--detector": detector,
+        "--classifier": classifier,
+        "--device": device,
     }
     require_alone("start evaluate without a launcher; --shard I/N divides it between processes")
-    check_usage(runs or [], images, generator, going_with, rescore=rescore, shard=shard)
+    check_usage(runs or [], images, generator, conditional, rescore=rescore)
+    names = benchmark.split(",") if benchmark else []
+    expanded(names)
     given = {"fidelity": fidelity, "detector": detector, "classifier": classifier, "device": device}
     own = pairs_of("--option", option or [], "threshold=0.4")
+    opened = [open_run(run, runs_dir) for run in runs or []]  # a wrong name is told before minutes of work
+    names = names or list(dict.fromkeys(run.config.evaluation.benchmark for run in opened)) or ["geneval"]
+    options, without = divided(
+        expanded(names),
+        {key: value for key, value in given.items() if value is not None} | ({"options": own} if own else {}),
+    )
     asked = Asked(
-        options={key: value for key, value in given.items() if value is not None} | ({"options": own} if own else {}),
+        options=options,
+        device=device,
         images_per_prompt=images_per_prompt,
         limit=limit,
         batch_rows=batch_size,
         shard=parse_shard(shard),
         rescore=rescore,
     )
-    benchmarks = expanded(benchmark.split(","), asked.options, images, rescore=rescore) if benchmark else []
-    check_benchmarks(benchmarks)
-    outcomes: Outcomes = []
+    worlds = list(dict.fromkeys(run.config.policy.name for run in opened)) or [""]
+    folder = None
     if images is not None:
-        place = place_of(images.resolve().name or "images", name, out)
-        outcomes = evaluated_folder(images, place, benchmarks or ["geneval"], asked, allow_partial=allow_partial)
-    if generator is not None:
-        place = place_of(default_name(generator), name, out)
-        pairs = pairs_of("--generator-option", generator_option or [], "steps=30")
-        outcomes = evaluated_generator(
-            generator, place, benchmarks or ["geneval"], asked, options=pairs, seed=seed or 0
-        )
-    results = [result for _, result in outcomes]
-    evaluations = [evaluation for evaluation, _ in outcomes]
-    opened = [open_run(run, runs_dir) for run in runs or []]  # a wrong name is told before minutes of work
-    for run in opened:
-        for each in benchmarks or [run.config.evaluation.benchmark]:
-            settings = Settings(run, each, asked)
-            found, result = evaluated_run(settings, run, with_start=not no_start and run.config.num_steps > 0)
-            results.append(result)
+        check_folder(images)
+        folder = Folder(path=images, images_per_prompt=images_per_prompt, limit=limit, allow_partial=allow_partial)
+    benchmarks = expanded(names) if rescore else able(names, lacks(names, worlds, asked, folder))
+    for key, those in without.items():
+        if passed := [each for each in those if each in benchmarks]:
+            note(f"--{key} has no meaning for {', '.join(passed)}")
+    results: list[dict[str, Any]] = []
+    evaluations: list[Evaluation | None] = []
+    try:
+        if images is not None:
+            place = place_of(images.resolve().name or "images", name, out)
+            if name is None and out is None:
+                refuse_namesake(place, images)
+            outcomes = evaluated_folder(images, place, benchmarks, asked, allow_partial=allow_partial)
+        elif generator is not None:
+            place = place_of(default_name(generator), name, out)
+            pairs = pairs_of("--generator-option", generator_option or [], "steps=30")
+            outcomes = evaluated_generator(generator, place, benchmarks, asked, options=pairs, seed=seed or 0)
+        else:
+            outcomes = evaluated_runs(opened, benchmarks if benchmark else [], asked, no_start=no_start)
+        for found, result in outcomes:
             evaluations += found
-    done = [result for result in results if "metrics" in result]
-    if as_json:
-        print_json(results if len(results) > 1 else results[0])
-    else:
-        for result in done:
-            print_result(result)
-        print_overall(done)
+            results.append(result)
+    finally:  # what is finished is printed before what stopped the rest
+        _print(results, as_json=as_json, is_list=len(benchmarks) * max(len(opened), 1) > 1)
     if (opened or (generator is not None and out is None)) and not as_json:
         where = [] if runs_dir == Path("runs") else ["--runs-dir", str(runs_dir)]
         note(f"next: {shell_quote(['gcpo-bench', 'report', *where])}")
     refuse_unscored([evaluation for evaluation in evaluations if evaluation is not None])
+
+
+def _print(results: Sequence[dict[str, Any]], *, as_json: bool, is_list: bool) -> None:
+    if as_json and results:
+        print_json(results if is_list else results[0])
+    elif not as_json:
+        done = [result for result in results if "metrics" in result]
+        for result in done:
+            print_result(result)
+        print_overall(done)

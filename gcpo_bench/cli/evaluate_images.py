@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from .evaluate_usage import Asked
 
 ROOT = Path("evaluations")
-Outcomes = list[tuple["Evaluation | None", dict[str, Any]]]
-"""Each benchmark's evaluation, None where only a share of it is done, and what is printed."""
+Outcomes = Iterator[tuple[list["Evaluation | None"], dict[str, Any]]]
+"""Each benchmark's evaluations, None where only a share of one is done, and what is printed; as they are finished."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,6 +42,19 @@ def place_of(default: str, name: str | None, out: Path | None) -> Place:
     return Place(path=out or ROOT / (name or default), name=name or default)
 
 
+def refuse_namesake(place: Place, images: Path) -> None:
+    """Raises RunError where a benchmark was evaluated there on another folder: tables would take the two for one."""
+    from gcpo_bench.errors import RunError
+    from gcpo_bench.sources import other_images
+
+    for source in sorted(place.path.glob("*/source.json")):
+        if other := other_images(source.parent, images):
+            raise RunError(
+                f"{place.path} holds scores of other images: {other}",
+                hint="give these a --name of their own; with the same --name both count as one model's",
+            )
+
+
 def evaluated_folder(
     images: Path, place: Place, benchmarks: Sequence[str], asked: Asked, *, allow_partial: bool
 ) -> Outcomes:
@@ -56,7 +69,7 @@ def evaluated_folder(
                 images_per_prompt=asked.images_per_prompt,
                 limit=asked.limit,
                 batch_rows=asked.batch_rows,
-                options=asked.options,
+                options=asked.of(benchmark),
                 shard=asked.shard,
                 allow_partial=allow_partial,
                 name=place.name,
@@ -64,19 +77,17 @@ def evaluated_folder(
                 on_note=told,
             )
 
-    return [_evaluated(evaluate, str(images), place, benchmark, asked) for benchmark in benchmarks]
+    return (_evaluated(evaluate, str(images), place, benchmark, asked) for benchmark in benchmarks)
 
 
 def evaluated_generator(
     generator: str, place: Place, benchmarks: Sequence[str], asked: Asked, *, options: Mapping[str, str], seed: int
 ) -> Outcomes:
     from gcpo_bench.evaluators.generators.make import make_generator
-    from gcpo_bench.evaluators.runner import evaluate_generator, make_benchmark
+    from gcpo_bench.evaluators.runner import evaluate_generator
     from gcpo_bench.sources import Collection
 
-    made = None if asked.rescore else make_generator(generator, options=options, device=asked.options.get("device"))
-    for each in [] if asked.rescore else benchmarks:  # what is missing for one of them is told before hours of drawing
-        make_benchmark(each, "", **asked.options).prompts()
+    made = None if asked.rescore else make_generator(generator, options=options, device=asked.device)
 
     def evaluate(benchmark: str, _: Notes) -> Evaluation:
         assert made is not None
@@ -91,30 +102,30 @@ def evaluated_generator(
                 images_per_prompt=asked.images_per_prompt,
                 limit=asked.limit,
                 batch_rows=asked.batch_rows,
-                options=asked.options,
+                options=asked.of(benchmark),
                 shard=asked.shard,
                 on_batch=show,
                 on_image=lambda done, total: show(done, total, "looked at"),
             )
 
-    return [_evaluated(evaluate, generator, place, benchmark, asked) for benchmark in benchmarks]
+    return (_evaluated(evaluate, generator, place, benchmark, asked) for benchmark in benchmarks)
 
 
 def _evaluated(
     evaluate: Callable[[str, Notes], Evaluation], shown: str, place: Place, benchmark: str, asked: Asked
-) -> tuple[Evaluation | None, dict[str, Any]]:
+) -> tuple[list[Evaluation | None], dict[str, Any]]:
     from gcpo_bench.evaluators.runner import ShardDone, rescore
 
     result = place.result(benchmark)
     if asked.rescore:
-        evaluation = rescore(place.path / benchmark, benchmark, options=asked.options)
-        return evaluation, {**result, **outcome(evaluation)}
+        evaluation = rescore(place.path / benchmark, benchmark, options=asked.of(benchmark))
+        return [evaluation], {**result, **outcome(evaluation)}
     note(f"evaluating {shown} on {benchmark}")
     told = Notes()
     try:
         evaluation = evaluate(benchmark, told)
     except ShardDone as done:
         note(f"{done}; {done.hint}")
-        return None, {**result, "shard": asked.shard}
+        return [None], {**result, "shard": asked.shard}
     told.rest(evaluation)
-    return evaluation, {**result, **outcome(evaluation)}
+    return [evaluation], {**result, **outcome(evaluation)}

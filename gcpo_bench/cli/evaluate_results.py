@@ -6,36 +6,26 @@ import math
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from gcpo_bench.labels import label
+
 from .output import note, print_table
 
 if TYPE_CHECKING:
     from gcpo_bench.evaluators.types import Evaluation, Metric
 
-SHOWN = ("overall", "task/", "part/", "strict", "extra_objects", "images_correct", "prompts_correct")
 Z_95 = 1.96
 MAX_NOTES = 50
-"""Lines about single images that are printed; scores.json has them all."""
+"""Lines about single images that are printed."""
 
 
 def outcome(evaluation: Evaluation) -> dict[str, Any]:
     return {
         "metrics": {name: _record(metric) for name, metric in evaluation.metrics.items()},
         "notes": list(evaluation.notes),
-        "label": _label(evaluation),
+        "label": label(evaluation.identity),
+        "headline": evaluation.headline,
+        "panel": list(evaluation.panel),
     }
-
-
-def _label(evaluation: Evaluation) -> str:
-    """What a number from this evaluation must be quoted with; empty where there is nothing to say."""
-    look = evaluation.identity.get("look", {})
-    parts = [f"fidelity {look['fidelity']['name']}"] if "fidelity" in look else []
-    parts += [f"{name} is not the published one" for name in ("detector", "classifier") if look.get(name) == "other"]
-    if look.get("backend") == "mmdet":
-        parts.append(f"detector run by mmdet {look['mmdet']}")
-    parts += [look["label"]] if "label" in look else []
-    if missing := evaluation.identity.get("missing"):
-        parts.append(f"PARTIAL: {missing} images are missing")
-    return "; ".join(parts)
 
 
 def refuse_unscored(evaluations: list[Evaluation]) -> None:
@@ -68,19 +58,60 @@ def finite(fields: dict[str, Any]) -> dict[str, Any]:
 
 
 def print_result(result: dict[str, Any]) -> None:
-    metrics, start = result["metrics"], result.get("start")
-    columns = ["", f"{result['run']}>", "95 % interval>", "n>"]
-    shown = {name: metric for name, metric in metrics.items() if name.startswith(SHOWN)}
-    rows = [[name.removeprefix("task/"), *_cells(metric), metric["n"]] for name, metric in shown.items()]
-    if start:
-        columns += ["start>", "95 % interval>"]
-        others = [_cells(start["metrics"][name]) if name in start["metrics"] else ("-", "-") for name in shown]
-        rows = [[*row, *other] for row, other in zip(rows, others, strict=True)]
-    print_table(columns, rows, title=result["benchmark"])
-    if start:
-        print(f"{result['run']} - its start: {_in_words(result['difference'])}")
+    if len(result["panel"]) > 1:
+        _print_panel(result)
+    else:
+        _print_one_score(result)
+    if result.get("start"):
+        by = f", {result['headline']}" if result["panel"] else ""
+        print(f"{result['run']} - its start{by}: {_in_words(result['difference'])}")
     if result["label"]:
         print(result["label"])
+
+
+def _print_one_score(result: dict[str, Any]) -> None:
+    metrics, start = result["metrics"], result.get("start")
+    columns = ["", f"{result['run']}>", "95 % interval>", "n>"]
+    rows = [[name.removeprefix("task/"), *_cells(metric), metric["n"]] for name, metric in metrics.items()]
+    if start:
+        columns += ["start>", "95 % interval>"]
+        others = [_cells(start["metrics"][name]) if name in start["metrics"] else ("-", "-") for name in metrics]
+        rows = [[*row, *other] for row, other in zip(rows, others, strict=True)]
+    judge = f", {_scale(result['headline'], metrics['overall'])}" if result["panel"] else ""
+    print_table(columns, rows, title=f"{result['benchmark']}{judge}")
+
+
+def _print_panel(result: dict[str, Any]) -> None:
+    """Tasks down, scorers across, each on its own scale: of the run, then of its start."""
+    start = result.get("start") or {}
+    for name, metrics in ((result["run"], result["metrics"]), ("start", start.get("metrics"))):
+        if not metrics:
+            continue
+        scorers = [scorer for scorer in result["panel"] if scorer in metrics]
+        tasks = ["", *(key.removeprefix("task/") for key in metrics if key.startswith("task/"))]
+        rows = [
+            [
+                task or "overall",
+                *(_cell(metrics.get(f"{scorer}/{task}" if task else scorer)) for scorer in scorers),
+                metrics[f"task/{task}" if task else "overall"]["n"],
+            ]
+            for task in tasks
+        ]
+        columns = ["", *(f"{_scale(scorer, metrics[scorer])}>" for scorer in scorers), "n>"]
+        print_table(columns, rows, title=f"{result['benchmark']}, {name}, each scorer on its own scale")
+
+
+def _scale(scorer: str, metric: dict[str, Any]) -> str:
+    """Name and scale, where it is not that of the scorer itself."""
+    return scorer if metric["unit"] in {"raw", "share"} else f"{scorer} {metric['unit']}"
+
+
+def _cell(metric: dict[str, Any] | None) -> str:
+    """Value and half of the 95 % interval."""
+    if metric is None:
+        return "-"
+    reach = "" if metric["low"] is None else f" ±{Z_95 * metric['stderr']:.3f}"
+    return f"{metric['value']:.3f}{reach}"
 
 
 def _in_words(difference: dict[str, Any]) -> str:
@@ -105,13 +136,18 @@ class Notes:
     def __call__(self, line: str) -> None:
         if line not in self.told and len(self.told) < MAX_NOTES:
             note(_plain(line))
-        if len(self.told) == MAX_NOTES:
-            note("... and more; scores.json has every line")
         self.told.add(line)
 
     def rest(self, evaluation: Evaluation) -> None:
+        """The lines of an evaluation that is finished, and kept with its scores."""
         for line in evaluation.notes:
             self(line)
+        self.close("; scores.json has every line")
+
+    def close(self, where: str = "") -> None:
+        """Say how many lines were not printed, and where they are."""
+        if (more := len(self.told) - MAX_NOTES) > 0:
+            note(f"... and {more} more{where}")
 
 
 def _plain(line: str) -> str:

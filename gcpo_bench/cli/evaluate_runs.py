@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
@@ -29,8 +30,20 @@ class Settings:
         self.batch_rows = asked.batch_rows
         self.distribution = config.evaluation.distribution()
         self.seed = config.evaluation.seed
-        self.images_per_prompt = asked.images_per_prompt or config.evaluation.images_per_prompt
+        own = config.evaluation.images_per_prompt if self.benchmark == config.evaluation.benchmark else None
+        self.images_per_prompt = asked.images_per_prompt or own
+        """None: as many as the benchmark asks for."""
         self.limit = asked.limit or config.evaluation.prompts_per_task
+
+
+def evaluated_runs(
+    runs: Sequence[Run], benchmarks: Sequence[str], asked: Asked, *, no_start: bool
+) -> Iterator[tuple[list[Evaluation | None], dict[str, Any]]]:
+    """Each run on each benchmark, or on its own where none is named; as they are finished."""
+    for run in runs:
+        for benchmark in benchmarks or [run.config.evaluation.benchmark]:
+            with_start = not no_start and run.config.num_steps > 0
+            yield evaluated_run(Settings(run, benchmark, asked), run, with_start=with_start)
 
 
 def evaluated_run(settings: Settings, run: Run, *, with_start: bool) -> tuple[list[Evaluation | None], dict[str, Any]]:
@@ -69,7 +82,7 @@ def _evaluate(settings: Settings, run: Run) -> Evaluation | None:
 
     if settings.asked.rescore:
         place = run.evaluation_dir(settings.benchmark)
-        return rescore(place, settings.benchmark, world=settings.world, options=settings.asked.options)
+        return rescore(place, settings.benchmark, world=settings.world, options=settings.asked.of(settings.benchmark))
     workers = Workers(settings.num_threads, run.config.policy.device)
     policy = load_policy(run)
 
@@ -99,7 +112,7 @@ def _evaluate(settings: Settings, run: Run) -> Evaluation | None:
                 weights_digest=weights_digest(run),
                 limit=settings.limit,
                 batch_rows=settings.batch_rows,
-                options=settings.asked.options,
+                options=settings.asked.of(settings.benchmark),
                 shard=settings.asked.shard,
                 on_batch=show,
                 on_image=lambda done, total: show(done, total, "looked at"),

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from .evaluate_results import Notes
+
+if TYPE_CHECKING:
+    from gcpo_bench.errors import GcpoBenchError
+    from gcpo_bench.evaluators.readiness import Folder
 
 GOES_WITH = {
     "--out": ("--images", "--generator"),
@@ -14,19 +20,37 @@ GOES_WITH = {
     "--generator-option": ("--generator",),
     "--seed": ("--generator",),
 }
+NOT_AGAIN = {
+    "--shard": "a rescore takes moments",
+    "--limit": "a rescore judges all images of before",
+    "--images-per-prompt": "a rescore judges all images of before",
+    "--allow-partial": "a rescore judges all images of before",
+    "--batch-size": "a rescore opens no image",
+    "--detector": "a rescore judges what was seen with the weights of before",
+    "--classifier": "a rescore judges what was seen with the weights of before",
+    "--device": "a rescore runs no network",
+    "--seed": "a rescore draws nothing",
+    "--generator-option": "a rescore draws nothing",
+}
+"""What does not go with --rescore, and why."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Asked:
     """What the command line says beside the settings of a run."""
 
-    options: Mapping[str, Any] = field(default_factory=dict)
+    options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """Benchmark -> what it is made with."""
+    device: str | None = None
     images_per_prompt: int | None = None
     limit: int | None = None
     batch_rows: int | None = None
     """None: as many as suits what draws."""
     shard: tuple[int, int] | None = None
     rescore: bool = False
+
+    def of(self, benchmark: str) -> Mapping[str, Any]:
+        return self.options.get(benchmark, {})
 
 
 def check_usage(
@@ -36,11 +60,10 @@ def check_usage(
     given: Mapping[str, Any],
     *,
     rescore: bool,
-    shard: str | None,
 ) -> None:
     """
     Args:
-        given: option -> value, of those that go with images only or with a generator only.
+        given: option -> value, of those in `GOES_WITH` and `NOT_AGAIN`.
     """
     from gcpo_bench.errors import ConfigError
 
@@ -56,22 +79,31 @@ def check_usage(
     if len(sources) > 1:
         raise ConfigError(f"both {' and '.join(sources)} are given", hint="evaluate them one after the other")
     for name, value in given.items():
-        if value not in (None, False, []) and sources[0] not in GOES_WITH[name]:
+        if value not in (None, False, []) and sources[0] not in GOES_WITH.get(name, sources[:1]):
             raise ConfigError(
                 f"{name} goes with {' and '.join(GOES_WITH[name])} only", hint=f"leave it out for {sources[0]}"
             )
-    if rescore and shard:
-        raise ConfigError("--rescore and --shard are both given", hint="a rescore takes moments; leave --shard out")
+    for name, why in NOT_AGAIN.items() if rescore else ():
+        if given.get(name) not in (None, False, []):
+            raise ConfigError(f"--rescore and {name} are both given", hint=f"{why}; leave {name} out")
 
 
-def check_benchmarks(names: list[str] | list[None] | list[str | None]) -> None:
-    """A wrong name is told before minutes of work."""
-    from gcpo_bench.errors import ConfigError, did_you_mean
-    from gcpo_bench.registry import BENCHMARKS
+def lacks(
+    names: Sequence[str], worlds: Sequence[str], asked: Asked, folder: Folder | None
+) -> Callable[[str], GcpoBenchError | None]:
+    """What keeps each benchmark from being run, in any of these worlds."""
+    from gcpo_bench.evaluators.readiness import lack
 
-    for name in names:
-        if name is not None and name not in BENCHMARKS:
-            raise ConfigError(f"unknown benchmark {name!r}", hint=did_you_mean(name, BENCHMARKS))
+    def of(benchmark: str) -> GcpoBenchError | None:
+        told = Notes()
+        for world in worlds:
+            is_of_group = benchmark not in names
+            if error := lack(benchmark, world, asked.of(benchmark), folder, is_of_group=is_of_group, on_note=told):
+                told.close()
+                return error
+        return None
+
+    return of
 
 
 def pairs_of(option: str, pairs: Sequence[str], example: str) -> dict[str, str]:

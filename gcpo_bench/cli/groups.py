@@ -1,52 +1,78 @@
-"""Names that stand for several benchmarks, such as all categories of T2I-CompBench."""
+"""Names that stand for several benchmarks, such as all categories of T2I-CompBench; and what benchmarks lack."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from .output import note, print_table
 
+if TYPE_CHECKING:
+    from gcpo_bench.errors import GcpoBenchError
 
-def expanded(
-    names: Sequence[str], options: Mapping[str, Any], images: Path | None = None, *, rescore: bool = False
-) -> list[str]:
-    """Benchmarks behind names, each once; of a group those that can run: with all they need, and with `images`.
+Lack = Callable[[str], "GcpoBenchError | None"]
+"""What keeps a benchmark from being run; None where nothing does."""
 
-    What else a group holds is named with what it lacks; with `rescore` nothing is needed and nothing is left out.
-    Raises ConfigError or PrerequisiteError where nothing of a group can run, and what the options cause.
+
+def expanded(names: Sequence[str]) -> list[str]:
+    """Benchmarks behind names, each once. Raises ConfigError for a name that is none: before minutes of work."""
+    from gcpo_bench.errors import ConfigError, did_you_mean
+    from gcpo_bench.registry import BENCHMARK_GROUPS, BENCHMARKS
+
+    for name in names:
+        if name not in BENCHMARK_GROUPS and name not in BENCHMARKS:
+            raise ConfigError(f"unknown benchmark {name!r}", hint=did_you_mean(name, [*BENCHMARKS, *BENCHMARK_GROUPS]))
+    return list(dict.fromkeys(member for name in names for member in BENCHMARK_GROUPS.get(name, (name,))))
+
+
+def able(names: Sequence[str], lack: Lack) -> list[str]:
+    """Benchmarks behind names that can be run. What else a group holds is named with what it lacks.
+
+    Raises one error for everything that a benchmark lacks which was named itself, or all that a group holds. Data that
+    are damaged or not whole are never passed over.
     """
+    from gcpo_bench.errors import CorruptDataError
     from gcpo_bench.registry import BENCHMARK_GROUPS
 
-    found: list[str] = []
+    found = {member: lack(member) for member in expanded(names)}
+    lacking = {member: error for member, error in found.items() if error is not None}
+    passed_over: dict[str, GcpoBenchError] = {}
     for name in names:
-        members = BENCHMARK_GROUPS.get(name, (name,))
-        found += members if rescore or name not in BENCHMARK_GROUPS else _ready(members, options, images)
-    return list(dict.fromkeys(found))
+        members = BENCHMARK_GROUPS.get(name, ())
+        if any(member not in lacking for member in members):
+            passed_over |= {m: lacking[m] for m in members if m in lacking and m not in names}
+    passed_over = {m: error for m, error in passed_over.items() if not isinstance(error, CorruptDataError)}
+    _refuse({member: error for member, error in lacking.items() if member not in passed_over}, asked=len(found))
+    for line in _lines(passed_over):
+        note(f"left out: {line}")
+    return [member for member in found if member not in passed_over]
 
 
-def _ready(members: Sequence[str], options: Mapping[str, Any], images: Path | None) -> list[str]:
-    from gcpo_bench.errors import ConfigError, GcpoBenchError, PrerequisiteError
-    from gcpo_bench.evaluators.layouts import holds_compbench
-    from gcpo_bench.evaluators.runner import make_benchmark
+def _refuse(lacking: Mapping[str, GcpoBenchError], *, asked: int) -> None:
+    """Raises where there is anything: the one error, or a sum of several that are told before."""
+    from gcpo_bench.errors import PrerequisiteError
 
-    lacking: dict[str, GcpoBenchError] = {}
-    for member in members:
-        try:
-            prompts = make_benchmark(member, "", **options).prompts()
-        except PrerequisiteError as error:
-            lacking[member] = error
-            continue
-        if images is not None and not holds_compbench(images, prompts):
-            lacking[member] = ConfigError(
-                f"{images} holds no images of {member}", hint="they belong into <category>/samples/<prompt>_000000.png"
-            )
-    if len(lacking) == len(members):
-        raise lacking[members[0]]
-    for member, reason in lacking.items():
-        note(f"{member} is left out: {reason} ({reason.hint})")
-    return [member for member in members if member not in lacking]
+    if not lacking:
+        return
+    errors = list(lacking.values())
+    if len({(str(error), error.hint) for error in errors}) == 1:
+        if asked == 1:
+            raise errors[0]
+        raise type(errors[0])(f"{', '.join(lacking)}: {errors[0]}", hint=errors[0].hint)
+    for line in _lines(lacking):
+        note(line)
+    worst = next((error for error in errors if isinstance(error, PrerequisiteError)), errors[0])
+    raise type(worst)(
+        f"{len(lacking)} benchmarks cannot be run: {', '.join(lacking)}", hint="what each lacks is said above"
+    )
+
+
+def _lines(lacking: Mapping[str, GcpoBenchError]) -> list[str]:
+    """One a reason, with all benchmarks that have it."""
+    reasons: dict[str, list[str]] = {}
+    for member, error in lacking.items():
+        reasons.setdefault(f"{error} ({error.hint})", []).append(member)
+    return [f"{', '.join(members)}: {reason}" for reason, members in reasons.items()]
 
 
 def print_overall(results: Sequence[Mapping[str, Any]]) -> None:
