@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -11,6 +11,9 @@ from .options import JsonOption
 from .output import note, print_json, print_table, size
 
 app = typer.Typer(help="Published weights: list, fetch, verify.", no_args_is_help=True, rich_markup_mode=None)
+
+DIGITS = 12
+"""Of a digest in a table; --json has all."""
 
 
 def complete_weights(incomplete: str) -> list[str]:
@@ -21,18 +24,30 @@ def complete_weights(incomplete: str) -> list[str]:
 
 @app.command("ls", epilog="Example: gcpo-bench models ls --json")
 def ls_command(as_json: JsonOption = False) -> None:
-    """List weights: what for, licence, size, source, and whether they are on this machine."""
-    from gcpo_bench.catalogue import CATALOGUE
+    """List weights: what for, licence, size, source, digest, and whether they are on this machine."""
+    from gcpo_bench.catalogue import CATALOGUE, ELSEWHERE
     from gcpo_bench.weights import state
 
+    columns = ("name", "purpose", "licence", "source", "bytes_about")
+    both = (*CATALOGUE.values(), *ELSEWHERE.values())
+    records: list[dict[str, Any]] = [{column: getattr(each, column) for column in columns} for each in both]
+    for record in records:
+        here = CATALOGUE.get(record["name"])
+        record["sha256"] = here.sha256 if here else ""
+        record |= {"state": state(here), "path": str(here.path)} if here else {"state": "elsewhere", "path": None}
     if as_json:
-        columns = ("name", "purpose", "licence", "source", "sha256", "bytes_about")
-        records = [{column: getattr(each, column) for column in columns} for each in CATALOGUE.values()]
-        places = [{"state": state(each), "path": str(each.path)} for each in CATALOGUE.values()]
-        print_json([record | place for record, place in zip(records, places, strict=True)])
+        print_json(records)
         return
-    rows = [(each.name, each.purpose, state(each), size(each.bytes_about), each.licence) for each in CATALOGUE.values()]
-    print_table(("name", "purpose", "state", "size", "licence"), rows)
+    rows = [
+        (
+            *(each[column] for column in ("name", "purpose", "state")),
+            size(each["bytes_about"]) if each["bytes_about"] else "not known",
+            *(each[column] for column in ("licence", "source")),
+            each["sha256"][:DIGITS] or "not known",
+        )
+        for each in records
+    ]
+    print_table(("name", "purpose", "state", "size", "licence", "source", "sha256"), rows)
 
 
 @app.command("fetch", epilog="Example: gcpo-bench models fetch janus-pro-1b geneval; ... --from /media/stick")
