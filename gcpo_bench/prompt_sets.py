@@ -357,9 +357,14 @@ def _checked(prompt_set: PromptSet) -> list[bytes]:
 
 def check_content(prompt_set: PromptSet, path: Path, content: bytes, where: Path | str) -> None:
     """Of the file that belongs at `path`. Raises CorruptDataError where this is not the published content."""
-    if not prompt_set.sha256:
+    if prompt_set.sha256:
+        check_digest(prompt_set, content, where)
+    else:
         _rows(prompt_set, path, content)
-        return
+
+
+def check_digest(prompt_set: PromptSet, content: bytes, where: Path | str) -> None:
+    """Raises CorruptDataError where this is not the published content."""
     digest = hashlib.sha256(content).hexdigest()
     if digest == prompt_set.sha256:
         return

@@ -33,7 +33,7 @@ def ls_command(as_json: JsonOption = False) -> None:
 
 
 def _note_phrases() -> None:
-    """T2I-CompBench also needs a table that is made, not fetched."""
+    """T2I-CompBench also needs a table, which is shipped or made, not fetched."""
     from gcpo_bench.errors import GcpoBenchError
     from gcpo_bench.evaluators import phrases
 

@@ -28,6 +28,7 @@ EXTRAS = {
     "spacy": "spacy",
 }
 """Optional package -> the extra that installs it."""
+SPACY_MODEL = "en_core_web_sm"
 
 
 @dataclass(frozen=True, slots=True)
@@ -246,20 +247,16 @@ def _elsewhere(name: str) -> Check:
 
 
 def _phrases() -> Check:
-    """The table of noun phrases that T2I-CompBench needs, and spaCy, which makes it."""
-    from gcpo_bench.environment import package_version
-    from gcpo_bench.errors import GcpoBenchError, PrerequisiteError
+    """The table of noun phrases that T2I-CompBench needs: the user's own, else the shipped one."""
+    from gcpo_bench.errors import GcpoBenchError
     from gcpo_bench.evaluators import phrases
 
-    name, version = "noun phrases t2i-compbench", package_version("spacy")
+    name = "noun phrases t2i-compbench"
     try:
         table = phrases.load()
-    except PrerequisiteError as error:
-        found = f"not made; spaCy {version or 'is not installed'}"
-        return Check(name, "ok", found, error.hint if version else f"pip install 'gcpo-bench[spacy]'; {error.hint}")
     except GcpoBenchError as error:
         return Check(name, "warning", str(error), error.hint)
-    return Check(name, "ok", f"{len(table.prompts)} prompts, {table.parser}")
+    return Check(name, "ok", f"{len(table)} prompts, {table.parser}{', shipped' if table.places else ''}")
 
 
 def _extras() -> Iterator[Check]:
@@ -269,6 +266,9 @@ def _extras() -> Iterator[Check]:
         version = package_version(package)
         mend = "" if version else f"pip install 'gcpo-bench[{extra}]'"
         yield Check(f"optional: {package}", "ok", version or "not installed", mend)
+    model = package_version(SPACY_MODEL)
+    mend = "" if model else f"python -m spacy download {SPACY_MODEL}; for other noun phrases than the shipped ones"
+    yield Check(f"optional: {SPACY_MODEL}", "ok", model or "not installed", mend)
 
 
 def _short(error: Exception) -> str:
