@@ -26,6 +26,7 @@ from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
 from gcpo_bench.errors import CorruptDataError, PrerequisiteError
 from gcpo_bench.geneval_prompts import COLORS as COLORS
 
+from ..scorers.compute import inference
 from .mask2former import Instance
 
 TEMPLATES = ("a photo of a {color} {label}", "a photo of a {color}-colored {label}", "a photo of a {color} object")
@@ -88,7 +89,7 @@ class ColorClassifier:
         self.half_precision = half_precision
         self._weights: dict[str, Tensor] = {}
 
-    @torch.inference_mode()
+    @inference
     def __call__(self, image_YXC: UInt8, found: Sequence[Instance]) -> list[str]:
         """The colour of each object; all are of one class."""
         if not found:

@@ -18,7 +18,7 @@ import numpy.typing as npt
 from gcpo_bench.errors import CorruptDataError
 
 from ..compbench import box_depth
-from ..scorers.compute import usable_device
+from ..scorers.compute import exactness, usable_device
 from . import depth as depths
 from . import grounding_dino
 
@@ -74,7 +74,7 @@ def build(detector: Path, *, depth: Path | None = None, device: str | None = Non
         eyes = Eyes(network, map_maker)
         origin |= {"depth": "dpt", "depth_digest": depth_digest}
     self_test(eyes)
-    return eyes, origin
+    return eyes, {**origin, **exactness(device)}
 
 
 def self_test(eyes: Eyes) -> None:

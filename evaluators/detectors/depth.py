@@ -27,6 +27,7 @@ from gcpo_bench.catalogue import COMPBENCH_DEPTH
 from gcpo_bench.errors import CorruptDataError
 
 from ..compbench import frame_size
+from ..scorers.compute import inference
 from .pretrained import load_model
 
 SIDE = 480
@@ -62,7 +63,7 @@ class Depth:
         self.model = network.to(device)
         self.device = device
 
-    @torch.inference_mode()
+    @inference
     def __call__(self, image_YXC: UInt8) -> UInt8:
         """The depth map (Y, X) in the detector's frame, of an RGB image, uint8 (Y, X, 3)."""
         pixels_1CYX = preprocess(image_YXC)[None].to(self.device)

@@ -24,7 +24,7 @@ from gcpo_bench.files import checksum
 from gcpo_bench.weights import locate
 
 from ..fidelity import BACKENDS, MIN_CONFIDENCE, Fidelity
-from ..scorers.compute import usable_device
+from ..scorers.compute import exactness, usable_device
 from ..types import Detection
 from . import colors, mask2former_weights, mmdet
 from .mask2former import Detector, Instance, Mask2Former, instances, preprocess
@@ -123,13 +123,17 @@ def _mmdet(path: Path | None, device: str, antialias: bool) -> tuple[Detector, d
         )
     file = path or locate(GENEVAL_DETECTOR)
     network, digest = mmdet.load(file, sha256_prefix=_prefix(path), device=device)
-    origin = {"backend": MMDET, **mmdet.versions(), **_origin(digest)}
+    origin = {"backend": MMDET, **mmdet.versions(), **_origin(digest), **exactness(device)}
     return mmdet.MmdetMask2Former(network, device=device, antialias=antialias), origin
 
 
 def _transformers(path: Path | None, device: str, antialias: bool) -> tuple[Detector, dict[str, Any]]:
     network, origin = _network(path)
-    return Mask2Former(network, device=device, antialias=antialias), {"backend": TRANSFORMERS, **origin}
+    return Mask2Former(network, device=device, antialias=antialias), {
+        "backend": TRANSFORMERS,
+        **origin,
+        **exactness(device),
+    }
 
 
 def _network(path: Path | None) -> tuple[Mask2FormerForUniversalSegmentation, dict[str, Any]]:

@@ -30,6 +30,7 @@ from gcpo_bench.errors import CorruptDataError
 
 from ..compbench import frame_size
 from ..grounding import FLOOR, Candidate
+from ..scorers.compute import inference
 from ..scorers.tokens import bert_tokenizer
 from .pretrained import load_model
 
@@ -139,7 +140,7 @@ class GroundingDino:
         self.tokenizer = tokenizer
         self.device = device
 
-    @torch.inference_mode()
+    @inference
     def __call__(self, image_YXC: UInt8, names: Sequence[str]) -> list[Candidate]:
         """Boxes in T2I-CompBench's frame, for an RGB image, uint8 (Y, X, 3).
 

@@ -26,6 +26,7 @@ from transformers import Mask2FormerForUniversalSegmentation
 
 from gcpo_bench.geneval_prompts import CLASSES
 
+from ..scorers.compute import inference
 from .resize import resize_antialiased, resize_bilinear
 
 LONG_SIDE, SHORT_SIDE = 1333, 800
@@ -213,7 +214,7 @@ class Mask2Former:
         for alike in portions(images, self.rows):
             yield from self._together(alike, min_confidence)
 
-    @torch.inference_mode()
+    @inference
     def _together(self, images_BYXC: Sequence[UInt8], min_confidence: float) -> list[list[Instance]]:
         prepared = [preprocess(image_YXC, antialias=self.antialias) for image_YXC in images_BYXC]
         pixels_BCYX = np.stack([pixels_CYX for pixels_CYX, _ in prepared])

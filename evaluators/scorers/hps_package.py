@@ -30,7 +30,7 @@ from gcpo_bench.files import checksum
 from gcpo_bench.weights import locate
 
 from .checkpoints import check, read_state
-from .compute import Compute, Precision, on
+from .compute import Compute, Precision, inference, on
 from .hps import Version
 from .types import Images, Score, Unscored, check_images, finite
 
@@ -57,7 +57,7 @@ class HpsPackage:
         versions = {name: importlib.metadata.version(name) for name in ("hpsv2", "torchvision")}
         return {"scorer": self.name, "weights": self.weights, **versions, **self.compute.identity}
 
-    @torch.inference_mode()
+    @inference
     def score(self, images: Images, prompts: Sequence[str]) -> list[Score]:
         pairs = zip(check_images(images, prompts), prompts, strict=True)
         return [self._score(Pictures.fromarray(image), prompt) for image, prompt in pairs]
