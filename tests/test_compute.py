@@ -21,26 +21,28 @@ from gcpo_bench.evaluators.scorers.tokens import bert_tokenizer
 from . import miniatures
 from .scorer_factory import pictures
 
-IS_NEW = hasattr(torch.backends.cudnn, "conv")
+CUDNN: Any = torch.backends.cudnn
+MATMUL: Any = torch.backends.cuda.matmul
+IS_NEW = hasattr(CUDNN, "conv")
 """torch 2.9 or newer."""
 
 
 def switches() -> tuple[Any, ...]:
     """All that can be read of TF32."""
-    old = (torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32, torch.get_float32_matmul_precision())
+    old = (CUDNN.allow_tf32, MATMUL.allow_tf32, torch.get_float32_matmul_precision())
     if not IS_NEW:
         return old
-    places = (torch.backends.cudnn.conv, torch.backends.cudnn.rnn, torch.backends.cuda.matmul)
+    places = (CUDNN.conv, CUDNN.rnn, MATMUL)
     return (*old, *(place.fp32_precision for place in places))
 
 
 @contextmanager
 def restored() -> Iterator[None]:
-    conv, matmul = torch.backends.cudnn.allow_tf32, torch.get_float32_matmul_precision()
+    conv, matmul = CUDNN.allow_tf32, torch.get_float32_matmul_precision()
     try:
         yield
     finally:
-        torch.backends.cudnn.allow_tf32 = conv
+        CUDNN.allow_tf32 = conv
         torch.set_float32_matmul_precision(matmul)
 
 
@@ -57,10 +59,10 @@ def test_float32_is_exact_within_and_as_before_afterwards(conv: bool, matmul: st
         if fail:
             raise Failed
         assert torch.is_inference_mode_enabled()
-        return torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
+        return CUDNN.allow_tf32, MATMUL.allow_tf32
 
     with restored():
-        torch.backends.cudnn.allow_tf32 = conv
+        CUDNN.allow_tf32 = conv
         torch.set_float32_matmul_precision(matmul)
         before = switches()
         if fails:
@@ -76,7 +78,7 @@ def test_float32_is_exact_within_and_as_before_afterwards(conv: bool, matmul: st
 
 @pytest.mark.skipif(not IS_NEW, reason="this torch has no new switches")
 def test_switches_that_torch_does_not_let_be_read_together_are_restored_too() -> None:
-    places = (torch.backends.cudnn.conv, torch.backends.cudnn.rnn, torch.backends.cuda.matmul)
+    places = (CUDNN.conv, CUDNN.rnn, MATMUL)
     start = [place.fp32_precision for place in places]
     try:
         for place, value in zip(places, ("tf32", "ieee", "tf32"), strict=True):
@@ -122,11 +124,11 @@ def test_no_network_of_an_evaluator_runs_with_tf32(name: str, tmp_path: Path) ->
     seen: list[bool] = []
 
     def note(module: torch.nn.Module, _: Any) -> None:
-        seen.append(torch.backends.cudnn.allow_tf32 or torch.backends.cuda.matmul.allow_tf32)
+        seen.append(CUDNN.allow_tf32 or MATMUL.allow_tf32)
 
     run = scorers(tmp_path)[name]
     with restored():
-        torch.backends.cudnn.allow_tf32 = True
+        CUDNN.allow_tf32 = True
         torch.set_float32_matmul_precision("high")
         hook = register_module_forward_pre_hook(note)
         try:
