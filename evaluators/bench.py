@@ -32,19 +32,27 @@ from gcpo_bench.weights import local
 from . import images, stored
 from .drawbench import PANEL, DrawBench
 from .geneval_benchmark import GenEvalBenchmark
+from .grounding import Thresholds
 from .images import Picture
 from .judging import Place, observe
 from .panel import OUTSIDE, Panel
 from .phrases import Parsed, Phrases
 from .runner import judge_again
 from .t2i_compbench import AttributeBenchmark
+from .t2i_compbench_finders import Finder, Grounded, make_finder
+from .t2i_compbench_objects import ObjectsBenchmark
+from .t2i_compbench_tasks import Position2D, Position3D
 from .types import Image, KeepingBenchmark
 
 Random = Literal["small", "published"]
 """Which size has random weights."""
 
 GENEVAL, BLIP_VQA = "geneval", "blip-vqa"
-DEFAULT = (*PANEL, BLIP_VQA, GENEVAL)
+OBJECTS = {"grounding-dino": "spatial", "grounding-dino-dpt": "3d-spatial"}
+"""What finds objects, without and with depth -> the category of T2I-CompBench that looks with it."""
+OTHERS = (BLIP_VQA, GENEVAL, *OBJECTS)
+"""Measured beside the registered scorers."""
+DEFAULT = (*PANEL, BLIP_VQA, GENEVAL, "grounding-dino")
 OF_BENCHMARK: Mapping[str, Sequence[str]] = {
     "geneval": (GENEVAL,),
     "drawbench": PANEL,
@@ -52,6 +60,9 @@ OF_BENCHMARK: Mapping[str, Sequence[str]] = {
     "hps-gcpo400": ("hps-v2.1",),
     **{f"t2i-compbench-{category}": (BLIP_VQA,) for category in ("color", "shape", "texture")},
     "t2i-compbench-non-spatial": ("clip-score-b32",),
+    **{f"t2i-compbench-{category}": (name,) for name, category in OBJECTS.items()},
+    "t2i-compbench-numeracy": ("grounding-dino",),
+    "t2i-compbench-complex": (BLIP_VQA, "grounding-dino", "clip-score-b32"),
 }
 """What each benchmark looks with, where it is not told otherwise."""
 
@@ -116,7 +127,7 @@ def measure(names: Sequence[str], spec: Spec) -> tuple[float, list[Measured]]:
 
 
 def _check(name: str, spec: Spec) -> None:
-    known = (*SCORERS, BLIP_VQA, GENEVAL)
+    known = (*SCORERS, *OTHERS)
     if name not in known:
         raise ConfigError(f"unknown scorer {name!r}", hint=did_you_mean(name, known))
     if spec.random and name in OUTSIDE:
@@ -235,11 +246,14 @@ def _benchmark(name: str, spec: Spec) -> tuple[KeepingBenchmark, str]:
         return _geneval(random, spec), label
     if name == BLIP_VQA:
         return _attributes(random, spec), label
+    if name in OBJECTS:
+        return _objects(name, random, spec), label
     return DrawBench(Panel([_scorer(name, random, spec)]), list), label
 
 
 def _is_here(name: str) -> bool:
-    return all(local(weights) is not None for weights in NEEDS.get(name, ()))
+    needed = NEEDS[f"t2i-compbench-{OBJECTS[name]}"] if name in OBJECTS else NEEDS.get(name, ())
+    return all(local(weights) is not None for weights in needed)
 
 
 def _scorer(name: str, random: str, spec: Spec) -> Any:
@@ -261,10 +275,31 @@ def _attributes(random: str, spec: Spec) -> AttributeBenchmark:
         if random
         else blip_vqa(device=spec.device)
     )
+    return AttributeBenchmark("color", read=list, parse=lambda: _table(spec), make=lambda: model)
+
+
+def _table(spec: Spec) -> Phrases:
+    """Of the prompts of all runs."""
     phrases = Parsed(phrases=("a red cup", "a blue dog"), nouns=("cup", "dog"))
     texts = [prompt.text for run in range(-1, 2 * spec.repeats) for prompt in _prompts(spec, run)]
-    table = Phrases(parser="none", prompts=dict.fromkeys(texts, phrases))
-    return AttributeBenchmark("color", read=list, parse=lambda: table, make=lambda: model)
+    return Phrases(parser="none", prompts=dict.fromkeys(texts, phrases))
+
+
+def _objects(name: str, random: str, spec: Spec) -> ObjectsBenchmark:
+    """Two objects a prompt are looked for."""
+    from .detectors import random_weights
+
+    category, with_depth = OBJECTS[name], name.endswith("-dpt")
+    finder: Finder = make_finder(category, {}, spec.device)
+    if random:
+        small = random == "small"
+        seen_with = random_weights.objects(small=small, with_depth=with_depth, device=spec.device)
+        finder = Grounded(lambda: seen_with, Thresholds())
+    table = _table(spec)
+    task = Position3D(lambda: table) if with_depth else Position2D(lambda: table)
+    benchmark = ObjectsBenchmark(category, task, finder, list)
+    benchmark.look()
+    return benchmark
 
 
 def _geneval(random: str, spec: Spec) -> GenEvalBenchmark:

@@ -20,8 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gcpo_bench.datasets import Prompt
-from gcpo_bench.errors import ConfigError, CorruptDataError, PrerequisiteError, did_you_mean
-from gcpo_bench.files import read_json, storage
+from gcpo_bench.errors import ConfigError, did_you_mean
 from gcpo_bench.prompt_sets import load
 
 from .images import ImageSet
@@ -41,38 +40,9 @@ GROUP = 80
 DISPLAY = "x100"
 
 
-def benchmark_folder() -> Path:
-    """Where `anime.json`, `concept-art.json`, `paintings.json` and `photo.json` of zhwang/HPDv2 `benchmark/` belong."""
-    return storage("data") / "hps" / "benchmark"
-
-
-def benchmark_prompts(folder: Path | None = None) -> tuple[Prompt, ...]:
-    """HPSv2's 3,200 prompts, ids `anime-00000` and so on: each style's file is a JSON list of 800 texts.
-
-    No digest of these files is known here; the evaluation records that of the prompts.
-    Raises PrerequisiteError where a file is missing, CorruptDataError where one holds something else.
-    """
-    place = folder or benchmark_folder()
-    prompts: list[Prompt] = []
-    for style in STYLES:
-        path = place / f"{style}.json"
-        if not path.is_file():
-            raise PrerequisiteError(
-                f"the prompts {path} are missing",
-                hint=f"put the four files of benchmark/ of the data set zhwang/HPDv2 into {place}",
-            )
-        texts = read_json(path)
-        if not isinstance(texts, list) or not all(isinstance(text, str) and text.strip() for text in texts):
-            raise CorruptDataError(f"{path} is no JSON list of texts", hint="fetch it again from zhwang/HPDv2")
-        if len(texts) != PROMPTS_PER_STYLE["hps-benchmark"]:
-            raise CorruptDataError(
-                f"{path} has {len(texts)} prompts, published are {PROMPTS_PER_STYLE['hps-benchmark']}",
-                hint="fetch it again from zhwang/HPDv2",
-            )
-        prompts += [
-            Prompt(id=f"{style}-{row:05d}", text=text, metadata={"tag": style}) for row, text in enumerate(texts)
-        ]
-    return tuple(prompts)
+def benchmark_prompts() -> tuple[Prompt, ...]:
+    """HPSv2's 3,200 prompts, ids `anime-00000` and so on. Raises as `prompt_sets.load`."""
+    return load("hps-benchmark")
 
 
 def gcpo_prompts() -> tuple[Prompt, ...]:

@@ -199,7 +199,7 @@ class AttributeBenchmark(CompBench):
             yield [[text, answer] for text, answer in zip(asked, answers, strict=True)]
 
     def unfit(self, prompt: Prompt) -> str:
-        return "" if prompt.text in self.phrases.prompts else "its noun phrases are not in the table"
+        return "" if prompt.text in self.phrases else "its noun phrases are not in the table"
 
     def settings(self) -> dict[str, Any]:
         return {"noun_phrases": self.phrases.parser}

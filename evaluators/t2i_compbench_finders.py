@@ -9,14 +9,11 @@ The published detector, UniDet, cannot be run here. Either of two finds objects;
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
-
-import numpy as np
-import numpy.typing as npt
 
 from gcpo_bench import catalogue
 from gcpo_bench.datasets import Prompt
@@ -26,7 +23,7 @@ from gcpo_bench.weights import locate, model_digest
 from . import compbench, grounding, stored_detections
 from .grounding import Candidate, Thresholds
 from .stored_detections import StoredDetections
-from .types import ANY, Asked, Detection
+from .types import ANY, Asked, Detection, Image
 
 OBSERVER = 1
 """Raised when what is seen in an image can change; what was seen before is then looked at again."""
@@ -70,8 +67,8 @@ class Finder(Protocol):
         """Why there is nothing to be found in this image; empty where there is."""
         ...
 
-    def observe(self, image_YXC: npt.NDArray[np.uint8], question: Any) -> Any:
-        """As JSON, an object; its `size` is height and width of the picture."""
+    def observe(self, images: Sequence[Image], questions: Sequence[Any]) -> Iterable[Any]:
+        """Of each image, as JSON, an object; its `size` is height and width of the picture."""
         ...
 
     def found(self, observation: Any, names: Sequence[str]) -> Found: ...
@@ -81,7 +78,7 @@ class Finder(Protocol):
         ...
 
 
-Eyes = Callable[[npt.NDArray[np.uint8], Sequence[str]], dict[str, list[Any]]]
+Eyes = Callable[[Sequence[Image], Sequence[Sequence[str]]], Iterable[dict[str, list[Any]]]]
 """Such as `detectors.compbench.Eyes`."""
 
 
@@ -125,8 +122,8 @@ class Grounded:
     def problem(self, prompt: Prompt, index: int) -> str:
         return ""
 
-    def observe(self, image_YXC: npt.NDArray[np.uint8], question: Sequence[str]) -> dict[str, list[Any]]:
-        return self._built[0](image_YXC, question)
+    def observe(self, images: Sequence[Image], questions: Sequence[Sequence[str]]) -> Iterable[dict[str, list[Any]]]:
+        return self._built[0](images, questions)
 
     def found(self, observation: Mapping[str, Sequence[Any]], names: Sequence[str]) -> Found:
         rows = zip(observation["boxes"], observation["surest"], observation["least"], strict=True)
@@ -176,8 +173,9 @@ class Imported:
             return "its detections are given without depths"
         return ""
 
-    def observe(self, image_YXC: npt.NDArray[np.uint8], question: Sequence[Any]) -> Mapping[str, Any]:
-        return {**self._stored.rows[question[0], question[1]], "size": list(image_YXC.shape[:2])}
+    def observe(self, images: Sequence[Image], questions: Sequence[Sequence[Any]]) -> Iterator[Mapping[str, Any]]:
+        for image_YXC, (prompt_id, index) in zip(images, questions, strict=True):
+            yield {**self._stored.rows[prompt_id, index], "size": list(image_YXC.shape[:2])}
 
     def found(self, observation: Mapping[str, Sequence[Any]], names: Sequence[str]) -> Found:
         rows = zip(observation["labels"], observation["confidences"], observation["boxes"], strict=True)

@@ -8,7 +8,7 @@ scores of the two are not comparable.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -71,10 +71,9 @@ class ObjectsBenchmark(CompBench):
         """`question` of the `index`-th image of a prompt."""
         return self.finder.question(self.task.objects(prompt), prompt, index)
 
-    def observe(self, images: Sequence[Image], questions: Sequence[Any]) -> Iterator[Any]:
-        """What is found in each image, one image at a time."""
-        for image_YXC, question in zip(images, questions, strict=True):
-            yield self.finder.observe(image_YXC, question)
+    def observe(self, images: Sequence[Image], questions: Sequence[Any]) -> Iterable[Any]:
+        """What is found in each image."""
+        return self.finder.observe(images, questions)
 
     def unfit(self, prompt: Prompt) -> str:
         try:

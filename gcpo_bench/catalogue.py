@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from gcpo_bench.errors import ConfigError, PrerequisiteError, did_you_mean
@@ -216,6 +216,52 @@ HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 CATALOGUE: dict[str, Weights] = {each.name: each for each in (*_POLICIES, *_EVALUATORS)}
 POLICIES = tuple(each.name for each in _POLICIES)
 
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Elsewhere:
+    """Weights that another program loads, in an environment or on a machine of its own. They are not fetched here."""
+
+    name: str
+    purpose: str
+    source: str
+    licence: str
+    bytes_about: int
+    how: str
+    """How it is made known here."""
+    variable: str = ""
+    """The environment variable that does."""
+
+
+_ELSEWHERE = (
+    Elsewhere(
+        name="deqa",
+        purpose="DeQA-Score, in a program of its own",
+        source="zhiyuanyou/DeQA-Score-Mix3",
+        licence="MIT, LLaMA-2's terms",
+        bytes_about=16_400_000_000,
+        how="set GCPO_BENCH_DEQA to the command that starts it; see docs/scorers.md",
+        variable="GCPO_BENCH_DEQA",
+    ),
+    Elsewhere(
+        name="unified-reward",
+        purpose="UnifiedReward, behind a chat server",
+        source="CodeGoat24/UnifiedReward-7b-v1.5",
+        licence="MIT",
+        bytes_about=16_000_000_000,
+        how="set GCPO_BENCH_UNIFIED_REWARD to the server's address; see docs/scorers.md",
+        variable="GCPO_BENCH_UNIFIED_REWARD",
+    ),
+    Elsewhere(
+        name="unidet",
+        purpose="T2I-CompBench's own detector; its detections are read from a file",
+        source="https://huggingface.co/shikunl/prismer, expert_weights/Unified_learned_OCIM_RS200_6x%2B2x.pth",
+        licence="Apache-2.0?",
+        bytes_about=0,
+        how="evaluate --option detections=FILE; see docs/t2i-compbench.md",
+    ),
+)
+ELSEWHERE: dict[str, Elsewhere] = {each.name: each for each in _ELSEWHERE}
+
 NEEDS: dict[str, tuple[Weights, ...]] = {
     "hps-v2.1": (HPS_V21, CLIP_WORDS),
     "hps-v2.0": (HPS_V20, CLIP_WORDS),
@@ -251,6 +297,8 @@ NEEDS["t2i-compbench"] = (*NEEDS["t2i-compbench-complex"], COMPBENCH_DEPTH)
 
 def get(name: str) -> tuple[Weights, ...]:
     """Weights by their own name, that of a scorer or benchmark, or a hub id. Raises ConfigError for what is none."""
+    if name in ELSEWHERE:
+        raise ConfigError(f"{name} is not fetched here: {ELSEWHERE[name].purpose}", hint=ELSEWHERE[name].how)
     if name in CATALOGUE:
         return (CATALOGUE[name],)
     if name in NEEDS:

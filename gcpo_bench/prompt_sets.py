@@ -1,7 +1,8 @@
 """Published prompt sets: where they come from, under which licence, and how to know that a copy is right.
 
 None is shipped. `gcpo-bench data fetch` puts them into the data folder, from their source or from a folder that was
-carried to a machine without network; a set whose SHA-256 is not the published one is refused, never used.
+carried to a machine without network; a set whose SHA-256 is not the published one is refused, never used. Where none is
+known, form and number of the prompts are checked; every evaluation records the digest of its prompts.
 """
 
 from __future__ import annotations
@@ -62,6 +63,17 @@ def read_t2i_r1(text: str) -> Rows:
     return rows
 
 
+def read_texts(text: str) -> Rows:
+    """A JSON list of prompts."""
+    try:
+        texts = json.loads(text)
+    except RecursionError as error:
+        raise ValueError("it is no JSON list of texts") from error
+    if not isinstance(texts, list) or not all(isinstance(each, str) and each.strip() for each in texts):
+        raise ValueError("it is no JSON list of texts")
+    return [(each, {}) for each in texts]
+
+
 def _lines(text: str) -> list[str]:
     """Without their ends, which may be CRLF. `str.splitlines` would also split at characters that prompts may hold."""
     return text.removesuffix("\n").replace("\r\n", "\n").split("\n")
@@ -92,13 +104,16 @@ class PromptSet:
     name: str
     summary: str
     file: str
-    """Its place in the data folder: folder and file name."""
-    sha256: str
+    """Its place in the data folder: folder and file name; of a set of several files the folder they lie in."""
+    files: tuple[str, ...] = ()
+    """Several files: each is a task, named as the file is, with as many prompts as the others. Empty: a single file."""
+    sha256: str = ""
+    """Of a single file; empty where it is not known."""
     count: int
     source: str
     """Repository and path in it."""
     url: str = ""
-    """Where it can be fetched; empty where only a copy from the source will do."""
+    """Where it can be fetched, of several files up to their names; empty where only a copy from the source will do."""
     licence: str
     read: Callable[[str], Rows] = read_lines
     is_for_training: bool = False
@@ -117,6 +132,21 @@ class PromptSet:
     @property
     def path(self) -> Path:
         return storage("data") / self.file
+
+    @property
+    def paths(self) -> tuple[Path, ...]:
+        """Of all its files."""
+        return tuple(self.path / name for name in self.files) or (self.path,)
+
+    @property
+    def is_there(self) -> bool:
+        """Whether its files are on this machine, whatever they hold."""
+        return all(path.is_file() for path in self.paths)
+
+    @property
+    def mend(self) -> str:
+        """The command that gets it here."""
+        return f"gcpo-bench data fetch {self.name}{'' if self.url else ' --from FOLDER'}"
 
 
 _RAW = "https://raw.githubusercontent.com"
@@ -233,6 +263,17 @@ _SETS = (
         read=read_csv,
     ),
     PromptSet(
+        name="hps-benchmark",
+        summary="HPSv2's benchmark: 800 prompts of each of four styles",
+        file="hps/benchmark",
+        files=("anime.json", "concept-art.json", "paintings.json", "photo.json"),
+        count=3200,
+        source="zhwang/HPDv2 (a data set on the Hugging Face hub), benchmark/",
+        url="https://huggingface.co/datasets/zhwang/HPDv2/resolve/main/benchmark/",
+        licence="Apache-2.0?",  # not checked at its source
+        read=read_texts,
+    ),
+    PromptSet(
         name="hps-gcpo400",
         summary="the 400 prompts that GCPO and MaskFocus score with HPS v2.1",
         file="hps/hps2_1_prompts_400.txt",
@@ -274,11 +315,11 @@ def with_parts(name: str) -> tuple[str, ...]:
 
 
 def load(name: str) -> tuple[Prompt, ...]:
-    """The prompts of a published set, in order, after a check of the file's digest.
+    """The prompts of a published set, in order, after a check of the file's digest, where that is known.
 
     Raises PrerequisiteError where it is not on this machine, CorruptDataError where its content is not the published.
     """
-    return parse(get(name), _checked(get(name)))
+    return parse(get(name), *_checked(get(name)))
 
 
 def geneval() -> Sequence[Prompt]:
@@ -291,38 +332,59 @@ def t2i_r1() -> Sequence[Prompt]:
     return load("t2i-r1")
 
 
-def parse(prompt_set: PromptSet, content: bytes) -> tuple[Prompt, ...]:
-    """Prompts with ids `00000`, `00001`, ... Raises CorruptDataError for a line that cannot be read."""
+def parse(prompt_set: PromptSet, *contents: bytes) -> tuple[Prompt, ...]:
+    """Prompts of a set's files, with ids `00000`, `00001`, ...; of several files `<file>-00000`, ..., each from 0.
+
+    Raises CorruptDataError for a file or line that cannot be read, and where several files are not equally long.
+    """
+    return tuple(
+        Prompt(id=f"{prefix}{index:05d}", text=text, metadata={"tag": tag, **metadata})
+        for path, content in zip(prompt_set.paths, contents, strict=True)
+        for prefix, tag in [(f"{path.stem}-", path.stem) if prompt_set.files else ("", prompt_set.tag)]
+        for index, (text, metadata) in enumerate(_rows(prompt_set, path, content))
+    )
+
+
+def _rows(prompt_set: PromptSet, path: Path, content: bytes) -> Rows:
+    """Of one file of a set."""
     try:
         rows = prompt_set.read(content.decode("utf-8"))
     except (ValueError, KeyError) as error:
-        raise CorruptDataError(
-            f"{prompt_set.path} is damaged: {error}", hint=f"gcpo-bench data fetch {prompt_set.name}"
-        ) from error
-    return tuple(
-        Prompt(id=f"{index:05d}", text=text, metadata={"tag": prompt_set.tag, **metadata})
-        for index, (text, metadata) in enumerate(rows)
-    )
+        raise CorruptDataError(f"{path} is damaged: {error}", hint=prompt_set.mend) from error
+    if prompt_set.files and len(rows) * len(prompt_set.files) != prompt_set.count:
+        expected = prompt_set.count // len(prompt_set.files)
+        raise CorruptDataError(f"{path} has {len(rows)} prompts, published are {expected}", hint=prompt_set.mend)
+    return rows
 
 
 def verify(name: str) -> None:
     """Raises as `load` does."""
     prompt_set = get(name)
-    found = len(parse(prompt_set, _checked(prompt_set)))
+    found = len(parse(prompt_set, *_checked(prompt_set)))
     if found != prompt_set.count:
         raise CorruptDataError(f"{prompt_set.path} has {found} prompts, not {prompt_set.count}", hint="fetch it again")
 
 
-def _checked(prompt_set: PromptSet) -> bytes:
-    if not prompt_set.path.is_file():
-        raise PrerequisiteError(
-            f"the prompts of {prompt_set.name} are not on this machine ({prompt_set.path})",
-            hint=f"gcpo-bench data fetch {prompt_set.name}, or with --from FOLDER where there is no network",
-        )
-    with reading(prompt_set.path):
-        content = prompt_set.path.read_bytes()
-    check_digest(prompt_set, content, prompt_set.path)
-    return content
+def _checked(prompt_set: PromptSet) -> list[bytes]:
+    contents = []
+    for path in prompt_set.paths:
+        if not path.is_file():
+            more = ", or with --from FOLDER where there is no network" if prompt_set.url else f": {prompt_set.source}"
+            raise PrerequisiteError(
+                f"the prompts of {prompt_set.name} are not on this machine ({path})", hint=f"{prompt_set.mend}{more}"
+            )
+        with reading(path):
+            contents.append(path.read_bytes())
+        check_content(prompt_set, path, contents[-1], path)
+    return contents
+
+
+def check_content(prompt_set: PromptSet, path: Path, content: bytes, where: Path | str) -> None:
+    """Of the file that belongs at `path`. Raises CorruptDataError where this is not the published content."""
+    if prompt_set.sha256:
+        check_digest(prompt_set, content, where)
+    else:
+        _rows(prompt_set, path, content)
 
 
 def check_digest(prompt_set: PromptSet, content: bytes, where: Path | str) -> None:
@@ -348,21 +410,27 @@ def fetch(name: str, source: Path | None = None) -> Path:
     Raises PrerequisiteError where it cannot be had, CorruptDataError where it is not the published content.
     """
     prompt_set = get(name)
-    content = _download(prompt_set) if source is None else _import(prompt_set, source)
-    write_bytes(prompt_set.path, content)
+    contents = [
+        _download(prompt_set, path) if source is None else _import(prompt_set, path, source)
+        for path in prompt_set.paths
+    ]
+    for path, content in zip(prompt_set.paths, contents, strict=True):
+        write_bytes(path, content)
     return prompt_set.path
 
 
-def _import(prompt_set: PromptSet, source: Path) -> bytes:
-    names = {Path(prompt_set.file).name, prompt_set.source.rpartition("/")[2]}
+def _import(prompt_set: PromptSet, place: Path, source: Path) -> bytes:
+    """What belongs at `place`."""
+    names = {place.name} if prompt_set.files else {place.name, prompt_set.source.rpartition("/")[2]}
     candidates = sorted(path for path in source.rglob("*") if path.name in names and path.is_file())
-    candidates.sort(key=lambda path: not path.as_posix().endswith(prompt_set.file))
+    own = place.relative_to(storage("data")).as_posix()
+    candidates.sort(key=lambda path: not path.as_posix().endswith(own))
     wrong: list[GcpoBenchError] = []
     for path in candidates:
         with reading(path):
             content = path.read_bytes()
         try:
-            check_digest(prompt_set, content, path)
+            check_content(prompt_set, path, content, path)
         except CorruptDataError as error:
             wrong.append(error)
         else:
@@ -370,25 +438,27 @@ def _import(prompt_set: PromptSet, source: Path) -> bytes:
     if wrong:
         raise wrong[0]
     raise PrerequisiteError(
-        f"{source} holds no {Path(prompt_set.file).name} of {prompt_set.name}",
+        f"{source} holds no {place.name} of {prompt_set.name}",
         hint=f"get it from {prompt_set.source} and name the folder it lies in",
     )
 
 
-def _download(prompt_set: PromptSet) -> bytes:
+def _download(prompt_set: PromptSet, place: Path) -> bytes:
+    """What belongs at `place`."""
     import http.client
     import urllib.request
 
     mend = f"get it from {prompt_set.source}, then: gcpo-bench data fetch {prompt_set.name} --from FOLDER"
     if not prompt_set.url:
         raise PrerequisiteError(f"no address is known that {prompt_set.name} can be fetched from", hint=mend)
+    url = prompt_set.url + (place.name if prompt_set.files else "")
     try:
-        with urllib.request.urlopen(prompt_set.url, timeout=TIMEOUT_S) as response:
+        with urllib.request.urlopen(url, timeout=TIMEOUT_S) as response:
             content: bytes = response.read(MAX_BYTES)
     except (OSError, http.client.HTTPException) as error:
         reason = getattr(error, "reason", error)
-        raise PrerequisiteError(f"{prompt_set.url} cannot be fetched: {reason}", hint=mend) from error
-    check_digest(prompt_set, content, prompt_set.url)
+        raise PrerequisiteError(f"{url} cannot be fetched: {reason}", hint=mend) from error
+    check_content(prompt_set, place, content, url)
     return content
 
 
@@ -427,7 +497,7 @@ def overlap(train: Iterable[str], evaluation: Iterable[str]) -> Overlap:
 def leaks(train: Iterable[str]) -> dict[str, Overlap]:
     """The evaluation sets on this machine that these training prompts give something of away."""
     train = list(train)
-    there = [each.name for each in SETS.values() if not (each.is_for_training or each.part_of) and each.path.exists()]
+    there = [each.name for each in SETS.values() if not (each.is_for_training or each.part_of) and each.is_there]
     found = {name: overlap(train, texts(name)) for name in there}
     return {name: each for name, each in found.items() if each.exact or each.normalized}
 

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from gcpo_bench.errors import ConfigError, CorruptDataError, GcpoBenchError, PrerequisiteError
+from gcpo_bench.errors import ConfigError, CorruptDataError, PrerequisiteError
 from gcpo_bench.files import (
     DISK_FULL,
     NOT_WRITABLE,

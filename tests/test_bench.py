@@ -7,18 +7,21 @@ import math
 import pickle
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 
 import pytest
 import torch
-from transformers import Mask2FormerForUniversalSegmentation
+from transformers import DPTForDepthEstimation, GroundingDinoForObjectDetection, Mask2FormerForUniversalSegmentation
 
+from gcpo_bench.catalogue import COMPBENCH_DEPTH, GROUNDING_DINO
 from gcpo_bench.errors import ConfigError, CorruptDataError
 from gcpo_bench.evaluators import bench as evaluate_bench
-from gcpo_bench.evaluators.detectors import mask2former
-from gcpo_bench.evaluators.detectors.random_weights import detector_config
+from gcpo_bench.evaluators.detectors import grounding_dino, mask2former
+from gcpo_bench.evaluators.detectors.random_weights import depth_config, detector_config, grounding_dino_config
 from gcpo_bench.evaluators.scorers import random_weights
 from gcpo_bench.evaluators.scorers.clip_weights import ARCHITECTURES
+from gcpo_bench.registry import BENCHMARK_GROUPS
 from gcpo_bench.resolve import resolve
 from gcpo_bench.training import bench, logprobs
 from gcpo_bench.training.bench import VARIANTS, Rates, Spec, spec_for
@@ -102,12 +105,14 @@ def in_this_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(evaluate_bench, "_apart", evaluate_bench._measure)
     monkeypatch.setattr(mask2former, "LONG_SIDE", 266)
     monkeypatch.setattr(mask2former, "SHORT_SIDE", 160)
+    monkeypatch.setattr(grounding_dino, "LONG_SIDE", 400)
+    monkeypatch.setattr(grounding_dino, "SHORT_SIDE", 240)  # smaller ones have less than 900 places
     yield
     torch.set_num_threads(threads)
 
 
 @pytest.mark.usefixtures("in_this_process")
-@pytest.mark.parametrize("name", [*random_weights.SCORERS, "blip-vqa", "geneval"])
+@pytest.mark.parametrize("name", [*random_weights.SCORERS, *evaluate_bench.OTHERS])
 def test_every_scorer_is_measured_with_random_weights(name: str) -> None:
     decode_s, (found,) = evaluate_bench.measure([name], LOOK)
     assert decode_s > 0
@@ -134,7 +139,15 @@ def test_published_weights_are_used_where_they_are(tmp_path: Path, monkeypatch: 
 def test_random_weights_have_the_published_size_where_asked() -> None:
     with torch.device("meta"):
         detector = Mask2FormerForUniversalSegmentation(detector_config(small=False))
+        finder = GroundingDinoForObjectDetection(grounding_dino_config(small=False))
+        depth = DPTForDepthEstimation(depth_config(small=False))
+        depth.dpt.embeddings.image_size = (480, 480)
+        assert depth(pixel_values=torch.empty(1, 3, 480, 480)).predicted_depth.shape == (1, 480, 480)
     assert sum(parameter.numel() for parameter in detector.parameters()) == 68_741_083  # Swin-S: 68.7 million
+    bytes_of = {each: 4 * sum(parameter.numel() for parameter in each.parameters()) for each in (finder, depth)}
+    # the files hold a little more: names, numbers that are no parameters
+    assert bytes_of[finder] == pytest.approx(GROUNDING_DINO["base"].bytes_about, rel=0.01)
+    assert bytes_of[depth] == pytest.approx(COMPBENCH_DEPTH.bytes_about, rel=0.01)
     for name, architecture in ARCHITECTURES.items():
         assert random_weights.clip_architecture(name, small=False) == architecture
         small = random_weights.clip_architecture(name, small=True)
@@ -157,6 +170,8 @@ def test_scorers_are_measured_from_the_command_line(cli: Cli, tmp_path: Path) ->
     table = cli("bench", "evaluate", "--benchmark", "t2i-compbench-non-spatial", *options)
     assert table.code == 0, table.err
     assert "clip-score-b32" in table.out
+    measured = set(chain(*map(evaluate_bench.scorers_of, BENCHMARK_GROUPS["t2i-compbench"])))
+    assert measured == {"blip-vqa", "clip-score-b32", *evaluate_bench.OBJECTS}
     assert "random, small" in table.out
 
 

@@ -109,6 +109,34 @@ def test_more_objects_than_a_batch_and_none_at_all(model: CLIPModel) -> None:
     assert classify(noise(), []) == []
 
 
+def test_objects_of_several_images_and_classes_may_share_a_batch(model: CLIPModel, fed: list[int]) -> None:
+    images = [noise(), 255 - noise(), noise() // 2]
+    boxes = [(0, 0, 10, 10), (3, 5, 30, 40), (20, 0, 40, 20)]
+    objects = [(image, instance(box, label)) for image in images for label in ("cup", "dog") for box in boxes]
+    apart = ColorClassifier(model, tokenizer()).tell(objects)
+    assert fed == [3] * 6  # images and classes each on their own
+    fed.clear()
+    assert ColorClassifier(model, tokenizer(), together=True).tell(objects) == apart
+    assert fed == [16, 2]
+    vision = [slow_color(model, *each) for each in objects]
+    assert apart == vision
+    assert len(set(apart)) > 1
+
+
+@pytest.fixture
+def fed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many crops went through the network at each call."""
+    counts: list[int] = []
+    encode = ColorClassifier._encode
+
+    def counted(self: ColorClassifier, pixels_BCYX: torch.Tensor) -> torch.Tensor:
+        counts.append(len(pixels_BCYX))
+        return encode(self, pixels_BCYX)
+
+    monkeypatch.setattr(ColorClassifier, "_encode", counted)
+    return counts
+
+
 def test_a_folder_loads_with_the_activation_asked_for(tmp_path: Path, model: CLIPModel) -> None:
     folder = write_clip(tmp_path / "clip", model)
     outputs = []

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 import shutil
+from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -286,7 +288,7 @@ def test_both_ways_of_reading_a_box_s_depth_are_kept(detector: GroundingDino, fo
     made, origin = eyes.build(folder, depth=depth_folder, device="cpu")
     assert (origin["detector"], origin["depth"], origin["device"]) == ("grounding-dino", "dpt", "cpu")
     image_YXC = pictures(1, seed=5, sides=(40, 60))[0]
-    seen = made(image_YXC, ["cat", "dog"])
+    (seen,) = made([image_YXC], [["cat", "dog"]])
     assert made.depth is not None
     depth_YX = made.depth(image_YXC)
     assert depth_YX.shape == frame_size(*image_YXC.shape[:2])
@@ -298,7 +300,57 @@ def test_both_ways_of_reading_a_box_s_depth_are_kept(detector: GroundingDino, fo
         value = box_depth(tuple(box), depth_YX) / 255
         assert exchanged == (None if math.isnan(value) else pytest.approx(value))
     assert any(exchanged != plain for exchanged, plain in seen["depths"])
-    assert "depths" not in eyes.build(folder)[0](image_YXC, ["cat"])
+    (seen,) = eyes.build(folder)[0]([image_YXC], [["cat"]])
+    assert "depths" not in seen
+
+
+class Counted:
+    """Runs a network and notes how many images it was given."""
+
+    def __init__(self, network: Any) -> None:
+        self.network = network
+        self.config = network.config
+        self.rows: list[int] = []
+
+    def __call__(self, **inputs: torch.Tensor) -> Any:
+        self.rows.append(len(inputs["pixel_values"]))
+        return self.network(**inputs)
+
+
+IMAGES = [*pictures(3, seed=1, sides=(40, 41)), *pictures(1, seed=2, sides=(30, 31)), *pictures(1, sides=(40, 41))]
+ASKED = [["cat"], ["dog"], ["teddy bear", "cat"], ["cat", "dog"], []]
+
+
+def test_images_of_one_size_with_questions_of_one_length_go_together_and_are_found_in_order(
+    detector: GroundingDino,
+) -> None:
+    alone = [detector(image_YXC, names) for image_YXC, names in zip(IMAGES, ASKED, strict=True)]
+    apart, together = Counted(detector.model), Counted(detector.model)
+    detector.model = apart
+    assert list(detector.detect(IMAGES, ASKED)) == alone  # on a CPU to the bit
+    assert apart.rows == [1, 1, 1, 1]
+    detector.model, detector.rows = together, 4
+    found = list(detector.detect(IMAGES, ASKED))
+    assert together.rows == [2, 1, 1]
+    assert [len(each) for each in found] == [len(each) for each in alone]
+    for mine, theirs in zip(chain(*found), chain(*alone), strict=True):
+        assert np.allclose(
+            [*mine.box, *mine.surest, *mine.least], [*theirs.box, *theirs.surest, *theirs.least], atol=0.02
+        )
+    assert sum(map(len, alone)) > 5
+
+
+def test_depth_is_the_same_alone_and_together_whatever_the_sizes(depth_folder: Path) -> None:
+    maker, _ = depth.load(depth_folder)
+    alone = [maker(image_YXC) for image_YXC in IMAGES]
+    counted = Counted(maker.model)
+    maker.model = counted
+    assert all(np.array_equal(*each) for each in zip(maker.maps(IMAGES), alone, strict=True))
+    maker.rows = 3
+    maps = list(maker.maps(IMAGES))
+    assert counted.rows == [1, 1, 1, 1, 1, 3, 2]
+    for mine, theirs in zip(maps, alone, strict=True):
+        assert np.abs(mine.astype(int) - theirs).max() <= 1
 
 
 # ---------------------------------------------------------------- files

@@ -30,7 +30,6 @@ from gcpo_bench.evaluators.drawbench import CATEGORIES, PANEL, DrawBench, drawbe
 from gcpo_bench.evaluators.hps import (
     STYLES,
     HpsBenchmark,
-    benchmark_folder,
     benchmark_prompts,
     gcpo_prompts,
     published_summary,
@@ -82,29 +81,36 @@ def sample(prompt: Prompt, index: int = 0, /, **values: float) -> SampleScore:
 
 
 def hps_folder(folder: Path, change: Mapping[str, Any] | None = None) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
     for style in STYLES:
         texts: Any = [f"{style} number {row}" for row in range(800)]
         (folder / f"{style}.json").write_text(json.dumps((change or {}).get(style, texts)))
     return folder
 
 
+@pytest.fixture
+def hps_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A data folder with prompts in the form of HPSv2's."""
+    monkeypatch.setenv("GCPO_BENCH_HOME", str(tmp_path / "home"))
+    return hps_folder(prompt_sets.SETS["hps-benchmark"].path)
+
+
 # ---------------------------------------------------------------- HPS
 
 
-def test_hps_reads_800_prompts_of_each_style(tmp_path: Path) -> None:
-    prompts = benchmark_prompts(hps_folder(tmp_path))
+@pytest.mark.usefixtures("hps_home")
+def test_hps_reads_800_prompts_of_each_style() -> None:
+    prompts = benchmark_prompts()
     assert len(prompts) == len({prompt.id for prompt in prompts}) == 3200
     assert [prompt.tag for prompt in prompts[::800]] == list(STYLES)
     assert prompts[801].id == "concept-art-00001"
     assert prompts[801].text == "concept-art number 1"
 
 
-def test_a_folder_in_hpsv2_s_layout_is_read_as_it_is(tmp_path: Path) -> None:
-    texts = tmp_path / "texts"
-    texts.mkdir()
-    benchmark = HpsBenchmark("hps-benchmark", Panel([Brightness()]), lambda: benchmark_prompts(hps_folder(texts)))
+def test_a_folder_in_hpsv2_s_layout_is_read_as_it_is(tmp_path: Path, hps_home: Path) -> None:
+    benchmark = HpsBenchmark("hps-benchmark", Panel([Brightness()]), benchmark_prompts)
     prompts = benchmark.prompts()
-    assert benchmark.official_pictures(texts, prompts, 1) is None
+    assert benchmark.official_pictures(hps_home, prompts, 1) is None
     folder = tmp_path / "pictures"
     for name in ("concept-art/00001.jpg", "anime/00799.png", "anime/notes.txt"):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
@@ -129,9 +135,53 @@ def test_a_folder_in_hpsv2_s_layout_is_read_as_it_is(tmp_path: Path) -> None:
         (["a"] * 799 + [7], "no JSON list of texts"),
     ],
 )
-def test_other_hps_prompts_are_refused(tmp_path: Path, texts: Any, message: str) -> None:
-    with pytest.raises(CorruptDataError, match=message):
-        benchmark_prompts(hps_folder(tmp_path, {"photo": texts}))
+def test_other_hps_prompts_are_refused(tmp_path: Path, hps_home: Path, texts: Any, message: str) -> None:
+    hps_folder(hps_home, {"photo": texts})
+    with pytest.raises(CorruptDataError, match=message) as error:
+        benchmark_prompts()
+    assert error.value.hint == "gcpo-bench data fetch hps-benchmark"
+    stick = hps_folder(tmp_path / "stick", {"photo": texts})
+    with pytest.raises(CorruptDataError, match=message):  # nor are they taken from elsewhere
+        prompt_sets.fetch("hps-benchmark", stick)
+
+
+def test_hps_prompts_are_a_published_set_like_others(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GCPO_BENCH_HOME", str(tmp_path / "home"))
+    row = {each["name"]: each for each in json.loads(cli("data", "ls", "--json").out)}["hps-benchmark"]
+    assert (row["state"], row["prompts"], row["sha256"]) == ("not fetched", 3200, "")
+    lacking = hps_folder(tmp_path / "stick" / "HPDv2" / "benchmark")
+    (lacking / "photo.json").rename(tmp_path / "photo.json")
+    assert "holds no photo.json of hps-benchmark" in cli("data", "fetch", "hps-benchmark", "--from", "stick").err
+    assert not prompt_sets.SETS["hps-benchmark"].path.exists()
+    (tmp_path / "photo.json").rename(lacking / "photo.json")
+    (lacking.parent / "photo.json").write_text("[]")  # of something else
+    assert cli("data", "fetch", "hps-benchmark", "--from", "stick").code == 0
+    checked = cli("data", "verify", "hps-benchmark")
+    assert checked.out == "hps-benchmark: ok, 3200 prompts, their texts were not compared: no digest is known\n"
+    (tmp_path / "train.txt").write_text("photo number 7\nAnime number 9!\na dog\n")
+    found = json.loads(cli("data", "overlap", "train.txt", "hps-benchmark", "--json").out)
+    assert (found["exact"], found["normalized"], found["total"]) == (["photo number 7"], ["anime number 9"], 3200)
+    assert list(prompt_sets.leaks(["photo number 7"])) == ["hps-benchmark"]
+    rows = {each["name"]: each for each in json.loads(cli("doctor", "--json").out)}
+    assert rows["benchmark hps-benchmark"]["found"] == "lacks 2 of 2 weights"
+    (prompt_sets.SETS["hps-benchmark"].path / "anime.json").unlink()
+    rows = {each["name"]: each for each in json.loads(cli("doctor", "--json").out)}
+    assert rows["benchmark hps-benchmark"]["found"] == "lacks prompts, 2 of 2 weights"
+
+
+def test_the_files_of_a_set_are_each_fetched_from_where_they_are_published(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GCPO_BENCH_HOME", str(tmp_path / "home"))
+    web = hps_folder(tmp_path / "web")
+    here = replace(prompt_sets.SETS["hps-benchmark"], url=f"{web.as_uri()}/")
+    monkeypatch.setitem(prompt_sets.SETS, "hps-benchmark", here)
+    prompt_sets.fetch("hps-benchmark")
+    assert benchmark_prompts()[-1].text == "photo number 799"
+    (web / "photo.json").write_text('["an error page"]')
+    with pytest.raises(CorruptDataError, match="has 1 prompts, published are 800"):
+        prompt_sets.fetch("hps-benchmark")
+    assert benchmark_prompts()[-1].text == "photo number 799"
 
 
 def test_missing_hps_prompts_and_weights_are_told_before_anything_is_drawn(
@@ -143,12 +193,11 @@ def test_missing_hps_prompts_and_weights_are_told_before_anything_is_drawn(
     clip_tokenizer_folder(tmp_path / "weights" / "clip-vit-large-patch14")
     for name in ("HPS_v2.1_compressed.pt", "HPS_v2_compressed.pt"):
         (tmp_path / "weights" / name).write_bytes(b"not opened before the first picture")
-    with pytest.raises(PrerequisiteError, match=r"anime\.json are missing"):
+    with pytest.raises(PrerequisiteError, match=r"hps-benchmark are not on this machine .*anime\.json"):
         BENCHMARKS.load("hps-benchmark")(world="scenes-12").prompts()
     with pytest.raises(PrerequisiteError, match="hps-gcpo400 are not on this machine"):
         BENCHMARKS.load("hps-gcpo400")(world="scenes-12").prompts()
-    benchmark_folder().mkdir(parents=True)
-    hps_folder(benchmark_folder())
+    hps_folder(prompt_sets.SETS["hps-benchmark"].path)
     benchmark = BENCHMARKS.load("hps-benchmark")(options={"version": "v2.0", "antialias": "False", "fit": "crop"})
     assert (benchmark.name, benchmark.headline, len(benchmark.prompts())) == ("hps-benchmark", "hps-v2.0", 3200)
     with pytest.raises(CorruptDataError, match="damaged"):
@@ -189,10 +238,9 @@ def test_the_published_summary_is_that_of_groups_of_80(seed: int, spread: float)
         assert summary.std == pytest.approx(expected[style][1], abs=1e-10)
 
 
-def test_hps_metrics_are_means_times_100_with_the_spread_of_groups(tmp_path: Path) -> None:
-    benchmark = HpsBenchmark(
-        "hps-benchmark", Panel([Brightness(name="hps")]), lambda: benchmark_prompts(hps_folder(tmp_path))
-    )
+@pytest.mark.usefixtures("hps_home")
+def test_hps_metrics_are_means_times_100_with_the_spread_of_groups() -> None:
+    benchmark = HpsBenchmark("hps-benchmark", Panel([Brightness(name="hps")]), benchmark_prompts)
     level = dict(zip(STYLES, (0.30, 0.31, 0.29, 0.26), strict=True))
     samples = [sample(prompt, hps=level[prompt.tag]) for prompt in benchmark.prompts()]
     metrics = benchmark.summarize(samples)
@@ -204,10 +252,9 @@ def test_hps_metrics_are_means_times_100_with_the_spread_of_groups(tmp_path: Pat
     assert metrics["overall"].n == 3200
 
 
-def test_missing_hps_pictures_are_counted_and_the_published_summary_is_withheld(tmp_path: Path) -> None:
-    benchmark = HpsBenchmark(
-        "hps-benchmark", Panel([Brightness(name="hps")]), lambda: benchmark_prompts(hps_folder(tmp_path))
-    )
+@pytest.mark.usefixtures("hps_home")
+def test_missing_hps_pictures_are_counted_and_the_published_summary_is_withheld() -> None:
+    benchmark = HpsBenchmark("hps-benchmark", Panel([Brightness(name="hps")]), benchmark_prompts)
     samples = [sample(prompt, hps=0.3) for prompt in benchmark.prompts()[:-1]]
     samples.append(sample(benchmark.prompts()[-1]))
     metrics = benchmark.summarize(samples)

@@ -13,7 +13,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 FOLDERS = {"gcpo_bench": "gcpo_bench"} | {f"gcpo_bench/{name}": name for name in ("training", "evaluators", "reports")}
-SUFFIXES = {".py", ".yaml", ".json", ".safetensors", ".html", ".css", ".js", ".typed"}
+SUFFIXES = {".py", ".yaml", ".json", ".safetensors", ".html", ".css", ".js", ".typed", ".gz"}
 
 
 @pytest.fixture(scope="module")

@@ -573,7 +573,11 @@ def test_half_precision_is_for_cuda_only(files: Path) -> None:
     shown = pictures(2)
     assert asked.score(shown, PROMPTS[:2]) == plain.score(shown, PROMPTS[:2])
     assert asked.identity == plain.identity
-    assert Compute(device="cuda", precision="autocast").identity == {"device": "cuda", "precision": "autocast"}
+    assert Compute(device="cuda", precision="autocast").identity == {
+        "device": "cuda",
+        "precision": "autocast",
+        "tf32": False,
+    }
     assert (Compute(device="cuda").rows, Compute().rows, Compute(batch_size=7).rows) == (32, 1, 7)
     with pytest.raises(ValueError, match="batch_size is 0"):
         Compute(batch_size=0)
@@ -723,7 +727,7 @@ def test_a_picture_on_which_hpsv2_fails_is_unscored() -> None:
         def forward(self, pixels_BCYX: torch.Tensor, ids_BT: torch.Tensor) -> dict[str, torch.Tensor]:
             if pixels_BCYX.shape[2:] != (8, 8):
                 raise RuntimeError("The size of tensor a (9) must match the size of tensor b (8)\nat dimension 1")
-            half = pixels_BCYX.mean().reshape(1, 1)
+            half = pixels_BCYX.mean(dim=(1, 2, 3))[:, None]
             return {"image_features": half, "text_features": ids_BT[:, :1].float()}
 
     scorer = HpsPackage(
@@ -737,6 +741,13 @@ def test_a_picture_on_which_hpsv2_fails_is_unscored() -> None:
     scores = scorer.score([np.full((8, 8, 3), 51, np.uint8), picture(9, 8)], ["four", "a"])
     assert scores[0] == pytest.approx(0.8)
     assert scores[1] == Unscored("hpsv2 failed: The size of tensor a (9) must match the size of tensor b (8)")
+    several = replace(scorer, compute=Compute(batch_size=4))  # as on a GPU: one that fails takes no other with it
+    shown = [*(np.full((8, 8, 3), level, np.uint8) for level in (51, 102)), picture(9, 8), picture(9, 8), picture(8, 8)]
+    texts = ["four", "four", "a", "b", "four"]
+    alone = [scorer.score([image], [text])[0] for image, text in zip(shown, texts, strict=True)]
+    assert [isinstance(each, Unscored) for each in several.score(shown, texts)] == [False, False, True, True, False]
+    assert several.score(shown, texts)[2:4] == alone[2:4]
+    assert several.score(shown[:2], texts[:2]) == pytest.approx(alone[:2])
     assert scorer.name == "hpsv2-package-v2.1"
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gzip
+import hashlib
 import json
 import os
 from collections.abc import Iterator, Sequence
@@ -12,6 +14,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 from gcpo_bench import prompt_sets
@@ -164,8 +168,9 @@ def test_what_is_missing_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     (weights / "model_base_vqa_capfilt_large.pth").write_bytes(b"not opened before the first picture")
     with pytest.raises(PrerequisiteError, match="t2i-compbench-shape are not on this machine"):
         BENCHMARKS.load("t2i-compbench-shape")(world="scenes-12").prompts()
-    with pytest.raises(PrerequisiteError, match="noun phrases of T2I-CompBench's prompts are not at"):
-        _ = BENCHMARKS.load("t2i-compbench-shape")(world="scenes-12").phrases
+    assert BENCHMARKS.load("t2i-compbench-shape")(world="scenes-12").phrases is phrases.shipped()
+    with pytest.raises(PrerequisiteError, match="noun phrases of T2I-CompBench's prompts are not at elsewhere"):
+        _ = BENCHMARKS.load("t2i-compbench-shape")(options={"noun_phrases": "elsewhere.json"}).phrases
     phrases.save(TABLE, phrases.table_file())
     assert BENCHMARKS.load("t2i-compbench-shape")(world="scenes-12").phrases == TABLE
 
@@ -244,6 +249,68 @@ def test_the_tool_writes_a_table_of_every_prompt_once(
     assert list(table.prompts) == ["a dog", "a cube"]
     assert table.parser == "a tagger, en_core_web_sm"
     assert "2 prompts with a tagger" in capsys.readouterr().out
+
+
+@st.composite
+def parsings(draw: st.DrawFn) -> tuple[str, Parsed]:
+    """A prompt of words that repeat each other, with phrases of neighbouring words."""
+    words = draw(st.lists(st.sampled_from(("a", "an", "red", "cat", "red cat", "é")), min_size=1, max_size=8))
+    kinds = draw(st.lists(st.sampled_from(("NOUN", "ADJ", "DET")), min_size=len(words), max_size=len(words)))
+    cuts = sorted(draw(st.sets(st.integers(0, len(words)), max_size=5)))
+    found = Parsed(
+        phrases=tuple(" ".join(words[start:end]) for start, end in zip(cuts[::2], cuts[1::2], strict=False)),
+        nouns=tuple(word for word, kind in zip(words, kinds, strict=True) if kind == "NOUN"),
+        words=tuple(zip(words, kinds, strict=True)),
+    )
+    return " ".join(words), found
+
+
+@given(parsings())
+@settings(max_examples=50)
+def test_places_in_a_prompt_give_back_what_was_found_in_it(tmp_path_factory: Any, parsing: tuple[str, Parsed]) -> None:
+    text, found = parsing
+    folder = tmp_path_factory.mktemp("table")
+    phrases.save_places(Phrases(parser="p 1", prompts={text: found}), [], folder / "table.gz")
+    record = json.loads(gzip.decompress((folder / "table.gz").read_bytes()))
+    table = Phrases(parser=record["parser"], prompts={}, places=record["prompts"])
+    assert (table.of(text), text in table, len(table)) == (found, True, 1)
+    assert f"{text} x" not in table
+    with pytest.raises(CorruptDataError, match="does not hold"):
+        table.of(f"{text} x")
+
+
+def test_a_table_of_places_has_the_same_bytes_and_no_prompt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(phrases, "spacy_parser", lambda model: (Tagger(), "a tagger"))
+    (tmp_path / "one.txt").write_text("a dog\n")
+    for name in ("x.gz", "y.gz"):
+        phrases.main([str(tmp_path / "one.txt"), "-o", str(tmp_path / name), "--places"])
+    content = (tmp_path / "x.gz").read_bytes()
+    assert content == (tmp_path / "y.gz").read_bytes()
+    assert b"dog" not in gzip.decompress(content)
+    record = json.loads(gzip.decompress(content))
+    assert record["files"] == {"one.txt": hashlib.sha256(b"a dog\n").hexdigest()}
+    with pytest.raises(ValueError, match="without parts of speech"):
+        phrases.save_places(TABLE, [], tmp_path / "z.gz")
+
+
+def test_the_shipped_table_is_of_the_published_prompts() -> None:
+    record = json.loads(gzip.decompress(phrases.SHIPPED.read_bytes()))
+    published = {Path(each.file).name: each.sha256 for each in prompt_sets.SETS.values()}
+    assert record["files"].items() <= published.items()
+    assert len(record["files"]) == 6
+    assert len(phrases.shipped()) == 1800
+    assert phrases.shipped().parser == "spaCy 3.6.1, en_core_web_sm 3.6.0"
+
+
+@pytest.mark.skipif(not PUBLISHED.is_dir(), reason="no copies of the published sets here")
+@pytest.mark.parametrize("category", ["color", "shape", "texture", "spatial", "3d-spatial", "complex"])
+def test_the_shipped_table_holds_every_prompt(category: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GCPO_BENCH_HOME", str(tmp_path))
+    prompt_sets.fetch(f"t2i-compbench-{category}", PUBLISHED)
+    for prompt in prompt_sets.load(f"t2i-compbench-{category}"):
+        found = phrases.load().of(prompt.text)
+        assert all((found.phrases, found.nouns))
+        assert "".join(prompt.text.split()) == "".join("".join(word for word, _ in found.words).split())
 
 
 # ---------------------------------------------------------------- non-spatial, and the published prompts

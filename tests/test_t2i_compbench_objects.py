@@ -522,8 +522,7 @@ def test_what_is_missing_is_named_before_anything_is_looked_at(small_world: Path
         with pytest.raises(PrerequisiteError, match=match):
             BENCHMARKS.load(f"t2i-compbench-{category}")(options=options).prompts()
 
-    phrases.table_file().unlink()
-    lacks("spatial", "noun phrases")
+    lacks("spatial", "noun phrases", noun_phrases="elsewhere.json")
     BENCHMARKS.load("t2i-compbench-numeracy")().prompts()
     prompt_sets.SETS["t2i-compbench-objects"].path.unlink()
     lacks("numeracy", "t2i-compbench-objects")
@@ -603,15 +602,18 @@ def test_doctor_and_data_say_what_is_there(cli: Cli, small_world: Path) -> None:
     assert {told()[f"benchmark {name}"]["found"] for name in BENCHMARK_GROUPS["t2i-compbench"]} == {"ready"}
     assert told()["noun phrases t2i-compbench"]["found"] == f"{len(TABLE.prompts)} prompts, by hand"
     assert "noun phrases of T2I-CompBench: by hand" in cli("data", "ls").err
+    phrases.table_file().write_text("[]")
+    assert told()["benchmark t2i-compbench-color"]["found"].startswith("lacks something: ")
+    assert told()["noun phrases t2i-compbench"]["state"] == "warning"
     phrases.table_file().unlink()
     prompt_sets.SETS["t2i-compbench-objects"].path.unlink()
     (small_world / "weights").unlink()
     checks = told()
-    assert checks["noun phrases t2i-compbench"]["found"].startswith("not made; spaCy")
-    assert "evaluators.phrases" in checks["noun phrases t2i-compbench"]["mend"]
+    assert checks["noun phrases t2i-compbench"]["found"] == f"1800 prompts, {phrases.shipped().parser}, shipped"
+    assert "spacy download en_core_web_sm" in checks["optional: en_core_web_sm"]["mend"]
     assert checks["benchmark t2i-compbench-numeracy"]["found"] == "lacks prompts, 1 of 1 weights"
     assert checks["benchmark t2i-compbench-3d-spatial"]["found"] == "lacks 2 of 2 weights"
-    assert "noun phrases of T2I-CompBench's prompts are not at" in cli("data", "ls").err
+    assert f"noun phrases of T2I-CompBench: {phrases.shipped().parser}" in cli("data", "ls").err
 
 
 def test_what_belongs_together_is_fetched_together(cli: Cli, small_world: Path, tmp_path: Path) -> None:

@@ -517,6 +517,9 @@ def test_the_doctor_says_what_a_benchmark_lacks(cli: Cli, stick: Path, home: Pat
     rows = {row["name"]: row for row in json.loads(cli("doctor", "--json").out)}
     assert rows["benchmark geneval"]["found"] == "lacks prompts, 2 of 2 weights"
     assert rows["benchmark geneval"]["mend"] == "gcpo-bench data fetch geneval; gcpo-bench models fetch geneval"
+    assert rows["benchmark drawbench"]["mend"].startswith("gcpo-bench data fetch drawbench --from FOLDER; ")
+    assert "GCPO_BENCH_DEQA names none" in rows["elsewhere: deqa"]["found"]
+    assert {"disk of runs", "disk of weights", "elsewhere: unified-reward", "elsewhere: unidet"} <= rows.keys()
     assert rows["model janus-pro-1b"]["found"] == "not fetched"
     cli("models", "fetch", "janus-pro-1b", "tiny-clip", "--from", str(stick / "janus"))
     (home / "tiny-clip").mkdir(exist_ok=True)
@@ -526,7 +529,13 @@ def test_the_doctor_says_what_a_benchmark_lacks(cli: Cli, stick: Path, home: Pat
 
 
 def test_the_command_line_lists_fetches_and_verifies(cli: Cli, stick: Path, home: Path) -> None:
-    assert {row["state"] for row in json.loads(cli("models", "ls", "--json").out)} == {"missing"}
+    rows = {row["name"]: row for row in json.loads(cli("models", "ls", "--json").out)}
+    assert {row["state"] for name, row in rows.items() if name not in catalogue.ELSEWHERE} == {"missing"}
+    assert [rows[name]["state"] for name in ("deqa", "unified-reward", "unidet")] == ["elsewhere"] * 3
+    table = cli("models", "ls").out
+    assert all(shown in table for shown in ("743b7d99", "deepseek-community/Janus-Pro-1B", "DeQA-Score-Mix3"))
+    refused = cli("models", "fetch", "deqa")
+    assert (refused.code, "is not fetched here" in refused.err) == (2, True)
     assert cli("models", "verify").code == 0
     fetched = cli("models", "fetch", "tiny.pth", "tiny-clip", "--from", str(stick))
     assert (fetched.code, len(fetched.out.splitlines())) == (0, 2)

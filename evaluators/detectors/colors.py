@@ -11,6 +11,7 @@ Sources: GenEval `evaluation/evaluate_images.py` (af4902f) for crops, templates 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,7 +27,8 @@ from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
 from gcpo_bench.errors import CorruptDataError, PrerequisiteError
 from gcpo_bench.geneval_prompts import COLORS as COLORS
 
-from .mask2former import Instance
+from ..scorers.compute import inference
+from .mask2former import Instance, portions
 
 TEMPLATES = ("a photo of a {color} {label}", "a photo of a {color}-colored {label}", "a photo of a {color} object")
 GREY = (153, 153, 153)
@@ -78,28 +80,40 @@ class ColorClassifier:
         colors: Sequence[str] = COLORS,
         device: str = "cpu",
         half_precision: bool = True,
+        together: bool | None = None,
     ) -> None:
-        """`half_precision` runs the network in float16 on CUDA, as GenEval does; elsewhere it has no effect."""
+        """
+        Args:
+            half_precision: runs the network in float16 on CUDA, as GenEval does; elsewhere it has no effect.
+            together: whether objects of several images and classes go through the network together; None: not on a CPU.
+        """
         network: Any = model.train(mode=False)
         self.model = network.to(device)
         self.tokenizer = tokenizer
         self.colors = tuple(colors)
         self.device = device
         self.half_precision = half_precision
+        self.together = torch.device(device).type != "cpu" if together is None else together
         self._weights: dict[str, Tensor] = {}
 
-    @torch.inference_mode()
     def __call__(self, image_YXC: UInt8, found: Sequence[Instance]) -> list[str]:
-        """The colour of each object; all are of one class."""
-        if not found:
-            return []
-        weights_KD = self._weights_of(found[0].label)
+        """The colour of each object in an image."""
+        return self.tell([(image_YXC, each) for each in found])
+
+    @inference
+    def tell(self, objects: Sequence[tuple[UInt8, Instance]]) -> list[str]:
+        """The colour of each object in its image.
+
+        Unless `together`, only objects of one image and class share a batch, as in GenEval.
+        """
         side = int(self.model.config.vision_config.image_size)
         names: list[str] = []
-        for start in range(0, len(found), BATCH):
-            crops_BCYX = np.stack([preprocess(crop(image_YXC, each), side) for each in found[start : start + BATCH]])
-            logits_BK = 100 * self._encode(torch.from_numpy(crops_BCYX)) @ weights_KD.T
-            names += [self.colors[index] for index in logits_BK.argmax(dim=1).tolist()]
+        for some in portions(objects, BATCH, key=lambda each: None if self.together else (id(each[0]), each[1].label)):
+            crops_BCYX = np.stack([preprocess(crop(image_YXC, each), side) for image_YXC, each in some])
+            features_BD = self._encode(torch.from_numpy(crops_BCYX))
+            for label, run in groupby(range(len(some)), key=lambda row: some[row][1].label):
+                logits_BK = 100 * features_BD[list(run)] @ self._weights_of(label).T
+                names += [self.colors[index] for index in logits_BK.argmax(dim=1).tolist()]
         return names
 
     def _half(self) -> torch.autocast:

@@ -12,6 +12,7 @@ arXiv 2103.13413; transformers#28292 on the weights that are never there.
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,8 @@ from gcpo_bench.catalogue import COMPBENCH_DEPTH
 from gcpo_bench.errors import CorruptDataError
 
 from ..compbench import frame_size
+from ..scorers.compute import inference
+from .mask2former import rows_on
 from .pretrained import load_model
 
 SIDE = 480
@@ -54,19 +57,32 @@ def to_frame(depth_YX: Tensor, height: int, width: int) -> UInt8:
 
 
 class Depth:
-    """One image at a time."""
+    """On a CPU one image at a time, so that no number depends on a batch."""
 
-    def __init__(self, model: DPTForDepthEstimation, *, device: str = "cpu") -> None:
+    def __init__(self, model: DPTForDepthEstimation, *, device: str = "cpu", rows: int | None = None) -> None:
+        """`rows` images go through the network together; None: 1 on a CPU, `ROWS_ON_GPU` elsewhere."""
         network: Any = model.train(mode=False)  # whose `to` is typed for transformers' own wrappers only
         network.dpt.embeddings.image_size = (SIDE, SIDE)  # places are interpolated from those it was trained with
         self.model = network.to(device)
         self.device = device
+        self.rows = rows or rows_on(device)
 
-    @torch.inference_mode()
     def __call__(self, image_YXC: UInt8) -> UInt8:
         """The depth map (Y, X) in the detector's frame, of an RGB image, uint8 (Y, X, 3)."""
-        pixels_1CYX = preprocess(image_YXC)[None].to(self.device)
-        return to_frame(self.model(pixel_values=pixels_1CYX).predicted_depth[0].float(), *image_YXC.shape[:2])
+        return next(self.maps([image_YXC]))
+
+    def maps(self, images: Sequence[UInt8]) -> Iterator[UInt8]:
+        """The same for each image, in order; images of any sizes may go through the network together."""
+        for start in range(0, len(images), self.rows):
+            yield from self._together(images[start : start + self.rows])
+
+    @inference
+    def _together(self, images: Sequence[UInt8]) -> list[UInt8]:
+        pixels_BCYX = torch.stack([preprocess(image_YXC) for image_YXC in images]).to(self.device)
+        depths_BYX = self.model(pixel_values=pixels_BCYX).predicted_depth.float()
+        return [
+            to_frame(depth_YX, *image_YXC.shape[:2]) for depth_YX, image_YXC in zip(depths_BYX, images, strict=True)
+        ]
 
 
 def load(folder: Path, *, device: str = "cpu") -> tuple[Depth, str]:

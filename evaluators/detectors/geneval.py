@@ -6,8 +6,9 @@ The fidelity says how the image reaches the two networks; see `evaluators.fideli
 from __future__ import annotations
 
 import io
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +24,11 @@ from gcpo_bench.errors import ConfigError, CorruptDataError
 from gcpo_bench.weights import locate, model_digest
 
 from ..fidelity import BACKENDS, MIN_CONFIDENCE, Fidelity
-from ..scorers.compute import usable_device
+from ..scorers.compute import exactness, usable_device
 from ..scorers.tokens import words_digest
 from ..types import Detection
 from . import colors, mask2former_weights, mmdet
-from .mask2former import Detector, Instance, Mask2Former, instances, preprocess
+from .mask2former import ROWS_ON_GPU, Detector, Instance, Mask2Former, instances, preprocess
 
 UInt8 = npt.NDArray[np.uint8]
 TRANSFORMERS, MMDET = BACKENDS
@@ -48,25 +49,27 @@ class GenEvalVision:
         if quality := self.fidelity.jpeg_quality:
             images = [through_jpeg(image_YXC, quality) for image_YXC in images]
         shown = [np.ascontiguousarray(each[..., ::-1]) for each in images] if self.fidelity.swap_red_blue else images
-        found_in = self.detector.detect(shown, MIN_CONFIDENCE)
-        for image_YXC, found, asked in zip(images, found_in, colored, strict=True):
-            names = self._colors(image_YXC, found, asked)
-            yield [
-                Detection(label=each.label, confidence=each.confidence, box=each.box, color=names.get(index))
-                for index, each in enumerate(found)
-            ]
+        found_in = zip(images, self.detector.detect(shown, MIN_CONFIDENCE), colored, strict=True)
+        while some := list(islice(found_in, ROWS_ON_GPU if self.classifier.together else 1)):
+            asked = [(image, index) for image, (_, found, labels) in enumerate(some) for index in _asked(found, labels)]
+            told = self.classifier.tell([(some[image][0], some[image][1][index]) for image, index in asked])
+            names = dict(zip(asked, told, strict=True))
+            for image, (_, found, _) in enumerate(some):
+                yield [
+                    Detection(
+                        label=each.label, confidence=each.confidence, box=each.box, color=names.get((image, index))
+                    )
+                    for index, each in enumerate(found)
+                ]
 
-    def _colors(self, image_YXC: UInt8, found: list[Instance], colored: Collection[str]) -> Mapping[int, str]:
-        """Index in `found` -> colour."""
-        names: dict[int, str] = {}
-        for label in sorted(colored):
-            # as `geneval.keep` orders them: surest first, of equals the later one
-            order = sorted(
-                (index for index, each in enumerate(found) if each.label == label),
-                key=lambda index: (-found[index].confidence, -index),
-            )[:CLASSIFIED]
-            names.update(zip(order, self.classifier(image_YXC, [found[index] for index in order]), strict=True))
-        return names
+
+def _asked(found: Sequence[Instance], colored: Collection[str]) -> list[int]:
+    """Whose colour is asked, class by class; as `geneval.keep` orders them: surest first, of equals the later one."""
+    rows: list[int] = []
+    for label in sorted(colored):
+        of_class = (index for index, each in enumerate(found) if each.label == label)
+        rows += sorted(of_class, key=lambda index: (-found[index].confidence, -index))[:CLASSIFIED]
+    return rows
 
 
 def through_jpeg(image_YXC: UInt8, quality: int) -> UInt8:
@@ -126,13 +129,17 @@ def _mmdet(path: Path | None, device: str, antialias: bool) -> tuple[Detector, d
         )
     file = path or locate(GENEVAL_DETECTOR)
     network, digest = mmdet.load(file, sha256_prefix=_prefix(path), device=device)
-    origin = {"backend": MMDET, **mmdet.versions(), **_origin(digest)}
+    origin = {"backend": MMDET, **mmdet.versions(), **_origin(digest), **exactness(device)}
     return mmdet.MmdetMask2Former(network, device=device, antialias=antialias), origin
 
 
 def _transformers(path: Path | None, device: str, antialias: bool) -> tuple[Detector, dict[str, Any]]:
     network, origin = _network(path)
-    return Mask2Former(network, device=device, antialias=antialias), {"backend": TRANSFORMERS, **origin}
+    return Mask2Former(network, device=device, antialias=antialias), {
+        "backend": TRANSFORMERS,
+        **origin,
+        **exactness(device),
+    }
 
 
 def _network(path: Path | None) -> tuple[Mask2FormerForUniversalSegmentation, dict[str, Any]]:

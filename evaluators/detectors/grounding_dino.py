@@ -14,7 +14,7 @@ Source: arXiv 2303.05499; IDEA-Research/GroundingDINO; transformers `GroundingDi
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,13 +30,17 @@ from gcpo_bench.errors import CorruptDataError
 
 from ..compbench import frame_size
 from ..grounding import FLOOR, Candidate
+from ..scorers.compute import inference
 from ..scorers.tokens import bert_tokenizer
+from .mask2former import portions, rows_on
 from .pretrained import load_model
 
 SHORT_SIDE, LONG_SIDE = 800, 1333
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 SPECIAL = {"[CLS]": 101, "[SEP]": 102, ".": 1012, "?": 1029}
 """Words that part names from each other; their numbers in bert-base-uncased are written into the network."""
+NOTHING_ASKED = 2
+"""Length of a question without words: `[CLS] [SEP]`."""
 
 UInt8 = npt.NDArray[np.uint8]
 
@@ -129,36 +133,60 @@ def candidates(
 
 
 class GroundingDino:
-    """Looks for named objects, in one image at a time: no number depends on a batch."""
+    """Looks for named objects; on a CPU in one image at a time, so that no number depends on a batch."""
 
     def __init__(
-        self, model: GroundingDinoForObjectDetection, tokenizer: PreTrainedTokenizerBase, *, device: str = "cpu"
+        self,
+        model: GroundingDinoForObjectDetection,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        device: str = "cpu",
+        rows: int | None = None,
     ) -> None:
+        """`rows` images go through the network together; None: 1 on a CPU, `ROWS_ON_GPU` elsewhere."""
         network: Any = model.train(mode=False)  # whose `to` is typed for transformers' own wrappers only
         self.model = network.to(device)
         self.tokenizer = tokenizer
         self.device = device
+        self.rows = rows or rows_on(device)
 
-    @torch.inference_mode()
     def __call__(self, image_YXC: UInt8, names: Sequence[str]) -> list[Candidate]:
-        """Boxes in T2I-CompBench's frame, for an RGB image, uint8 (Y, X, 3).
+        """Boxes in T2I-CompBench's frame, for an RGB image, uint8 (Y, X, 3). Raises as `detect`."""
+        return next(self.detect([image_YXC], [names]))
 
-        Raises CorruptDataError where the names together are longer than the network reads.
+    def detect(self, images: Sequence[UInt8], names: Sequence[Sequence[str]]) -> Iterator[list[Candidate]]:
+        """The same for each image and its names, in order.
+
+        Neighbours of one size whose questions are equally long may go through the network together: nothing is padded.
+        Raises CorruptDataError where the names of one image together are longer than the network reads.
         """
+        asked = [(image_YXC, self._ask(each)) for image_YXC, each in zip(images, names, strict=True)]
+        for alike in portions(asked, self.rows, key=lambda each: (each[0].shape, len(each[1].ids))):
+            yield from self._together(alike)
+
+    def _ask(self, names: Sequence[str]) -> Question:
         question = ask(self.tokenizer, names)
-        if not any(end for _, end in question.spans):
-            return []
         longest = self.model.config.max_text_len
         if len(question.ids) > longest:
             raise CorruptDataError(
                 f"the names of {len(names)} objects have {len(question.ids)} words; Grounding DINO reads {longest}",
                 hint="look at the table of noun phrases: its nouns are to be single words",
             )
+        return question
+
+    @inference
+    def _together(self, asked: Sequence[tuple[UInt8, Question]]) -> list[list[Candidate]]:
+        """Of images of one size, with questions of one length."""
+        if len(asked[0][1].ids) == NOTHING_ASKED:
+            return [[] for _ in asked]
         output = self.model(
-            pixel_values=preprocess(image_YXC)[None].to(self.device),
-            input_ids=torch.tensor([question.ids], device=self.device),
+            pixel_values=torch.stack([preprocess(image_YXC) for image_YXC, _ in asked]).to(self.device),
+            input_ids=torch.tensor([question.ids for _, question in asked], device=self.device),
         )
-        return candidates(output.logits[0], output.pred_boxes[0], question, frame_size(*image_YXC.shape[:2]))
+        return [
+            candidates(logits_QT, boxes_Q4, question, frame_size(*image_YXC.shape[:2]))
+            for logits_QT, boxes_Q4, (image_YXC, question) in zip(output.logits, output.pred_boxes, asked, strict=True)
+        ]
 
 
 def load(folder: Path, *, device: str = "cpu") -> tuple[GroundingDino, str]:

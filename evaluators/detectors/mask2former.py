@@ -12,10 +12,10 @@ panoptic_on False, instance_on True, max_per_image 100); Mask2Former, arXiv 2112
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -26,6 +26,7 @@ from transformers import Mask2FormerForUniversalSegmentation
 
 from gcpo_bench.geneval_prompts import CLASSES
 
+from ..scorers.compute import inference
 from .resize import resize_antialiased, resize_bilinear
 
 LONG_SIDE, SHORT_SIDE = 1333, 800
@@ -43,6 +44,7 @@ QUERIES_AT_ONCE = 10
 """Masks enlarged at once; it bounds memory and changes no number."""
 
 UInt8 = npt.NDArray[np.uint8]
+T = TypeVar("T")
 Size = tuple[int, int]
 """Height, width."""
 
@@ -177,9 +179,9 @@ def rows_on(device: str) -> int:
     return 1 if torch.device(device).type == "cpu" else ROWS_ON_GPU
 
 
-def portions(images: Sequence[UInt8], rows: int) -> Iterator[list[UInt8]]:
-    """Neighbours of one size, `rows` at most."""
-    for _, run in groupby(images, key=np.shape):
+def portions(items: Iterable[T], rows: int, key: Callable[[Any], Any] = np.shape) -> Iterator[list[T]]:
+    """Neighbours of one key, by default images of one size, `rows` at most."""
+    for _, run in groupby(items, key=key):
         alike = list(run)
         yield from (alike[start : start + rows] for start in range(0, len(alike), rows))
 
@@ -213,7 +215,7 @@ class Mask2Former:
         for alike in portions(images, self.rows):
             yield from self._together(alike, min_confidence)
 
-    @torch.inference_mode()
+    @inference
     def _together(self, images_BYXC: Sequence[UInt8], min_confidence: float) -> list[list[Instance]]:
         prepared = [preprocess(image_YXC, antialias=self.antialias) for image_YXC in images_BYXC]
         pixels_BCYX = np.stack([pixels_CYX for pixels_CYX, _ in prepared])

@@ -31,6 +31,7 @@ from gcpo_bench.environment import package_version
 from gcpo_bench.errors import PrerequisiteError
 from gcpo_bench.geneval_prompts import CLASSES
 
+from ..scorers.compute import inference
 from .mask2former import Instance, UInt8, portions, preprocess, rows_on
 from .mask2former_weights import UNUSED, config_of, convert, read, refusing
 
@@ -60,7 +61,7 @@ class MmdetMask2Former:
         for alike in portions(images, self.rows):
             yield from self._together(alike, min_confidence)
 
-    @torch.inference_mode()
+    @inference
     def _together(self, images_BYXC: Sequence[UInt8], min_confidence: float) -> list[list[Instance]]:
         from mmdet.structures import DetDataSample
 

@@ -12,8 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from gcpo_bench.catalogue import AESTHETIC_HEAD, CLIP_SCORER
 from gcpo_bench.files import checksum
 from gcpo_bench.weights import locate
@@ -21,7 +19,7 @@ from gcpo_bench.weights import locate
 from .checkpoints import fill, read_state
 from .clip import Clip, load
 from .clip_weights import Architecture
-from .compute import CPU, Compute, Precision, on
+from .compute import CPU, Compute, Precision, inference, on
 from .heads import Head
 from .images import CLIP_TRANSFORMERS, Preprocessing
 from .types import Images, Score, check_images, finite
@@ -46,7 +44,7 @@ class Aesthetic:
     def identity(self) -> Mapping[str, Any]:
         return {"scorer": self.name, "observer": OBSERVER, **self.clip.identity, "head": self.head_weights}
 
-    @torch.inference_mode()
+    @inference
     def score(self, images: Images, prompts: Sequence[str]) -> list[Score]:
         values: list[float] = []
         pictures = check_images(images, prompts)

@@ -32,7 +32,7 @@ from gcpo_bench.weights import locate
 from . import blip_weights
 from .blip_weights import BlipSize, convert_vision, split
 from .checkpoints import State, fill, read_state
-from .compute import CPU, Compute, Precision, on
+from .compute import CPU, Compute, Precision, inference, on
 from .images import Preprocessing
 from .plain_pictures import plain_pictures
 from .tokens import bert_tokenizer, words_digest
@@ -114,7 +114,7 @@ class BlipVqa:
         for portion in self.compute.portions(len(images)):
             yield from self._answers(images[portion], questions[portion])
 
-    @torch.inference_mode()
+    @inference
     def _answers(self, images: Sequence[Image], questions: Sequence[Sequence[str]]) -> list[list[float]]:
         asked = [(picture, question) for picture, each in enumerate(questions) for question in each]
         if not asked:

@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import CLIPModel, PreTrainedTokenizerBase
 
 from .clip_weights import Architecture, load_clip
-from .compute import CPU, Compute
+from .compute import CPU, Compute, inference
 from .images import Preprocessing
 from .tokens import clip_ids, clip_tokenizer, words_digest
 from .types import Image
@@ -41,7 +41,7 @@ class Clip:
             texts = {"words": words_digest(self.tokenizer), "unescape": self.unescape}
         return {"weights": self.weights, **texts, "preprocessing": self.preprocessing.identity, **self.compute.identity}
 
-    @torch.inference_mode()
+    @inference
     def picture_features(self, images: Sequence[Image]) -> Tensor:
         """Unit length, (B, D)."""
         parts = []
@@ -52,7 +52,7 @@ class Clip:
                 parts.append(unit(_pooled(found)))
         return torch.cat(parts)
 
-    @torch.inference_mode()
+    @inference
     def text_features(self, texts: Sequence[str]) -> Tensor:
         """Unit length, (B, D)."""
         if self.tokenizer is None:
@@ -66,7 +66,7 @@ class Clip:
                 parts.append(unit(_pooled(found)))
         return torch.cat(parts)
 
-    @torch.inference_mode()
+    @inference
     def cosines(self, images: Sequence[Image], prompts: Sequence[str]) -> list[float]:
         """Cosine of each image with its prompt. A prompt of several images is read once."""
         if not images:

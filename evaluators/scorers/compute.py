@@ -1,10 +1,16 @@
-"""Where and in which portions a model computes."""
+"""Where, in which portions and how exactly a model computes.
+
+On NVIDIA's newer GPUs torch lets convolutions of float32 numbers run in TF32, which keeps 10 bits of each factor. Here
+float32 means float32: networks run within `exactly`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal
+from functools import partial, wraps
+from typing import Any, Literal, ParamSpec, TypeVar
 
 import torch
 from torch import nn
@@ -13,6 +19,8 @@ from gcpo_bench.errors import ConfigError
 
 ROWS_ON_GPU = 32
 Precision = Literal["float32", "autocast"]
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,7 +45,8 @@ class Compute:
     def identity(self) -> Mapping[str, Any]:
         """Kinds of device round differently; how many rows go together changes the last bits only and is left out."""
         kind = torch.device(self.device).type
-        return {"device": kind, "precision": self.precision if kind == "cuda" else "float32"}
+        precision = self.precision if kind == "cuda" else "float32"
+        return {"device": kind, "precision": precision, **exactness(self.device)}
 
     def portions(self, count: int) -> Iterator[slice]:
         return (slice(start, start + self.rows) for start in range(0, count, self.rows))
@@ -48,6 +57,52 @@ class Compute:
     def autocast(self) -> torch.autocast:
         is_on = self.precision == "autocast" and torch.device(self.device).type == "cuda"
         return torch.autocast(torch.device(self.device).type, dtype=torch.float16 if is_on else None, enabled=is_on)
+
+
+def exactness(device: str) -> dict[str, Any]:
+    """What an evaluation records of float32 on this device: nothing where there is no TF32."""
+    return {"tf32": False} if torch.device(device).type == "cuda" else {}
+
+
+@contextmanager
+def exactly() -> Iterator[None]:
+    """No TF32 in here; afterwards what was set before, which training may have chosen."""
+    before = []
+    for get, put, exact in _switches():
+        try:
+            before.append((put, get(), exact))
+        except RuntimeError:  # torch does not read the old switches where somebody set the new ones, which rule
+            continue
+    try:
+        for put, _, exact in before:
+            put(exact)
+        yield
+    finally:
+        for put, value, _ in before:
+            put(value)
+
+
+def _switches() -> list[tuple[Callable[[], Any], Callable[[Any], object], Any]]:
+    """How each is read and set, and its value without TF32. The new ones, of torch 2.9, are to be set after the old."""
+    cudnn: Any = torch.backends.cudnn
+    matmul: Any = torch.backends.cuda.matmul
+    new = [cudnn.conv, cudnn.rnn, matmul] if hasattr(cudnn, "conv") else []
+    return [
+        (partial(getattr, cudnn, "allow_tf32"), partial(setattr, cudnn, "allow_tf32"), False),
+        (torch.get_float32_matmul_precision, torch.set_float32_matmul_precision, "highest"),
+        *((partial(getattr, each, "fp32_precision"), partial(setattr, each, "fp32_precision"), "ieee") for each in new),
+    ]
+
+
+def inference(function: Callable[P, T]) -> Callable[P, T]:
+    """Runs networks: without gradients and `exactly`. Not for generators, which would run outside of it."""
+
+    @wraps(function)
+    def run(*args: P.args, **kwargs: P.kwargs) -> T:
+        with torch.inference_mode(), exactly():
+            return function(*args, **kwargs)
+
+    return run
 
 
 CPU = Compute()

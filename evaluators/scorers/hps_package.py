@@ -30,7 +30,7 @@ from gcpo_bench.files import checksum
 from gcpo_bench.weights import locate
 
 from .checkpoints import check, read_state
-from .compute import Compute, Precision, on
+from .compute import Compute, Precision, inference, on
 from .hps import Version
 from .types import Images, Score, Unscored, check_images, finite
 
@@ -59,22 +59,29 @@ class HpsPackage:
         versions = {name: importlib.metadata.version(name) for name in ("hpsv2", "torchvision")}
         return {"scorer": self.name, "observer": OBSERVER, "weights": self.weights, **versions, **self.compute.identity}
 
-    @torch.inference_mode()
+    @inference
     def score(self, images: Images, prompts: Sequence[str]) -> list[Score]:
-        pairs = zip(check_images(images, prompts), prompts, strict=True)
-        return [self._score(Pictures.fromarray(image), prompt) for image, prompt in pairs]
+        pictures = [Pictures.fromarray(image) for image in check_images(images, prompts)]
+        scores: list[Score] = []
+        for portion in self.compute.portions(len(pictures)):
+            scores += self._together(pictures[portion], prompts[portion])
+        return scores
 
-    def _score(self, picture: Pictures.Image, prompt: str) -> Score:
+    def _together(self, pictures: Sequence[Pictures.Image], prompts: Sequence[str]) -> list[Score]:
+        """Where something fails, each picture on its own, so that the others have their score."""
         try:
-            pixels_BCYX = self.preprocess(picture)[None].to(self.compute.device)
-            ids_BT = self.tokenize([prompt]).to(self.compute.device)
+            pixels_BCYX = torch.stack([self.preprocess(picture) for picture in pictures]).to(self.compute.device)
+            ids_BT = self.tokenize(list(prompts)).to(self.compute.device)
             with self.compute.autocast():
                 found = self.model(pixels_BCYX, ids_BT)
-                value = (found["image_features"] @ found["text_features"].T).item()
+                values = (found["image_features"] @ found["text_features"].T).diagonal().tolist()
         except (RuntimeError, ValueError, AssertionError) as error:
+            if len(pictures) > 1:
+                pairs = zip(pictures, prompts, strict=True)
+                return [score for picture, prompt in pairs for score in self._together([picture], [prompt])]
             lines = str(error).splitlines() or [type(error).__name__]
-            return Unscored(f"hpsv2 failed: {lines[0][:_SHOWN]}", may_pass=isinstance(error, torch.OutOfMemoryError))
-        return finite([value], "the cosine")[0]
+            return [Unscored(f"hpsv2 failed: {lines[0][:_SHOWN]}", may_pass=isinstance(error, torch.OutOfMemoryError))]
+        return finite(values, "the cosine")
 
 
 def load_hps_package(weights: Path, *, version: Version, compute: Compute) -> HpsPackage:

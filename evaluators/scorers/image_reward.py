@@ -23,7 +23,7 @@ from gcpo_bench.weights import locate
 
 from .blip_weights import BlipSize, convert_vision, split
 from .checkpoints import State, fill, read_state
-from .compute import CPU, Compute, Precision, on
+from .compute import CPU, Compute, Precision, inference, on
 from .heads import Head
 from .images import CLIP, Preprocessing
 from .tokens import bert_ids, bert_tokenizer, words_digest
@@ -77,7 +77,7 @@ class ImageReward:
             **self.compute.identity,
         }
 
-    @torch.inference_mode()
+    @inference
     def score(self, images: Images, prompts: Sequence[str]) -> list[Score]:
         pictures = check_images(images, prompts)
         values: list[float] = []

@@ -31,7 +31,8 @@ def bench_command(
     preset: PresetOption = None,
     override: OverrideOption = None,
     scorers: Annotated[
-        str | None, typer.Option(metavar="A+B", help="evaluate: scorers, blip-vqa or geneval; default: each kind.")
+        str | None,
+        typer.Option(metavar="A+B", help="evaluate: scorers, blip-vqa, geneval, grounding-dino, grounding-dino-dpt."),
     ] = None,
     benchmark: Annotated[
         str | None,

@@ -13,11 +13,13 @@ from .output import note, print_json, print_table
 app = typer.Typer(help="Published prompt sets: list, fetch, verify, compare.", no_args_is_help=True)
 NamesArgument = Annotated[list[str] | None, typer.Argument(metavar="[NAME]...", help="Sets; default: all.")]
 SHOWN = 20
+DIGITS = 12
+"""Of a digest in a table; --json has all."""
 
 
 @app.command("ls", epilog="Example: gcpo-bench data ls")
 def ls_command(as_json: JsonOption = False) -> None:
-    """List the sets: prompts, licence, source, and whether they are on this machine."""
+    """List the sets: prompts, licence, source, digest, and whether they are on this machine."""
     from gcpo_bench.prompt_sets import SETS
 
     rows = [_row(name) for name in SETS]
@@ -25,12 +27,13 @@ def ls_command(as_json: JsonOption = False) -> None:
         print_json(rows)
         return
     columns = ("name", "prompts>", "state", "licence", "source")
-    print_table(columns, [[row[c.rstrip(">")] for c in columns] for row in rows])
+    shown = [[*(row[c.rstrip(">")] for c in columns), row["sha256"][:DIGITS] or "not known"] for row in rows]
+    print_table((*columns, "sha256"), shown)
     _note_phrases()
 
 
 def _note_phrases() -> None:
-    """T2I-CompBench also needs a table that is made, not fetched."""
+    """T2I-CompBench also needs a table, which is shipped or made, not fetched."""
     from gcpo_bench.errors import GcpoBenchError
     from gcpo_bench.evaluators import phrases
 
@@ -54,7 +57,7 @@ def _row(name: str) -> dict[str, Any]:
         "sha256": found.sha256,
         "path": str(found.path),
     }
-    if not found.path.exists():
+    if not found.is_there:
         return {**row, "state": "not fetched"}
     try:
         verify(name)
@@ -93,14 +96,15 @@ def verify_command(names: NamesArgument = None) -> None:
     from gcpo_bench.errors import GcpoBenchError
     from gcpo_bench.prompt_sets import SETS, get, verify
 
-    wanted = [get(name) for name in names] if names else [each for each in SETS.values() if each.path.exists()]
+    wanted = [get(name) for name in names] if names else [each for each in SETS.values() if each.is_there]
     if not wanted:
         note("no set is on this machine; gcpo-bench data fetch")
     failures: list[GcpoBenchError] = []
     for each in wanted:
         try:
             verify(each.name)
-            print(f"{each.name}: ok, {each.count} prompts, sha256 {each.sha256}")
+            known = f"sha256 {each.sha256}" if each.sha256 else "their texts were not compared: no digest is known"
+            print(f"{each.name}: ok, {each.count} prompts, {known}")
         except GcpoBenchError as error:
             failures.append(error)
             note(f"{each.name}: {error}")

@@ -25,8 +25,10 @@ EXTRAS = {
     "ray": "ray",
     "wandb": "wandb",
     "tensorboard": "tensorboard",
+    "spacy": "spacy",
 }
 """Optional package -> the extra that installs it."""
+SPACY_MODEL = "en_core_web_sm"
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,6 +143,7 @@ def _weights() -> Iterator[Check]:
 
 def _machine(runs_dir: Path) -> Iterator[Check]:
     from gcpo_bench.environment import cpu_model, memory_bytes, usable_cores
+    from gcpo_bench.files import storage
 
     yield Check("machine", "ok", f"{cpu_model()}, {usable_cores()} cores, {size(memory_bytes())} memory")
     existing = next(path for path in (runs_dir.absolute(), *runs_dir.absolute().parents) if path.exists())
@@ -148,9 +151,16 @@ def _machine(runs_dir: Path) -> Iterator[Check]:
     mend = "" if writable else "choose another --runs-dir or mend its permissions"
     where = f"{runs_dir} can be written" if writable else f"{existing} cannot be written"
     yield Check("runs folder", "ok" if writable else "missing", where, mend)
-    free = shutil.disk_usage(existing).free
+    yield _disk("disk of runs", existing, "free some space, or choose another --runs-dir")
+    home = storage("").absolute()
+    existing = next(path for path in (home, *home.parents) if path.exists())
+    yield _disk("disk of weights", existing, "free some space, or set GCPO_BENCH_HOME to a folder on another disk")
+
+
+def _disk(name: str, folder: Path, mend: str) -> Check:
+    free = shutil.disk_usage(folder).free
     scarce = free < MIN_DISK_BYTES
-    yield Check("disk", "warning" if scarce else "ok", f"{size(free)} free", "free some space" if scarce else "")
+    return Check(name, "warning" if scarce else "ok", f"{size(free)} free", mend if scarce else "")
 
 
 def _is_writable(folder: Path) -> bool:
@@ -169,53 +179,84 @@ def _published() -> Iterator[Check]:
     """Which published benchmarks and models can be run; none is required, but a damaged copy is told."""
     from gcpo_bench import catalogue
     from gcpo_bench.errors import GcpoBenchError
-    from gcpo_bench.prompt_sets import SETS, verify, with_parts
+    from gcpo_bench.prompt_sets import SETS, verify
     from gcpo_bench.registry import BENCHMARKS
-    from gcpo_bench.weights import missing_files, state
+    from gcpo_bench.weights import state
 
-    damaged = set()
     for name, each in SETS.items():
         try:
-            if each.path.exists():
+            if each.is_there:
                 verify(name)
         except GcpoBenchError as error:
-            damaged.add(name)
-            yield Check(f"prompts {name}", "warning", str(error), f"gcpo-bench data fetch {name}")
+            yield Check(f"prompts {name}", "warning", str(error), each.mend)
     for each_weights in catalogue.CATALOGUE.values():
         if state(each_weights) == "unfinished":
             mend = f"gcpo-bench models fetch {each_weights.name}"
             yield Check(f"weights {each_weights.name}", "warning", "not whole", mend)
     for name in BENCHMARKS:
-        needed = catalogue.NEEDS.get(name, ())
-        lacking = sum(bool(missing_files(weights, weights.path)) for weights in needed)
-        sets = with_parts(name) if name in SETS else ()
-        no_prompts = any(each in damaged or not SETS[each].path.exists() for each in sets)
-        if needed or name in SETS:
-            mends = [f"gcpo-bench data fetch {name}"] * no_prompts + [f"gcpo-bench models fetch {name}"] * (lacking > 0)
-            parts = ["prompts"] * no_prompts + [f"{lacking} of {len(needed)} weights"] * (lacking > 0)
-            yield Check(f"benchmark {name}", "ok", f"lacks {', '.join(parts)}" if parts else "ready", "; ".join(mends))
+        if name in SETS or catalogue.NEEDS.get(name):
+            yield _benchmark(name)
     yield _phrases()
+    for name in catalogue.ELSEWHERE:
+        yield _elsewhere(name)
     for name in catalogue.POLICIES:
         found = state(catalogue.CATALOGUE[name])
         mend = "" if found == "there" else f"gcpo-bench models fetch {name}"
         yield Check(f"model {name}", "ok", "ready" if found == "there" else "not fetched", mend)
 
 
+def _benchmark(name: str) -> Check:
+    """Prompts and weights are counted; whether that is all, the benchmark itself says, as it does before it draws."""
+    from gcpo_bench import catalogue
+    from gcpo_bench.errors import GcpoBenchError
+    from gcpo_bench.evaluators.runner import make_benchmark
+    from gcpo_bench.prompt_sets import SETS, verify, with_parts
+    from gcpo_bench.weights import local
+
+    lacks, mends = [], []
+    for each in with_parts(name):
+        try:
+            verify(each)
+        except GcpoBenchError:
+            lacks, mends = ["prompts"], [SETS[name].mend]
+    needed = catalogue.NEEDS.get(name, ())
+    if absent := sum(local(each) is None for each in needed):
+        lacks.append(f"{absent} of {len(needed)} weights")
+        mends.append(f"gcpo-bench models fetch {name}")
+    if not lacks:
+        try:
+            make_benchmark(name, "").prompts()
+        except GcpoBenchError as error:
+            return Check(f"benchmark {name}", "ok", f"lacks something: {error}", error.hint)
+    return Check(f"benchmark {name}", "ok", f"lacks {', '.join(lacks)}" if lacks else "ready", "; ".join(mends))
+
+
+def _elsewhere(name: str) -> Check:
+    """What runs outside this process: told where, or not. It is not started."""
+    from gcpo_bench.catalogue import ELSEWHERE
+    from gcpo_bench.errors import GcpoBenchError
+    from gcpo_bench.registry import SCORERS
+
+    if name not in SCORERS.entries:
+        return Check(f"elsewhere: {name}", "ok", "runs in a program of its own", ELSEWHERE[name].how)
+    try:
+        SCORERS.load(name)()
+    except GcpoBenchError as error:
+        return Check(f"elsewhere: {name}", "ok", str(error), error.hint)
+    return Check(f"elsewhere: {name}", "ok", f"{ELSEWHERE[name].variable} is set; it was not asked")
+
+
 def _phrases() -> Check:
-    """The table of noun phrases that T2I-CompBench needs, and spaCy, which makes it."""
-    from gcpo_bench.environment import package_version
-    from gcpo_bench.errors import GcpoBenchError, PrerequisiteError
+    """The table of noun phrases that T2I-CompBench needs: the user's own, else the shipped one."""
+    from gcpo_bench.errors import GcpoBenchError
     from gcpo_bench.evaluators import phrases
 
-    name, version = "noun phrases t2i-compbench", package_version("spacy")
+    name = "noun phrases t2i-compbench"
     try:
         table = phrases.load()
-    except PrerequisiteError as error:
-        found = f"not made; spaCy {version or 'is not installed'}"
-        return Check(name, "ok", found, error.hint if version else f"pip install 'gcpo-bench[spacy]'; {error.hint}")
     except GcpoBenchError as error:
         return Check(name, "warning", str(error), error.hint)
-    return Check(name, "ok", f"{len(table.prompts)} prompts, {table.parser}")
+    return Check(name, "ok", f"{len(table)} prompts, {table.parser}{', shipped' if table.places else ''}")
 
 
 def _extras() -> Iterator[Check]:
@@ -225,6 +266,9 @@ def _extras() -> Iterator[Check]:
         version = package_version(package)
         mend = "" if version else f"pip install 'gcpo-bench[{extra}]'"
         yield Check(f"optional: {package}", "ok", version or "not installed", mend)
+    model = package_version(SPACY_MODEL)
+    mend = "" if model else f"python -m spacy download {SPACY_MODEL}; for other noun phrases than the shipped ones"
+    yield Check(f"optional: {SPACY_MODEL}", "ok", model or "not installed", mend)
 
 
 def _short(error: Exception) -> str:

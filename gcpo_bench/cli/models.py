@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 
 app = typer.Typer(help="Published weights: list, fetch, verify.", no_args_is_help=True, rich_markup_mode=None)
 
+DIGITS = 12
+"""Of a digest in a table; --json has all."""
+
 
 def complete_weights(incomplete: str) -> list[str]:
     from gcpo_bench.catalogue import CATALOGUE, NEEDS
@@ -25,19 +28,33 @@ def complete_weights(incomplete: str) -> list[str]:
 
 @app.command("ls", epilog="Example: gcpo-bench models ls --json")
 def ls_command(as_json: JsonOption = False) -> None:
-    """List weights: what for, licence, size, source, and whether they are on this machine."""
-    from gcpo_bench.catalogue import here
+    """List weights: what for, licence, size, source, digest, and whether they are on this machine."""
+    from gcpo_bench.catalogue import ELSEWHERE, here
     from gcpo_bench.weights import state
 
-    known = here()
+    columns = ("name", "purpose", "licence", "source", "bytes_about")
+    known = {each.name: each for each in here()}
+    both = (*known.values(), *ELSEWHERE.values())
+    records: list[dict[str, Any]] = [{column: getattr(each, column) for column in columns} for each in both]
+    for record in records:
+        weights = known.get(record["name"])
+        record["sha256"] = weights.sha256 if weights else ""
+        record |= (
+            {"state": state(weights), "path": str(weights.path)} if weights else {"state": "elsewhere", "path": None}
+        )
     if as_json:
-        columns = ("name", "purpose", "licence", "source", "sha256", "bytes_about")
-        records = [{column: getattr(each, column) for column in columns} for each in known]
-        places = [{"state": state(each), "path": str(each.path)} for each in known]
-        print_json([record | place for record, place in zip(records, places, strict=True)])
+        print_json(records)
         return
-    rows = [(each.name, each.purpose, state(each), size(each.bytes_about), each.licence) for each in known]
-    print_table(("name", "purpose", "state", "size", "licence"), rows)
+    rows = [
+        (
+            *(each[column] for column in ("name", "purpose", "state")),
+            size(each["bytes_about"]) if each["bytes_about"] else "not known",
+            *(each[column] for column in ("licence", "source")),
+            each["sha256"][:DIGITS] or "not known",
+        )
+        for each in records
+    ]
+    print_table(("name", "purpose", "state", "size", "licence", "source", "sha256"), rows)
 
 
 MEGABYTE = 1_000_000
