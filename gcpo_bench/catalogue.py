@@ -252,6 +252,7 @@ NEEDS: dict[str, tuple[Weights, ...]] = {
     "hpsv2-package-v2.1": (HPS_V21,),
     "hpsv2-package-v2.0": (HPS_V20,),
     "clip-score": (CLIP_SCORER,),
+    "clip-score-tensor": (CLIP_SCORER,),
     "clip-score-b32": (CLIP_B32, CLIP_WORDS),
     "pickscore": (PICKSCORE, CLIP_WORDS),
     "aesthetic": (CLIP_SCORER, AESTHETIC_HEAD),
