@@ -241,7 +241,7 @@ _ELSEWHERE = (
         source="https://huggingface.co/shikunl/prismer, expert_weights/Unified_learned_OCIM_RS200_6x%2B2x.pth",
         licence="Apache-2.0?",
         bytes_about=0,
-        how="evaluate --option detections=FILE; see docs/t2i-compbench.md",
+        how="evaluators/detectors/unidet_export.py, then: evaluate --option detections=FILE; see docs/t2i-compbench.md",
     ),
 )
 ELSEWHERE: dict[str, Elsewhere] = {each.name: each for each in _ELSEWHERE}
