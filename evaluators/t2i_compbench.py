@@ -45,7 +45,7 @@ OPTIONS: Mapping[str, tuple[str, ...]] = {
     "spatial": ("noun_phrases", *_FINDER),
     "3d-spatial": ("noun_phrases", *_FINDER, "depth_model", "fidelity"),
     "numeracy": _FINDER,
-    "non-spatial": (),
+    "non-spatial": ("precision",),
     "complex": ("noun_phrases", *_FINDER),
 }
 """Category -> its options, in the order of the published tables.
@@ -53,8 +53,10 @@ OPTIONS: Mapping[str, tuple[str, ...]] = {
 noun_phrases: another table. detections: a file of detections instead of Grounding DINO; made_by: whose they are
 (unidet). model: Grounding DINO `base`, `tiny` or a folder. box_threshold, text_threshold, nms_threshold: see
 `grounding.Thresholds`. depth_model: another folder. fidelity: `official`, which reads depth with rows and columns
-exchanged, or `fixed`.
+exchanged, or `fixed`. precision: of CLIP, one of `PRECISIONS`.
 """
+PRECISIONS = ("float32", "autocast")
+"""The first is the default; `autocast` is half precision on CUDA, nearly as published, and without effect on a CPU."""
 
 
 def prompt_set(category: str) -> str:
@@ -292,7 +294,12 @@ class NonSpatialBenchmark(CompBench, PanelBenchmark):
 def non_spatial(
     world: str = "", *, options: Mapping[str, Any] | None = None, device: str | None = None
 ) -> NonSpatialBenchmark:
-    """With prompts and weights on this machine; `world` is not used. It has no options of its own."""
-    own_options("non-spatial", options)
-    panel = Panel(["clip-score-b32"], options={"clip-score-b32": {"device": device}})
+    """With prompts and weights on this machine; `world` is not used, option: `precision`.
+
+    Raises ConfigError for another option or precision.
+    """
+    precision = own_options("non-spatial", options).get("precision", PRECISIONS[0])
+    if precision not in PRECISIONS:
+        raise ConfigError(f"option 'precision' cannot be {precision!r}", hint=f"known: {', '.join(PRECISIONS)}")
+    panel = Panel(["clip-score-b32"], options={"clip-score-b32": {"device": device, "precision": precision}})
     return NonSpatialBenchmark(panel, lambda: prompt_sets.load(prompt_set("non-spatial")))

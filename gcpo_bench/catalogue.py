@@ -257,7 +257,7 @@ _ELSEWHERE = (
         source="https://huggingface.co/shikunl/prismer, expert_weights/Unified_learned_OCIM_RS200_6x%2B2x.pth",
         licence="Apache-2.0?",
         bytes_about=0,
-        how="evaluate --option detections=FILE; see docs/t2i-compbench.md",
+        how="evaluators/detectors/unidet_export.py, then: evaluate --option detections=FILE; see docs/t2i-compbench.md",
     ),
 )
 ELSEWHERE: dict[str, Elsewhere] = {each.name: each for each in _ELSEWHERE}
@@ -268,6 +268,7 @@ NEEDS: dict[str, tuple[Weights, ...]] = {
     "hpsv2-package-v2.1": (HPS_V21,),
     "hpsv2-package-v2.0": (HPS_V20,),
     "clip-score": (CLIP_SCORER,),
+    "clip-score-tensor": (CLIP_SCORER,),
     "clip-score-b32": (CLIP_B32, CLIP_WORDS),
     "pickscore": (PICKSCORE, CLIP_WORDS),
     "aesthetic": (CLIP_SCORER, AESTHETIC_HEAD),

@@ -176,6 +176,9 @@ SCORERS = Registry(
             "gcpo_bench.evaluators.scorers.hps_package:hps_package_v20", "HPS v2.0 by the package hpsv2 itself"
         ),
         "clip-score": Entry("gcpo_bench.evaluators.scorers.clip_score:clip_score", "cosine in OpenAI's CLIP ViT-L/14"),
+        "clip-score-tensor": Entry(
+            "gcpo_bench.evaluators.scorers.clip_score:clip_score_tensor", "the same, pixels resized as in DiffusionNFT"
+        ),
         "clip-score-b32": Entry(
             "gcpo_bench.evaluators.scorers.clip_score:clip_score_b32", "cosine in OpenAI's CLIP ViT-B/32"
         ),

@@ -590,3 +590,23 @@ def test_a_benchmark_may_name_what_its_runs_are_compared_by(
     found = json.loads(result.out)
     expected = found["metrics"]["extra_objects"]["value"] - found["start"]["metrics"]["extra_objects"]["value"]
     assert found["difference"]["value"] == pytest.approx(expected, abs=1e-9)
+
+
+def test_a_full_gpu_names_what_the_command_itself_can_lower(
+    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+
+    def full(*_: Any, **__: Any) -> Any:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    monkeypatch.setattr("gcpo_bench.evaluators.runner.evaluate_folder", full)
+    monkeypatch.setattr("gcpo_bench.training.loop.train", full)
+    (tmp_path / "images").mkdir()
+    evaluated = cli("evaluate", "--images", "images")
+    assert refused(evaluated, 4).startswith("the GPU is out of memory: CUDA out of memory")
+    assert "hint: lower --batch-size" in evaluated.err
+    assert "sampling.batch_rows" not in evaluated.err
+    trained = cli("train", "--model", "scenes-8", "--num-steps", "1")
+    refused(trained, 4)
+    assert "sampling.batch_rows" in trained.err

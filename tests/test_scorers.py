@@ -27,6 +27,7 @@ from gcpo_bench.config import RewardConfig
 from gcpo_bench.datasets import Prompt
 from gcpo_bench.errors import ConfigError, CorruptDataError, PrerequisiteError, TrainingError
 from gcpo_bench.evaluators.scorers import images as pixels
+from gcpo_bench.evaluators.scorers import random_weights
 from gcpo_bench.evaluators.scorers.aesthetic import Aesthetic, load_aesthetic
 from gcpo_bench.evaluators.scorers.blip_vqa import blip_vqa
 from gcpo_bench.evaluators.scorers.blip_weights import BLIP_VQA, BlipSize
@@ -51,7 +52,7 @@ from gcpo_bench.evaluators.scorers.rewards import ScorerReward
 from gcpo_bench.evaluators.scorers.scales import SCALES, scale
 from gcpo_bench.evaluators.scorers.tokens import bert_tokenizer, clip_ids, clip_tokenizer, words_digest
 from gcpo_bench.evaluators.scorers.types import MAX_ASPECT, Scorer, Unscored
-from gcpo_bench.registry import REWARDS, SCORERS
+from gcpo_bench.registry import BENCHMARKS, REWARDS, SCORERS
 from gcpo_bench.training.rewards import WeightedSum
 
 from .reference import blip as blip_reference
@@ -435,7 +436,16 @@ def make(name: str, files: Path, compute: Compute) -> Scorer:
     return load_image_reward(files / "image-reward.pt", files / "bert-tokenizer", size=BLIP, compute=compute)
 
 
-LOCAL = ("hps-v2.1", "hps-v2.0", "clip-score", "clip-score-b32", "pickscore", "aesthetic", "image-reward")
+LOCAL = (
+    "hps-v2.1",
+    "hps-v2.0",
+    "clip-score",
+    "clip-score-tensor",
+    "clip-score-b32",
+    "pickscore",
+    "aesthetic",
+    "image-reward",
+)
 NAMES = ("hps", "clip-score", "pickscore", "aesthetic", "image-reward")
 
 
@@ -645,6 +655,24 @@ def test_a_score_that_is_no_number_is_unscored(files: Path, tmp_path: Path) -> N
         ScorerReward(scorer)(picture(9, 9)[None], [Prompt(id="0", text="a dog")])
 
 
+def test_clip_score_s_two_ways_to_resize_are_two_scorers() -> None:
+    made = {name: random_weights.scorer(name, small=True, compute=Compute()) for name in CLIP_SCORES}
+    assert [scorer.name for scorer in made.values()] == list(CLIP_SCORES)
+    resized = [scorer.identity["preprocessing"] for scorer in made.values()]
+    assert [(each["resample"], each["filter"]) for each in resized] == [("pillow", "bicubic"), ("float", "bilinear")]
+    shown = pictures(2, sides=(300, 340))
+    plain, tensor = (scorer.score(shown, PROMPTS[:2]) for scorer in made.values())
+    assert plain != tensor
+    assert plain == pytest.approx(tensor, abs=0.05)
+    benchmark = BENCHMARKS.load("drawbench")(
+        options={"scorers": "+".join(CLIP_SCORES), "scale.clip-score-tensor": "x100"}
+    )
+    assert benchmark.panel.names == CLIP_SCORES
+
+
+CLIP_SCORES = ("clip-score", "clip-score-tensor")
+
+
 def test_names_and_units(files: Path) -> None:
     made = [make(name, files, Compute()) for name in NAMES]
     assert [each.name for each in made] == ["hps-v2.1", "clip-score", "pickscore", "aesthetic", "image-reward"]
@@ -678,7 +706,7 @@ def test_missing_weights_say_where_to_get_them_and_where_to_put_them(
             SCORERS.load(name)()
         assert str(tmp_path / "weights") in str(caught.value)
         assert "models fetch" in caught.value.hint or str(tmp_path / "weights") in caught.value.hint
-        if name != "clip-score-b32":
+        if name in REWARDS.entries:
             with pytest.raises(PrerequisiteError, match="is missing"):
                 REWARDS.load(name)()
     with pytest.raises(PrerequisiteError, match=r"pickscore lacks PickScore_v1.*; image-reward lacks ImageReward\.pt"):

@@ -323,6 +323,19 @@ def test_non_spatial_relations_are_one_scorer_s_mean() -> None:
     assert (made.name, made.headline) == ("t2i-compbench-non-spatial", "brightness")
 
 
+def test_clip_s_precision_is_an_option_of_non_spatial_relations(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GCPO_BENCH_HOME", str(tmp_path))
+    given: list[dict[str, Any]] = []
+    monkeypatch.setattr("gcpo_bench.evaluators.scorers.clip_score.clip_score_b32", lambda **args: given.append(args))
+    for options in ({}, {"precision": "autocast"}):
+        BENCHMARKS.load("t2i-compbench-non-spatial")(options=options, device="cpu").panel.scorer("clip-score-b32")
+    assert given == [{"device": "cpu", "precision": precision} for precision in ("float32", "autocast")]
+    with pytest.raises(ConfigError, match="option 'precision' cannot be 'half'"):
+        BENCHMARKS.load("t2i-compbench-non-spatial")(options={"precision": "half"})
+
+
 def test_a_folder_in_the_official_layout_is_numbered_over_the_category(tmp_path: Path) -> None:
     assert compbench_file(PROMPTS[2], 3, 10) == "samples/a green bench_000023.png"
     made = NonSpatialBenchmark(Panel([Brightness()]), lambda: PROMPTS)

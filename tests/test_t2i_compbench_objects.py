@@ -106,7 +106,7 @@ def small_world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, weights: Path) 
         weights / "model_base_vqa_capfilt_large.pth", weights / "bert-base-uncased", size=BLIP
     )
     monkeypatch.setattr(blip_vqa, "blip_vqa", lambda device=None: blip)
-    monkeypatch.setattr(clip_score, "clip_score_b32", lambda device=None: Brightness())
+    monkeypatch.setattr(clip_score, "clip_score_b32", lambda **_: Brightness())
     return home
 
 

@@ -1,7 +1,8 @@
 """CLIPScore: cosine of picture and prompt in OpenAI's CLIP, ViT-L/14 or ViT-B/32 (with QuickGELU).
 
-Raw scale: the cosine, about 0.2 to 0.35. T2I-CompBench uses ViT-B/32; DiffusionNFT uses ViT-L/14 with a bilinear float
-resize (`images.CLIP_FLOAT_BILINEAR`). torchmetrics prints max(0, 100 * cosine).
+Raw scale: the cosine, about 0.2 to 0.35. T2I-CompBench uses ViT-B/32. With ViT-L/14 there are two ways to resize, which
+are scorers of their own: `clip-score` as CLIP itself does it (Pillow, bicubic), `clip-score-tensor` as DiffusionNFT
+(bilinear, on floats; `images.CLIP_FLOAT_BILINEAR`). torchmetrics prints max(0, 100 * cosine).
 Sources: Karine-Huang/T2I-CompBench `CLIPScore_eval`, NVlabs/DiffusionNFT `clip_scorer.py`.
 """
 
@@ -18,7 +19,7 @@ from gcpo_bench.weights import locate
 from .clip import Clip, load
 from .clip_weights import Architecture
 from .compute import CPU, Compute, Precision, on
-from .images import CLIP, Preprocessing
+from .images import CLIP, CLIP_FLOAT_BILINEAR, Preprocessing
 from .types import Images, Score, check_images, finite
 
 OBSERVER = 1
@@ -55,6 +56,17 @@ def load_clip_score(
 def clip_score(*, device: str | None = None, precision: Precision = "float32") -> ClipScore:
     """ViT-L/14 from the weights folder, on the GPU where there is one."""
     return load_clip_score(locate(CLIP_SCORER), locate(CLIP_WORDS), compute=on(device, precision))
+
+
+def clip_score_tensor(*, device: str | None = None, precision: Precision = "float32") -> ClipScore:
+    """As `clip_score`, with DiffusionNFT's resize."""
+    return load_clip_score(
+        locate(CLIP_SCORER),
+        locate(CLIP_WORDS),
+        name="clip-score-tensor",
+        preprocessing=CLIP_FLOAT_BILINEAR,
+        compute=on(device, precision),
+    )
 
 
 def clip_score_b32(*, device: str | None = None, precision: Precision = "float32") -> ClipScore:

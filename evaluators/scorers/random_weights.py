@@ -124,6 +124,9 @@ SCORERS: Mapping[str, Make] = {
     "hps-v2.1": lambda small, compute: HPS(clip=_clip("ViT-H-14", images.HPS, small, compute)),
     "hps-v2.0": lambda small, compute: HPS(clip=_clip("ViT-H-14", images.HPS, small, compute), version="v2.0"),
     "clip-score": lambda small, compute: ClipScore(clip=_clip("ViT-L-14", images.CLIP, small, compute)),
+    "clip-score-tensor": lambda small, compute: ClipScore(
+        clip=_clip("ViT-L-14", images.CLIP_FLOAT_BILINEAR, small, compute), name="clip-score-tensor"
+    ),
     "clip-score-b32": lambda small, compute: ClipScore(
         clip=_clip("ViT-B-32", images.CLIP, small, compute), name="clip-score-b32"
     ),

@@ -40,6 +40,7 @@ SCALES: Mapping[str, Mapping[str, Scale]] = {
     "hpsv2-package-v2.0": _HPS,
     "hpsv2-package-v2.1": _HPS,
     "clip-score": _CLIP,
+    "clip-score-tensor": _CLIP,
     "clip-score-b32": _CLIP,
     "pickscore": {"raw": RAW, "/26": Scale(factor=1 / 26), "/100": Scale(factor=1 / 100)},
     "deqa": _FIFTHS,

@@ -34,6 +34,7 @@ from . import (
 
 UsageError: type[Exception] = typer.BadParameter.__mro__[1]  # Typer bundles its own click: this finds either
 INTERNAL_ERROR = 70
+FEWER_IMAGES = "lower --batch-size: default 256 drawn, 4 of a generator, 32 looked at; what was done is kept"
 INTERRUPTED = 130
 LONGEST = 400
 """Characters of a library's message."""
@@ -111,6 +112,8 @@ def _guarded(arguments: list[str], debug: bool) -> int:
         if debug:
             traceback.print_exc()
         message, hint, code = explain(error)
+        if type(error).__name__ == "OutOfMemoryError" and arguments[:1] == ["evaluate"]:
+            hint = FEWER_IMAGES
         print(f"error: {_one_line(message)}\nhint: {_one_line(hint)}", file=sys.stderr)
         return code
 
