@@ -603,7 +603,7 @@ def test_a_full_gpu_names_what_the_command_itself_can_lower(
     monkeypatch.setattr("gcpo_bench.evaluators.runner.evaluate_folder", full)
     monkeypatch.setattr("gcpo_bench.training.loop.train", full)
     (tmp_path / "images").mkdir()
-    evaluated = cli("evaluate", "--images", "images")
+    evaluated = cli("evaluate", "--images", "images", "--bench", "scenes")
     assert refused(evaluated, 4).startswith("the GPU is out of memory: CUDA out of memory")
     assert "hint: lower --batch-size" in evaluated.err
     assert "sampling.batch_rows" not in evaluated.err
