@@ -592,21 +592,16 @@ def test_a_benchmark_may_name_what_its_runs_are_compared_by(
     assert found["difference"]["value"] == pytest.approx(expected, abs=1e-9)
 
 
-def test_a_full_gpu_names_what_the_command_itself_can_lower(
-    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_full_gpu_names_what_the_command_itself_can_lower(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     import torch
 
-    def full(*_: Any, **__: Any) -> Any:
+    def full(**_: Any) -> Any:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
 
-    monkeypatch.setattr("gcpo_bench.evaluators.runner.evaluate_folder", full)
-    monkeypatch.setattr("gcpo_bench.training.loop.train", full)
-    (tmp_path / "images").mkdir()
-    evaluated = cli("evaluate", "--images", "images")
-    assert refused(evaluated, 4).startswith("the GPU is out of memory: CUDA out of memory")
+    monkeypatch.setattr("gcpo_bench.cli.app.app", full)
+    evaluated, trained = cli("evaluate", "my-run"), cli("train")
+    for result in (evaluated, trained):
+        assert refused(result, 4).startswith("the GPU is out of memory: CUDA out of memory")
     assert "hint: lower --batch-size" in evaluated.err
     assert "sampling.batch_rows" not in evaluated.err
-    trained = cli("train", "--model", "scenes-8", "--num-steps", "1")
-    refused(trained, 4)
     assert "sampling.batch_rows" in trained.err
