@@ -70,7 +70,9 @@ def print_result(result: dict[str, Any]) -> None:
 
 
 def _print_one_score(result: dict[str, Any]) -> None:
-    metrics, start = result["metrics"], result.get("start")
+    again = result["headline"] if result["panel"] else None  # a panel's only scorer is what `overall` and tasks are of
+    metrics = {name: each for name, each in result["metrics"].items() if name.split("/")[0] != again}
+    start = result.get("start")
     columns = ["", f"{result['run']}>", "95 % interval>", "n>"]
     rows = [[name.removeprefix("task/"), *_cells(metric), metric["n"]] for name, metric in metrics.items()]
     if start:
