@@ -21,6 +21,7 @@ from transformers.activations import ACT2FN
 from gcpo_bench import __version__, runs
 from gcpo_bench.cli.output import duration, size
 from gcpo_bench.cli.progress import describe, progress
+from gcpo_bench.cli.sample import configuration
 from gcpo_bench.config import RunConfig
 from gcpo_bench.methods import METHODS
 from gcpo_bench.registry import BENCHMARK_GROUPS, BENCHMARKS, POLICIES, REWARDS, SCORERS, SELECTORS, WEIGHTINGS, Entry
@@ -226,6 +227,7 @@ def test_a_long_job_leaves_about_twenty_plain_lines(capsys: pytest.CaptureFixtur
         (["report", "--format", ","], "--format names no format"),
         (["sample", "nobody", "a red circle"], "no run 'nobody' in runs"),
         (["sample", "scenes-8", "x", "--guidance", "nan"], "--guidance"),
+        (["sample", "scenes-8", "x", "-o", "policy.devise=cpu"], "unknown key -o policy.devise"),
         (["show", "nothing"], "unknown preset 'nothing'"),
         (["pretrain", "--model", "scenes-9"], "unknown model 'scenes-9'"),
     ],
@@ -435,6 +437,37 @@ def test_evaluation_images_are_drawn_from_the_tokens_that_are_asked_for(cli: Cli
     assert len(pictures) == 12
     assert pictures[0::2] == pictures[1::2]
     assert runs.read_json(run.evaluation_dir("scenes") / "scores.json")["identity"]["top_k"] == 1
+
+
+def test_samples_are_drawn_as_the_run_is_evaluated(cli: Cli, tmp_path: Path) -> None:
+    def draw(*arguments: str) -> np.ndarray:
+        drawn = cli("sample", *arguments, "-n", "2", "--out", "x.png", "-o", "evaluation.seed=0")
+        assert drawn.code == 0, drawn.err
+        return np.asarray(Image.open(tmp_path / "x.png"))
+
+    assert cli("train", *SMALL, "--num-steps", "1", "--name", "cut", "-o", "evaluation.top_k=1").code == 0
+    prompt = held_out_prompts()[0].text
+    own = draw("cut", prompt)
+    assert (own[:, :256] == own[:, -256:]).all(), "with one token to draw from, both images are the same"
+    free = draw("cut", prompt, "--top-k", "0")
+    assert (free[:, :256] != free[:, -256:]).any()
+    assert (draw("cut", prompt, "-o", "evaluation.top_k=0") == free).all()
+    assert (draw("cut", prompt, "--top-k", "0", "-o", "sampling.batch_rows=1") == free).all()
+    message = refused(cli("sample", "cut", prompt, "-o", "policy.template=other", "-o", "seed=9"), 2)
+    assert "policy.template, seed: cut was trained with another value" in message
+
+
+def test_a_start_is_drawn_by_its_preset_or_its_model(cli: Cli, tmp_path: Path) -> None:
+    """A published model is drawn as its shipped presets evaluate it."""
+    for name in ("scenes-gcpo", "scenes-12"):
+        assert cli("sample", name, "a red circle", "-n", "1", "--out", f"{name}.png").code == 0
+    pictures = [(tmp_path / f"{name}.png").read_bytes() for name in ("scenes-gcpo", "scenes-12")]
+    assert pictures[0] == pictures[1]
+    config, trained = configuration("llamagen-xl-256", tmp_path, ["policy.random_init=true"])
+    assert trained is None
+    assert config.policy.random_init
+    assert config.policy.device == "cpu"
+    assert config.evaluation.distribution() == {"guidance_scale": 7.5, "temperature": 1.0, "top_k": 1000}
 
 
 @pytest.mark.parametrize("prompt", ["", "<script>alert('\"&')</script>", "word " * 400, "\u202e中文 \x00"])

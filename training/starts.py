@@ -232,9 +232,9 @@ def usable_device(name: str) -> torch.device:
     return device
 
 
-def load_policy(run: runs.Run) -> Policy:
-    """The run's policy at its newest checkpoint, ready to sample."""
-    policy: Any = start_policy(run.config, run.path.parent)
+def load_policy(run: runs.Run, config: RunConfig | None = None) -> Policy:
+    """The run's policy at its newest checkpoint, ready to sample; `config` may name another device or precision."""
+    policy: Any = start_policy(config or run.config, run.path.parent)
     checkpoints.load(run, checkpoints.latest_step(run), policy)
     return policy  # type: ignore[no-any-return]
 

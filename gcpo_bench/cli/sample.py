@@ -7,57 +7,116 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .options import RunsDirOption, complete_runs
+from .options import OverrideOption, RunsDirOption, complete_runs
 from .output import note
 
 if TYPE_CHECKING:
     import numpy as np
 
+    from gcpo_bench.config import RunConfig
     from gcpo_bench.datasets import Prompt
-    from gcpo_bench.training.types import Policy
+    from gcpo_bench.runs import Run
 
 SHOWN_PIXELS = 256
 """About the side of each picture in the grid; images are enlarged by a whole factor, pixel by pixel."""
 GAP_PIXELS = 8
+CHANGEABLE = ("policy.device", "policy.dtype", "sampling.batch_rows", "evaluation.")
+"""Of a run, what may differ while it draws."""
 
 
 def sample_command(
     run: Annotated[
-        str, typer.Argument(metavar="RUN", help="A run, or a model's name for its start.", autocompletion=complete_runs)
+        str,
+        typer.Argument(
+            metavar="RUN", help="A run; or a preset's or a model's name for its start.", autocompletion=complete_runs
+        ),
     ],
     prompt: Annotated[str, typer.Argument(help="What to draw.")],
     count: Annotated[int, typer.Option("-n", "--count", min=1, max=256, help="Images.")] = 4,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the noise.")] = 0,
-    guidance: Annotated[float, typer.Option(min=1.0, help="Classifier-free guidance; 1 is none.")] = 1.0,
-    temperature: Annotated[float, typer.Option(min=1e-6, help="Sampling temperature.")] = 1.0,
-    top_k: Annotated[int, typer.Option(min=0, help="Tokens that are drawn from; 0 is all. LlamaGen uses 1000.")] = 0,
-    top_p: Annotated[float, typer.Option(min=1e-6, max=1, help="Probability mass that is drawn from.")] = 1.0,
+    guidance: Annotated[
+        float | None, typer.Option(min=1.0, help="Classifier-free guidance; 1 is none. As the run is evaluated.")
+    ] = None,
+    temperature: Annotated[float | None, typer.Option(min=1e-6, help="As the run is evaluated.")] = None,
+    top_k: Annotated[
+        int | None, typer.Option(min=0, help="Tokens that are drawn from; 0 is all. As the run is evaluated.")
+    ] = None,
+    top_p: Annotated[
+        float | None,
+        typer.Option(min=1e-6, max=1, help="Probability mass that is drawn from. As the run is evaluated."),
+    ] = None,
     out: Annotated[Path, typer.Option(help="The PNG to write.")] = Path("sample.png"),
+    overrides: OverrideOption = None,
     runs_dir: RunsDirOption = Path("runs"),
 ) -> None:
-    """Draw a prompt and write the images as one PNG."""
+    """Draw a prompt and write the images as one PNG.
+
+    Guidance, temperature, top-k and top-p are those that the run is evaluated with, unless given. Of a run,
+    -o changes where and how precisely it is computed (policy.device, policy.dtype, sampling.batch_rows); of a start,
+    anything.
+    """
     import io
-    import math
 
     from PIL import Image
 
-    from gcpo_bench.errors import ConfigError
     from gcpo_bench.files import write_bytes
     from gcpo_bench.scenes import WORLDS
 
-    for option, value in (("--guidance", guidance), ("--temperature", temperature), ("--top-p", top_p)):
-        if not math.isfinite(value):
-            raise ConfigError(f"{option} is {value}: must be a finite number", hint="gcpo-bench sample --help")
-    policy, model = _policy(run, runs_dir)
-    known = _find(prompt) if model in WORLDS else None
-    distribution = {"guidance_scale": guidance, "temperature": temperature, "top_k": top_k, "top_p": top_p}
-    images_BYXC = _draw(policy, prompt, known.id if known else prompt, count, seed, distribution)
+    flags = {"guidance_scale": guidance, "temperature": temperature, "top_k": top_k, "top_p": top_p}
+    config, trained = configuration(run, runs_dir, overrides or [])
+    distribution = config.evaluation.distribution() | _given(flags)
+    world = config.policy.name
+    known = _find(prompt) if world in WORLDS else None
+    images_BYXC = _draw(config, trained, runs_dir, prompt, known.id if known else prompt, count, seed, distribution)
+    note(", ".join(f"{name.replace('_', ' ')} {value:g}" for name, value in distribution.items()))
     buffer = io.BytesIO()
     Image.fromarray(_grid(images_BYXC)).save(buffer, "PNG")
     write_bytes(out, buffer.getvalue())
     print(out)
-    if model in WORLDS:
-        _judge(images_BYXC, known, model)
+    if world in WORLDS:
+        _judge(images_BYXC, known, world)
+
+
+def _given(flags: dict[str, float | None]) -> dict[str, float]:
+    """Those that were given, looked at."""
+    import math
+
+    from gcpo_bench.errors import ConfigError
+
+    given = {name: value for name, value in flags.items() if value is not None}
+    for name, value in given.items():
+        if not math.isfinite(value):
+            option = f"--{name.removesuffix('_scale').replace('_', '-')}"
+            raise ConfigError(f"{option} is {value}: must be a finite number", hint="gcpo-bench sample --help")
+    return given
+
+
+def configuration(name: str, runs_dir: Path, overrides: list[str]) -> tuple[RunConfig, Run | None]:
+    """Of a run with it, or of a start: a preset's, or a model's, evaluated as the first preset with this model is."""
+    from gcpo_bench.config import PolicyConfig, RunConfig
+    from gcpo_bench.errors import ConfigError
+    from gcpo_bench.registry import POLICIES
+    from gcpo_bench.resolve import config_diff, list_presets, resolve
+    from gcpo_bench.runs import open_run
+
+    presets = [preset.name for preset in list_presets()]
+    if not (runs_dir / name).exists():
+        if name in presets:
+            return resolve(name, overrides).config, None
+        if name in POLICIES.entries:
+            shipped = (resolve(preset).config for preset in presets)
+            alike = next((config for config in shipped if config.policy.name == name), RunConfig())
+            base = RunConfig(policy=PolicyConfig(name=name), evaluation=alike.evaluation)
+            return resolve(overrides=overrides, base=base).config, None
+    run = open_run(name, runs_dir)
+    config = resolve(overrides=overrides, base=run.config).config
+    fixed = [key for key, _, _ in config_diff(run.config, config) if not key.startswith(CHANGEABLE)]
+    if fixed:
+        raise ConfigError(
+            f"{', '.join(fixed)}: {run.name} was trained with another value",
+            hint=f"of a run, -o changes {', '.join(CHANGEABLE)}",
+        )
+    return config, run
 
 
 def _find(text: str) -> Prompt | None:
@@ -67,37 +126,34 @@ def _find(text: str) -> Prompt | None:
     return next((prompt for prompt in (*held_out_prompts(), *train_prompts()) if prompt.text == text), None)
 
 
-def _policy(run: str, runs_dir: Path) -> tuple[Policy, str]:
-    """The run's newest checkpoint, or the packaged weights of a model, and the model's name."""
-    from gcpo_bench.registry import POLICIES
-    from gcpo_bench.runs import open_run
-
-    if run in POLICIES.entries and not (runs_dir / run).exists():
-        from gcpo_bench.config import PolicyConfig, RunConfig
-        from gcpo_bench.training.starts import start_policy
-
-        return start_policy(RunConfig(policy=PolicyConfig(name=run))), run
-    opened = open_run(run, runs_dir)
-    from gcpo_bench.training.starts import load_policy
-
-    return load_policy(opened), opened.config.policy.name
-
-
 def _draw(
-    policy: Policy, prompt: str, item: str, count: int, seed: int, distribution: dict[str, Any]
+    config: RunConfig,
+    trained: Run | None,
+    runs_dir: Path,
+    prompt: str,
+    item: str,
+    count: int,
+    seed: int,
+    distribution: dict[str, Any],
 ) -> np.ndarray[Any, Any]:
     """uint8 (B, Y, X, 3)."""
     import numpy as np
     import torch
 
     from gcpo_bench.streams import uniforms
-    from gcpo_bench.training.decoding import sample
-    from gcpo_bench.training.learner import as_module
+    from gcpo_bench.training.decoding import sample_in_batches
+    from gcpo_bench.training.starts import load_policy, start_policy
 
+    policy = load_policy(trained, config) if trained else start_policy(config, runs_dir)
     tokens = policy.grid[0] * policy.grid[1]
     uniforms_BT = torch.from_numpy(np.stack([uniforms(seed, "sample", item, index, tokens) for index in range(count)]))
-    device = next(as_module(policy).parameters()).device
-    samples = sample(policy, [prompt] * count, uniforms_BT.to(device), **distribution)
+    samples = sample_in_batches(
+        policy,
+        [prompt] * count,
+        uniforms_BT.to(config.policy.device),
+        batch_rows=config.sampling.batch_rows,
+        **distribution,
+    )
     images_BYXC: np.ndarray[Any, Any] = policy.decode(samples.tokens_BT)
     return images_BYXC
 
