@@ -172,6 +172,10 @@ class LoggingConfig(Config):
     tracked_prompt_set: str = "scenes-heldout"
 
 
+RESOURCES = ("policy.recompute", "sampling.batch_rows", "optimizer.micro_batch_rows")
+"""Dotted keys that change speed and memory, and of the numbers nothing but rounding."""
+
+
 class RunConfig(Config):
     """Everything that decides a run's numbers. Two runs with equal RunConfig give equal results on one machine."""
 

@@ -15,7 +15,7 @@ from typing import Literal
 import numpy as np
 from scipy import stats
 
-from gcpo_bench.config import RunConfig
+from gcpo_bench.config import RESOURCES, RunConfig
 
 from .baseline import PLAIN, Entry
 from .comparisons import interval_of
@@ -25,8 +25,8 @@ from .statistics import Interval, at_least, holm, mirrored, non_inferiority
 
 State = Literal["pass", "regression", "inconclusive", "not comparable"]
 LEVEL = 0.05
-IGNORED_SETTINGS = ("policy.device", "sampling.batch_rows", "optimizer.micro_batch_rows")
-"""Settings that change speed and memory, not what is trained."""
+IGNORED_SETTINGS = ("policy.device", *RESOURCES)
+"""Settings that change where and how fast it is trained, not what."""
 WORST_FIRST: dict[State, int] = {"regression": 0, "not comparable": 1, "inconclusive": 2, "pass": 3}
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from gcpo_bench.config import RunConfig
+from gcpo_bench.config import RESOURCES, RunConfig
 from gcpo_bench.errors import CorruptDataError, GcpoBenchError, RunError
 from gcpo_bench.runs import Run, open_run
 
@@ -24,8 +24,9 @@ from .measures import Measure
 from .references import Reference, load_references
 from .statistics import PromptScores
 
-NOT_SETTINGS = ("seed", "logging", "num_threads", "evaluation")
-"""Parts of a configuration that do not make another variant: replicate, bookkeeping, how it was looked at."""
+NOT_SETTINGS = ("seed", "logging", "num_threads", "evaluation", "policy.device", *RESOURCES)
+"""Parts of a configuration that do not make another variant: replicate, bookkeeping, how it was looked at, where and
+how fast it was computed."""
 METHOD_SETTINGS = ("method", "selection", "weighting")
 """Parts in which methods differ on purpose."""
 MAPS = ("entropy", "entropy_gradient", "similarity", "weight", "divergence")
@@ -317,7 +318,7 @@ def group(runs: Sequence[LoadedRun]) -> tuple[tuple[Variant, ...], list[str]]:
     settings: dict[str, dict[str, Any]] = {}
     for run in runs:
         flat = flatten(run.config.model_dump(mode="json"))
-        flat = {key: value for key, value in flat.items() if key.split(".")[0] not in NOT_SETTINGS}
+        flat = {key: value for key, value in flat.items() if not {key, key.split(".")[0]} & set(NOT_SETTINGS)}
         if run.start_weights:
             flat[START_WEIGHTS] = run.start_weights
         if run.is_start:  # nothing was trained: the weights are all that tells one start from another

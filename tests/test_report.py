@@ -9,6 +9,7 @@ import io
 import json
 import re
 import shutil
+from functools import partial
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -431,6 +432,14 @@ def test_the_same_experiment_twice_counts_once(tmp_path: Path) -> None:
     data = load(paths)
     assert [run.name for run in data.runs] == ["gcpo-0"]
     assert "gcpo-again is left out: gcpo-0 has the same configuration and seed" in data.notes
+
+
+def test_what_changes_speed_alone_makes_no_other_variant(tmp_path: Path) -> None:
+    small = {"sampling": {"batch_rows": 4}, "optimizer": {"micro_batch_rows": 2}, "policy": {"recompute": "always"}}
+    make = partial(make_run, tmp_path, steps=2, maps=False, prompts_per_task=2)
+    paths = [make("a").path, make("b", seed=1, overrides=small).path, make("c", overrides={"loss": {"beta": 0.5}}).path]
+    data = load(paths)
+    assert sorted(len(variant.runs) for variant in data.variants) == [1, 2]
 
 
 @pytest.mark.parametrize("path", ["../../outside.png", "/etc/passwd", "images/scenes/none.png", "config.yaml"])

@@ -32,16 +32,9 @@ if TYPE_CHECKING:
     from gcpo_bench.training.distributed import World
     from gcpo_bench.training.estimate import Estimate
 
-MAY_CHANGE = (
-    "num_steps",
-    "num_threads",
-    "logging.",
-    "sampling.batch_rows",
-    "optimizer.micro_batch_rows",
-    "policy.recompute",
-)
-"""What a resumed run may do differently: last longer, log otherwise, need less memory, which changes nothing but
-rounding. Else it would be another experiment. `policy.device` may become another one of its kind."""
+MAY_CHANGE = ("num_steps", "num_threads", "logging.")
+"""What a resumed run may do differently: last longer, log otherwise, and need less memory (`config.RESOURCES`). Else it
+would be another experiment. `policy.device` may become another one of its kind."""
 SUMMARY_STEPS = 5
 """Steps at each end that the printed rewards are means of; a single step is too noisy to compare."""
 
@@ -172,9 +165,11 @@ def _resumed_config(run: Run, preset: str | None, override: list[str], flags: Ma
 
 
 def _may_change(key: str, was: Any, now: Any) -> bool:
+    from gcpo_bench.config import RESOURCES
+
     if key == "policy.device":
         return str(was).partition(":")[0] == str(now).partition(":")[0]
-    return key.startswith(MAY_CHANGE)
+    return key.startswith((*MAY_CHANGE, *RESOURCES))
 
 
 def _train(plan: Plan, root: Path, world: World | None) -> None:
