@@ -123,7 +123,7 @@ def _measure(part: str, variant: str, spec: Spec, rate: Rates) -> Measured:
     torch.set_num_threads(spec.threads)
     action, learner = VARIANTS[part][variant](spec)
     torch.set_num_threads(spec.threads)
-    before = _memory(spec.device, reset=True)
+    before = memory_bytes(spec.device, reset=True)
     seconds = []
     for repeat in range(spec.repeats + 1):
         _wait(spec.device)
@@ -137,7 +137,7 @@ def _measure(part: str, variant: str, spec: Spec, rate: Rates) -> Measured:
         variant=variant,
         seconds=statistics.median(seconds),
         seconds_min=min(seconds),
-        peak_bytes=_memory(spec.device) - before,
+        peak_bytes=memory_bytes(spec.device) - before,
         floor_s=floor_s(part, learner, spec, rate),
         tokens=tokens,
     )
@@ -148,7 +148,7 @@ def _wait(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def _memory(device: torch.device, *, reset: bool = False) -> int:
+def memory_bytes(device: torch.device, *, reset: bool = False) -> int:
     """Peak so far, bytes: of the device, or of this process. With `reset`, what is in use, and the peak begins here."""
     if device.type == "cuda":
         if reset:

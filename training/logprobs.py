@@ -18,8 +18,8 @@ from torch.utils.checkpoint import checkpoint
 from .signals import at_least_float32
 from .types import Policy
 
-CHUNK_LOGITS = 2**25
-"""Logits that exist at once: 2,048 positions of a codebook of 16,384, 128 MiB in float32."""
+CHUNK_LOGITS = 2**24
+"""Logits that exist at once: 1,024 positions of a codebook of 16,384, 64 MiB in float32."""
 
 
 def token_logprobs(
