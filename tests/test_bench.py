@@ -212,6 +212,6 @@ def test_peak_memory_is_that_of_what_ran() -> None:
     cpu = torch.device("cpu")
     large = torch.ones(60_000_000)  # 240 MB that are gone before the measurement begins
     del large
-    before = bench._memory(cpu, reset=True)
+    before = bench.memory_bytes(cpu, reset=True)
     held = torch.ones(20_000_000)
-    assert bench._memory(cpu) - before == pytest.approx(held.numel() * 4, rel=0.2)
+    assert bench.memory_bytes(cpu) - before == pytest.approx(held.numel() * 4, rel=0.2)

@@ -34,8 +34,8 @@ def two_gpus(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 def test_memory_and_time_are_those_of_the_device(two_gpus: list[int]) -> None:
     second = torch.device("cuda:1")
     assert peak_memory_bytes(torch.device("cuda")) == 10
-    assert peak_memory_bytes(second) == bench._memory(second) == 11
-    assert bench._memory(second, reset=True) == 6
+    assert peak_memory_bytes(second) == bench.memory_bytes(second) == 11
+    assert bench.memory_bytes(second, reset=True) == 6
     bench._wait(second)
     bench._wait(torch.device("cpu"))
     assert two_gpus == [1]
