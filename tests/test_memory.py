@@ -34,6 +34,7 @@ from gcpo_bench.training.memory import Memory, kept_numbers, needed
 
 from .conftest import Cli
 
+ROOT = Path(__file__).resolve().parent.parent
 RANDOM = ("policy.random_init=true", "rewards=[{name: redness}]")
 
 
@@ -79,6 +80,7 @@ def held_by(action: Callable[[], object]) -> int:
 # ---------------------------------------------------------------- against what is held
 
 
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the peak of a process is read there")
 @pytest.mark.parametrize("option", ["method=gcpo", "method=gcpo-official", "method=grpo", "policy.recompute=always"])
 def test_two_updates_take_what_was_added_up(option: str) -> None:
     """Python's and the libraries' own memory aside. Within 0.6 to 1.7: the C library keeps some of what is freed."""
@@ -87,7 +89,7 @@ def test_two_updates_take_what_was_added_up(option: str) -> None:
     large = ["sampling.prompts_per_step=1", "sampling.group_size=16", "optimizer.micro_batch_rows=8", "num_threads=1"]
     asked = resolve(None, [*RANDOM, *large, *given, "policy.name=tests.middle_sized:build"], flags).config
     program = [sys.executable, "-m", "tests.middle_sized", asked.model_dump_json()]
-    told = subprocess.run(program, capture_output=True, text=True, check=True)
+    told = subprocess.run(program, cwd=ROOT, capture_output=True, text=True, check=True)
     found = json.loads(told.stdout)
     assert found["computed"] > 400_000_000
     assert 0.6 < found["computed"] / found["used"] < 1.7, found
@@ -219,6 +221,18 @@ def test_activations_are_computed_again_where_they_would_not_fit(monkeypatch: py
     for choice in ("always", "never"):
         asked = config("janus-pro-1b", *gpu, f"policy.recompute={choice}")
         assert memory.settled(asked) == (asked, "")
+
+
+def test_memory_that_torch_holds_unused_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu = config("janus-pro-tiny", "policy.device=cuda:1").policy
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert memory.available_bytes(gpu) == memory.H200_BYTES
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    for name, count in (("memory_reserved", 30), ("memory_allocated", 10)):
+        monkeypatch.setattr(torch.cuda, name, lambda device, count=count: count * device.index)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (100 * device.index, 1000))
+    assert memory.available_bytes(gpu) == 100 + 30 - 10
 
 
 def test_what_memory_decides_is_logged_and_changes_no_number(

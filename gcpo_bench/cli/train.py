@@ -265,7 +265,8 @@ def _time(cost: Estimate, steps: int, config: RunConfig) -> str:
     if config.policy.device.startswith("cpu"):
         return f"not known on this CPU; measure a step: gcpo-bench bench step --model {config.policy.name}"
     where = f"{many} H200 (without what they send each other)" if many > 1 else "one H200"
-    return f"at least {duration(seconds * steps)} on {where}, {seconds:.2f} s a step (computed floor, without rewards)"
+    step = f"{seconds:.2f} s a step (computed floor of rollout and update)"
+    return f"at least {duration(seconds * steps)} on {where}, {step}"
 
 
 def _differentiated(cost: Estimate) -> str:
