@@ -119,8 +119,8 @@ def test_activations_are_those_that_autograd_keeps(model: str, adapters: bool, d
     slots = tokens + memory.PROMPT_SLOTS
     computed = 2 * kept_numbers(work, slots, recompute=False) * (4 if dtype == "float32" else 2)
     found = sum(count for count, _ in kept.values())
-    # one layer more is counted, all prompt slots, and what bfloat16 keeps of a norm
-    assert 1.0 < computed / found < 1.6
+    # an upper bound: one layer more, all prompt slots, a mask for each layer, and norms as bfloat16 and trained
+    assert 1.0 < computed / found < 1.8
 
 
 @pytest.mark.parametrize("model", ["janus-pro-1b", "janus-pro-7b", "llamagen-xl-256", "llamagen-xl-512"])
