@@ -44,7 +44,7 @@ class PolicyConfig(Config):
     lora: LoraConfig | None = None
     """Train low-rank adapters instead; the reference is then the policy without them, not a second copy."""
     recompute: Literal["auto", "always", "never"] = "auto"
-    """Compute activations again in the backward pass instead of keeping them; auto: for wide models."""
+    """Compute activations again in the backward pass instead of keeping them; auto: where they would not fit."""
 
 
 class DataConfig(Config):

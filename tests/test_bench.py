@@ -25,7 +25,7 @@ from gcpo_bench.registry import BENCHMARK_GROUPS
 from gcpo_bench.resolve import resolve
 from gcpo_bench.training import bench, logprobs
 from gcpo_bench.training.bench import VARIANTS, Rates, Spec, spec_for
-from gcpo_bench.training.floors import rollout_bytes, rollout_flops, update_flops
+from gcpo_bench.training.floors import rollout_bytes, rollout_flops
 from gcpo_bench.training.types import Work
 
 from .conftest import Cli
@@ -70,11 +70,10 @@ def test_variants_of_the_update_in_one_process_differ(monkeypatch: pytest.Monkey
 
 
 def test_floors_are_bytes_and_arithmetic() -> None:
-    work = Work(parameters=1000, cache_per_slot=8, width=4, layers=2)
+    work = Work(parameters=1000, head=200, cache_per_slot=8, width=4, mlp=16, layers=2)
     # each of 10 tokens: 1000 weights, and of 3 rows 8 numbers for each of 6 + 10 / 2 slots
     assert rollout_bytes(work, 3, 10, element_bytes=2, prompt=6) == 2 * 10 * (1000 + 3 * 8 * 11)
     assert rollout_flops(work, 3, 10) == 2 * 1000 * 3 * 10
-    assert update_flops(work, 3, 10) == 8 * 1000 * 3 * 10
 
 
 def test_the_command_prints_and_writes_what_was_measured(

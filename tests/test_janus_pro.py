@@ -474,7 +474,7 @@ def test_damaged_json_is_told_in_one_line(folder: Path, cli: Cli, name: str, tex
 
 def test_a_model_without_weights_says_what_to_give(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GCPO_BENCH_HOME", str(tmp_path))
-    monkeypatch.setattr("gcpo_bench.training.estimate.free_memory_bytes", lambda: 10**12)
+    monkeypatch.setattr("gcpo_bench.training.memory.free_memory_bytes", lambda: 10**12)
     refused = cli("train", "--model", "janus-pro-1b")
     assert refused.code == 4
     assert "there are no weights of janus-pro-1b here" in refused.err

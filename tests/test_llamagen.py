@@ -23,7 +23,7 @@ from gcpo_bench import runs
 from gcpo_bench.catalogue import CATALOGUE
 from gcpo_bench.errors import ConfigError, CorruptDataError, PrerequisiteError
 from gcpo_bench.resolve import resolve
-from gcpo_bench.training import checkpoints, estimate, graphs, starts
+from gcpo_bench.training import checkpoints, graphs, memory, starts
 from gcpo_bench.training.decoding import sample, sample_in_batches
 from gcpo_bench.training.logprobs import token_logprobs
 from gcpo_bench.training.policies import llamagen_text
@@ -784,4 +784,4 @@ def test_what_is_trained_is_what_a_checkpoint_holds(
 def test_a_gpu_that_is_too_small_is_told_before_it_starts() -> None:
     config = resolve(None, ["policy.random_init=true"], {"model": "llamagen-xl-512"}).config
     with pytest.raises(PrerequisiteError, match="llamagen-xl-512 needs about"):
-        estimate.require_memory(config, free_bytes=8_000_000_000)
+        memory.require_memory(config, free_bytes=8_000_000_000)

@@ -11,7 +11,7 @@ import torch
 from gcpo_bench import runs
 from gcpo_bench.errors import ConfigError, CorruptDataError, PrerequisiteError
 from gcpo_bench.resolve import resolve
-from gcpo_bench.training import estimate, preflight, starts
+from gcpo_bench.training import memory, preflight, starts
 from gcpo_bench.training.learner import build_learner
 from gcpo_bench.training.optimizers import MasterAdamW
 
@@ -56,7 +56,7 @@ def nothing_fetched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_run_that_cannot_begin_leaves_its_name_free(
     cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: tuple[str, ...], code: int, message: str
 ) -> None:
-    monkeypatch.setattr(estimate, "free_memory_bytes", lambda: 10**9)
+    monkeypatch.setattr(memory, "free_memory_bytes", lambda: 10**9)
     given = [part for option in options for part in ("-o", option)]
     refused = cli("train", *TINY, "--name", "small", "--num-steps", "1", *given)
     assert refused.code == code, refused.err
@@ -68,7 +68,7 @@ def test_a_run_that_cannot_begin_leaves_its_name_free(
 def test_a_machine_that_is_too_small_is_told_before_there_is_a_run(
     cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(estimate, "free_memory_bytes", lambda: 10**9)
+    monkeypatch.setattr(memory, "free_memory_bytes", lambda: 10**9)
     refused = cli("train", *TINY, "--model", "janus-pro-1b", "--name", "large")
     assert refused.code == 4
     assert "of main memory, 1 GB are free" in refused.err
@@ -76,7 +76,7 @@ def test_a_machine_that_is_too_small_is_told_before_there_is_a_run(
 
 
 def test_the_dry_run_names_all_that_is_missing(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(estimate, "free_memory_bytes", lambda: 10**9)
+    monkeypatch.setattr(memory, "free_memory_bytes", lambda: 10**9)
     told = cli("train", "--preset", "janus-pro-1b-gcpo-hps", "-o", "policy.device=cpu", "--dry-run")
     assert told.code == 0, told.err
     text = " ".join(told.out.split())
@@ -136,11 +136,12 @@ def test_bench_refuses_devices_as_training_does(cli: Cli, device: str, message: 
 
 
 def test_bench_refuses_what_does_not_fit(monkeypatch: pytest.MonkeyPatch) -> None:
-    config: Any = resolve(None, ["policy.random_init=true"], {"model": "janus-pro-1b"}).config
-    monkeypatch.setattr(estimate, "free_memory_bytes", lambda: 20 * 10**9)
-    estimate.check_bench(config, "select", 8)
+    options = ["policy.random_init=true", "policy.recompute=never"]
+    config: Any = resolve(None, options, {"model": "janus-pro-1b"}).config
+    monkeypatch.setattr(memory, "free_memory_bytes", lambda: 20 * 10**9)
+    memory.check_bench(config, "select", 8)
     with pytest.raises(PrerequisiteError, match="bench update of janus-pro-1b needs about"):
-        estimate.check_bench(config, "update", 8)
+        memory.check_bench(config, "update", 8)
 
 
 @pytest.mark.parametrize("name", ["nonsense", "mps", "meta"])
@@ -163,5 +164,5 @@ def test_adapters_in_bfloat16_have_float32_copies_and_the_estimate_counts_them()
     tiny = resolve(None, options, {"model": "janus-pro-tiny"}).config
     assert isinstance(build_learner(tiny).optimizer.adamw, MasterAdamW)
     large = resolve(None, [*options, "policy.device=cuda"], {"model": "janus-pro-1b"}).config
-    parts = estimate.estimate(large).parts
+    parts = memory.needed(large, starts.without_memory(large.policy)).held
     assert parts["float32 copies"] == parts["optimizer moments"] // 2

@@ -1,7 +1,7 @@
 """What a run would cost, before it is started.
 
 A small policy on the CPU is tried: one real step, nothing written. For a large one, or one for a GPU, memory is added
-up from the shapes of its tensors, and time is the floor (`gcpo_bench.training.floors`) on one NVIDIA H200, which was
+up (`gcpo_bench.training.memory`), and time is the floor (`gcpo_bench.training.floors`) on one NVIDIA H200, which was
 seen to copy 4.3 TB/s and to multiply bfloat16 matrices at 790 TFLOP/s.
 """
 
@@ -9,62 +9,56 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 
-from gcpo_bench.config import RunConfig
-from gcpo_bench.environment import free_memory_bytes
-from gcpo_bench.errors import PrerequisiteError
-from gcpo_bench.registry import POLICIES
+from gcpo_bench.config import RunConfig, SelectionConfig
 
-from . import lora, starts
-from .floors import rollout_bytes, update_flops
+from . import starts
+from .floors import rollout_bytes, rollout_flops, update_flops
 from .learner import as_module, build_learner
-from .logprobs import CHUNK_LOGITS
 from .loop import train_step
+from .memory import LARGE_PARAMETERS, PROMPT_SLOTS, Memory, needed, num_parameters
 from .metrics import peak_memory_bytes
-from .policies.shared import recomputes
-from .sharding import EXCHANGED
 from .types import Policy
+from .update import gradient_everywhere
+from .weighting import build_weighting
 
-TRIED_PARAMETERS = 20_000_000
-"""Up to here a step on the CPU takes seconds, and is tried."""
 H200_BYTES_PER_S, H200_FLOPS_PER_S = 4.3e12, 790e12
-PROMPT_SLOTS = 48
-"""Words of a prompt and its template, rounded up."""
-KEPT_PER_LAYER, KEPT_PER_LAYER_RECOMPUTED = 34, 2
-"""Activations that the backward pass needs, in multiples of a hidden state: of attention and a gated MLP, or of the
-layer's input alone (Korthikanti et al., arXiv 2205.05198, with attention that keeps no scores)."""
-OPTIONS = (
-    "sampling.batch_rows",
-    "optimizer.micro_batch_rows",
-    "policy.dtype=bfloat16",
-    "policy.recompute=always",
-    "policy.lora={}",
-)
-"""What lowers memory, the cheapest first."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Estimate:
     seconds_per_step: float
+    """Measured on this CPU, or the floor of one H200, without rewards and image decoding."""
     bytes_on_disk: int
     peak_memory_bytes: int
-    measured: bool
-    """One step was run; else the numbers are computed, and the seconds are the floor of one H200."""
-    parts: Mapping[str, int]
-    """What the memory goes to, bytes; empty where it was measured."""
+    memory: Memory | None
+    """What that is, where it was added up; None where a step was run."""
+    everywhere: Everywhere | None
+    """Why the output layer is differentiated at tokens that are not trained on, and what that costs; None if not."""
+
+    @property
+    def measured(self) -> bool:
+        """One step was run."""
+        return self.memory is None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Everywhere:
+    reason: str
+    times: float
+    """Backward pass of the output layer, in multiples of that at the tokens trained on."""
+    more: float
+    """Share by which the arithmetic of the whole update grows."""
 
 
 def estimate(config: RunConfig, processes: int = 1) -> Estimate:
     """Of one of `processes`, each with a GPU. Raises ConfigError and PrerequisiteError as building the policy does."""
-    policy = starts.without_memory(config.policy)
-    parameters = sum(parameter.numel() for parameter in policy.parameters())
-    if config.policy.device == "cpu" and parameters <= TRIED_PARAMETERS:
+    if config.policy.device == "cpu" and num_parameters(config.policy) <= LARGE_PARAMETERS:
         return _tried(config)
-    return _computed(config, policy, processes)
+    return _computed(config, starts.without_memory(config.policy), processes)
 
 
 def _tried(config: RunConfig) -> Estimate:
@@ -81,117 +75,62 @@ def _tried(config: RunConfig) -> Estimate:
         seconds_per_step=seconds,
         bytes_on_disk=config.logging.keep_checkpoints * checkpoint + maps + config.num_steps * len(str(metrics)),
         peak_memory_bytes=peak_memory_bytes(torch.device(config.policy.device)),
-        measured=True,
-        parts={},
+        memory=None,
+        everywhere=_everywhere(config, learner.policy),
     )
 
 
 def _computed(config: RunConfig, policy: Policy, processes: int) -> Estimate:
-    work, module = policy.work(), as_module(policy)
+    work, memory = policy.work(), needed(config, policy, processes)
     size = 2 if config.policy.dtype == "bfloat16" else 4
     tokens = policy.grid[0] * policy.grid[1]
     images = config.sampling.prompts_per_step * config.sampling.group_size
-    guided = 1 + (config.sampling.guidance_scale != 1.0)
-    held = sum(parameter.numel() for parameter in module.parameters())
-    trained = sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)
-    if config.policy.lora is not None:
-        trained = _adapters(config, module)
-    rounded = size == 2  # adapters too have the type of the weights
-    share = -(-images // processes)
-    rows = min(config.sampling.batch_rows, share)
-    micro = min(config.optimizer.micro_batch_rows, share)
-    owned = -(-trained // processes)
-    exchanged = 2 * min(EXCHANGED, trained) * size if processes > 1 else 0
-    again = recomputes(config.policy.recompute, work.width)
-    kept = KEPT_PER_LAYER_RECOMPUTED if again else KEPT_PER_LAYER
-    always = {
-        "weights": held * size,
-        "reference": 0 if config.policy.lora is not None else held * size,
-        "optimizer moments": 2 * owned * 4,
-        "float32 copies": owned * 4 if rounded else 0,
-        "text encoder": 0 if config.policy.random_init else getattr(policy, "text_encoder_bytes", 0),
-    }
-    # the cache is kept from rollout to rollout, with the graphs recorded on it, so all of this adds up
-    in_turn = {
-        "keys and values": rows * guided * (tokens + PROMPT_SLOTS) * work.cache_per_slot * size,
-        "gradients": owned * 4 + trained * size,
-        "gradients on the way": exchanged,
-        "activations": micro * (tokens + PROMPT_SLOTS) * work.width * size * (work.layers * kept + KEPT_PER_LAYER),
-        "logits": min(CHUNK_LOGITS, micro * tokens * policy.vocab_size) * (2 * 4 + 2 * size),
-    }
-    parts = always | in_turn
+    rows = min(config.sampling.batch_rows, -(-images // processes))
+    decoded = rows * (1 + (config.sampling.guidance_scale != 1.0))
+    moved_s = rollout_bytes(work, decoded, tokens, size, PROMPT_SLOTS) / H200_BYTES_PER_S
+    rollout_s = max(moved_s, rollout_flops(work, decoded, tokens) / H200_FLOPS_PER_S)
     rounds = math.ceil(math.ceil(images / rows) / processes)
-    moved = rollout_bytes(work, rows * guided, tokens, size, PROMPT_SLOTS) * rounds
-    seconds = moved / H200_BYTES_PER_S + update_flops(work, share, tokens) / H200_FLOPS_PER_S
-    checkpoint = trained * (size + 8 + (4 if rounded else 0))
+    flops = update_flops(
+        work,
+        -(-images // processes),
+        tokens,
+        differentiated=1.0 if _reason(config) else selected_share(config.selection),
+        passes=config.optimizer.epochs,
+        adapters=config.policy.lora is not None,
+        recomputes=memory.recomputes,
+    )
+    copies = 4 if size == 2 else 0
+    checkpoint = memory.trained * (size + 8 + copies)
     return Estimate(
-        seconds_per_step=seconds,
+        seconds_per_step=rollout_s * rounds + flops / H200_FLOPS_PER_S,
         bytes_on_disk=(config.logging.keep_checkpoints + 1) * checkpoint,
-        peak_memory_bytes=sum(parts.values()),
-        measured=False,
-        parts=parts,
+        peak_memory_bytes=memory.peak_bytes,
+        memory=memory,
+        everywhere=_everywhere(config, policy),
     )
 
 
-def _adapters(config: RunConfig, module: torch.nn.Module) -> int:
-    if config.policy.lora is None:
-        return 0
-    part = getattr(module, getattr(module, "adapted", ""), None)
-    if part is None:  # building the policy says so
-        return 0
-    shapes = (part.get_submodule(name).weight.shape for name in lora.adapted_layers(part, config.policy.lora))
-    return sum(config.policy.lora.rank * (rows + columns) for rows, columns in shapes)
+def selected_share(selection: SelectionConfig) -> float:
+    """Of the tokens, at most; a selector without a ratio may take all."""
+    taken: float = sum((item.ratio or 1.0) * item.options.get("sets", 1) for item in selection.selectors)
+    return max(1 - taken, 0.0) if selection.complement else min(taken, 1.0)
 
 
-def check_memory(config: RunConfig, processes: int = 1) -> None:
-    """`require_memory` of the GPU that the run is for, or of this machine's main memory where the policy is large.
-
-    Models of one's own are not built for that on a CPU.
-    """
-    device = torch.device(config.policy.device)
-    if device.type == "cuda":
-        if torch.cuda.is_available():
-            require_memory(config, torch.cuda.mem_get_info(device)[0], processes)
-    elif config.policy.name in POLICIES.entries:
-        policy = starts.without_memory(config.policy)
-        if sum(parameter.numel() for parameter in policy.parameters()) > TRIED_PARAMETERS:
-            require_memory(config, free_memory_bytes(), processes)
+def _reason(config: RunConfig) -> str:
+    """Why the output layer is differentiated everywhere; empty where it is not."""
+    if config.loss.kl_tokens == "all":
+        return "the divergence covers every token"
+    if gradient_everywhere(config.loss, build_weighting(config.weighting)):
+        return "gradient flows through the weight"
+    return ""
 
 
-def require_memory(config: RunConfig, free_bytes: int, processes: int = 1) -> None:
-    """Raises PrerequisiteError where a device with so much free memory cannot hold its share of the run."""
-    needed = _computed(config, starts.without_memory(config.policy), processes)
-    if needed.peak_memory_bytes > free_bytes:
-        largest = max(needed.parts, key=lambda name: needed.parts[name])
-        kind = "GPU" if torch.device(config.policy.device).type == "cuda" else "main"
-        raise PrerequisiteError(
-            f"{config.policy.name} needs about {needed.peak_memory_bytes / 1e9:.0f} GB of {kind} memory, "
-            f"{free_bytes / 1e9:.0f} GB are free; the most goes to {largest} ({needed.parts[largest] / 1e9:.0f} GB)",
-            hint=f"lower or set, the cheapest first: {', '.join(OPTIONS)}; see gcpo-bench train --dry-run",
-        )
-
-
-BENCH_PARTS = {
-    "rollout": ("weights", "reference", "float32 copies", "keys and values"),
-    "update": ("weights", "reference", "float32 copies", "gradients", "activations", "logits"),
-    "select": ("weights", "reference", "float32 copies"),
-}
-"""What a part of a step, measured by itself, keeps in memory; what is not named here keeps all."""
-
-
-def check_bench(config: RunConfig, part: str, images: int) -> None:
-    """Raises ConfigError or PrerequisiteError where the device is not there or cannot hold what is to be measured."""
-    device = starts.usable_device(config.policy.device)
-    sampling = config.sampling.model_copy(
-        update={"batch_rows": images, "prompts_per_step": 1, "group_size": max(images, 2)}
+def _everywhere(config: RunConfig, policy: Policy) -> Everywhere | None:
+    reason, share = _reason(config), selected_share(config.selection)
+    if not reason or share in (0.0, 1.0):
+        return None
+    adapters = config.policy.lora is not None
+    all_tokens, selected = (
+        update_flops(policy.work(), 1, 1, differentiated=part, adapters=adapters) for part in (1.0, share)
     )
-    policy = starts.without_memory(config.policy)
-    needed = _computed(config.model_copy(update={"sampling": sampling}), policy, 1).parts
-    wanted = sum(needed[name] for name in BENCH_PARTS.get(part, needed))
-    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else free_memory_bytes()
-    if wanted > free:
-        raise PrerequisiteError(
-            f"bench {part} of {config.policy.name} needs about {wanted / 1e9:.0f} GB of memory on {device}, "
-            f"{free / 1e9:.0f} GB are free",
-            hint="lower --images or optimizer.micro_batch_rows, or set policy.dtype=bfloat16",
-        )
+    return Everywhere(reason=reason, times=1 / share, more=all_tokens / selected - 1)

@@ -13,7 +13,7 @@ from gcpo_bench.config import RunConfig
 from gcpo_bench.errors import ConfigError
 from gcpo_bench.runs import Run
 
-from . import lora, starts
+from . import lora, memory, starts
 from .distributed import ALONE, World
 from .optimizers import Optimizer
 from .parallel import Workers
@@ -53,7 +53,7 @@ class Learner:
 
 
 def build_learner(config: RunConfig, run: Run | None = None, world: World = ALONE) -> Learner:
-    config = world.settled(config)
+    config, _ = memory.settled(world.settled(config), world.size)
     policy = starts.start_policy(config, run.path.parent if run else None)
     module = as_module(policy)
     trained = {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}

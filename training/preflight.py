@@ -12,7 +12,7 @@ from gcpo_bench.errors import CorruptDataError, PrerequisiteError
 from gcpo_bench.registry import BENCHMARKS, POLICIES, REWARDS
 
 from . import starts
-from .estimate import check_memory
+from .memory import check_memory
 
 
 def require(config: RunConfig, root: Path, processes: int = 1) -> None:

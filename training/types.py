@@ -167,9 +167,13 @@ class Work:
 
     parameters: int
     """Of the transformer's layers and the output layer: read once a step, 2 FLOPs each a row."""
+    head: int
+    """Of `parameters`, those of the output layer."""
     cache_per_slot: int
     """Keys and values, numbers a row and token."""
     width: int
+    mlp: int
+    """Width inside a layer's MLP."""
     layers: int
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from gcpo_bench import streams
-from gcpo_bench.config import OptimizerConfig, RunConfig
+from gcpo_bench.config import LossConfig, OptimizerConfig, RunConfig
 
 from . import health
 from .advantages import zero_variance_groups
@@ -19,7 +19,7 @@ from .learner import Learner
 from .logprobs import token_logprobs
 from .losses import denominators, policy_loss
 from .metrics import Metrics
-from .types import Batch, Observation
+from .types import Batch, Observation, Weighting
 
 
 def update(learner: Learner, seen: Observation, step: int) -> Metrics:
@@ -116,7 +116,8 @@ def micro_batch(
     learner: Learner, texts_B: list[str], tokens_BT: Tensor, part: Batch, *, chunk_logits: int | None = None
 ) -> Share:
     """Touches nothing shared, so micro-batches can run side by side. `chunk_logits` as in `token_logprobs`."""
-    where_BT = None if gradient_everywhere(learner) else part.selected_BT
+    everywhere = gradient_everywhere(learner.config.loss, learner.weighting)
+    where_BT = None if everywhere else part.selected_BT
     logprobs_BT = token_logprobs(
         learner.policy, texts_B, tokens_BT, differentiated_BT=where_BT, chunk_logits=chunk_logits
     )
@@ -136,9 +137,9 @@ def micro_batch(
     )
 
 
-def gradient_everywhere(learner: Learner) -> bool:
+def gradient_everywhere(loss: LossConfig, weighting: Weighting) -> bool:
     """Whether tokens that are not selected get gradient too: through the weight, or through the divergence."""
-    return learner.config.loss.kl_tokens == "all" or not getattr(learner.weighting, "detached", False)
+    return loss.kl_tokens == "all" or not getattr(weighting, "detached", False)
 
 
 def minibatches(config: RunConfig, rows: int, step: int, epoch: int) -> list[Tensor]:

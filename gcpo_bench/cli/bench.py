@@ -65,7 +65,7 @@ def bench_command(
     from gcpo_bench.environment import usable_cores
     from gcpo_bench.resolve import resolve
     from gcpo_bench.training.bench import measure, spec_for
-    from gcpo_bench.training.estimate import check_bench
+    from gcpo_bench.training.memory import check_bench
 
     config = resolve(preset, override or (), {"model": model}).config
     spec = spec_for(config, images=images, threads=threads or usable_cores(), repeats=repeats)

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from gcpo_bench.runs import Run
     from gcpo_bench.training.distributed import World
     from gcpo_bench.training.estimate import Estimate
+    from gcpo_bench.training.memory import Memory
 
 MAY_CHANGE = ("num_steps", "num_threads", "logging.")
 """What a resumed run may do differently: last longer, log otherwise, and need less memory (`config.RESOURCES`). Else it
@@ -194,9 +195,10 @@ def _train(plan: Plan, root: Path, world: World | None) -> None:
 def _trained(run: Run, root: Path, world: World, *, resume: bool) -> None:
     from gcpo_bench.errors import GcpoBenchError
     from gcpo_bench.files import writing
+    from gcpo_bench.training import memory
     from gcpo_bench.training.loop import train
 
-    config = run.config
+    config, activations = memory.settled(run.config, world.size)
     many = f" in {world.size} processes" if world.size > 1 else ""
     note(f"training {config.method} on {config.policy.name}{many}: {run.path}")
     if world.first:
@@ -210,6 +212,8 @@ def _trained(run: Run, root: Path, world: World, *, resume: bool) -> None:
             show(step, config.num_steps, describe(metrics))
             print(f"step {step}/{config.num_steps}  {describe(metrics)}", file=log, flush=True)
 
+        if activations and world.first:
+            print(f"policy.recompute auto: {activations}", file=log, flush=True)
         try:
             train(config, run, resume=resume, on_step=on_step, world=world)
         except GcpoBenchError as error:
@@ -256,16 +260,31 @@ def _time(cost: Estimate, steps: int, config: RunConfig) -> str:
     if config.policy.device.startswith("cpu"):
         return f"not known on this CPU; measure a step: gcpo-bench bench step --model {config.policy.name}"
     where = f"{many} H200 (without what they send each other)" if many > 1 else "one H200"
-    return f"at least {duration(seconds * steps)} on {where}, {seconds:.2f} s a step (computed floor, without rewards)"
+    step = f"{seconds:.2f} s a step (computed floor of rollout and update)"
+    return f"at least {duration(seconds * steps)} on {where}, {step}"
 
 
-def _differentiated(config: RunConfig) -> str:
-    """Where it costs a backward pass, and why at all positions if so."""
-    if config.loss.kl_tokens == "all":
-        return "differentiated at all positions: the divergence covers every token"
-    if config.weighting.name == "confidence" and not config.weighting.detached:
-        return "differentiated at all positions: gradient flows through the weight, as released"
-    return "differentiated at the tokens trained on only"
+def _differentiated(cost: Estimate) -> str:
+    """Where the output layer has a backward pass, and what it costs where that is more than the method's tokens."""
+    found = cost.everywhere
+    if found is None:
+        return "differentiated at the tokens trained on only"
+    return (
+        f"differentiated at all positions: {found.reason}; its backward pass is {found.times:.1f} times that at the "
+        f"tokens trained on, the whole update {found.more:.1%} more arithmetic"
+    )
+
+
+def _memory(memory: Memory) -> list[tuple[str, str]]:
+    """What it is for, the largest first."""
+    parts = sorted(memory.parts.items(), key=lambda part: -part[1])
+    others = {name: sum(phase.values()) for name, phase in memory.in_turn.items() if name != memory.largest}
+    smaller = ", ".join(f"{name} {size(count)}" for name, count in others.items() if count)
+    return [
+        *((f"  {name}", size(count)) for name, count in parts if count),
+        *([("  at other times", f"{smaller}; not added")] if smaller else []),
+        ("recompute", memory.activations),
+    ]
 
 
 def _print_plan(config: RunConfig, path: Path, root: Path, done: int = 0) -> None:
@@ -288,12 +307,12 @@ def _print_plan(config: RunConfig, path: Path, root: Path, done: int = 0) -> Non
         ("reward", " + ".join(f"{item.weight:g} {item.name}" for item in config.rewards)),
         ("steps", f"{done + 1} to {config.num_steps}" if done else config.num_steps),
         ("images", f"{images} a step, {images * steps:,} in all"),
-        ("output layer", _differentiated(config)),
+        ("output layer", _differentiated(cost)),
         ("time", _time(cost, steps, config)),
         ("disk", size(cost.bytes_on_disk)),
         *([("processes", many)] if many > 1 else []),
         ("memory", f"{size(cost.peak_memory_bytes)} at the peak{' of each process' * (many > 1)}"),
-        *((f"  {name}", size(count)) for name, count in cost.parts.items() if count),
+        *(_memory(cost.memory) if cost.memory else ()),
         *(("missing", f"{error}: {error.hint}") for error in lacking),
     ]
     print_table(("would run", ""), rows)

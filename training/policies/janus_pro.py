@@ -37,7 +37,7 @@ from gcpo_bench.errors import ConfigError, CorruptDataError
 
 from ..types import Work
 from .kv_cache import KVCache
-from .shared import distinct, recomputes
+from .shared import distinct, widest_state
 
 TEMPLATES = {
     "janus-pro": "<|User|>: {text}\n\n<|Assistant|>:",
@@ -57,6 +57,8 @@ PROMPT_MULTIPLE = 16
 """Prompt slots of a cached decode: few different shapes, so that memory and graphs serve again."""
 DECODE_ROWS = 16
 """Images that the image decoder makes at once."""
+STATES = 3
+"""Feature maps of the largest size that it holds of each."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -258,9 +260,9 @@ class JanusPro(nn.Module):
         own_BS = (slots < lengths_B[:, None]) | (slots >= prompt)
         # a pad sees itself only, so that its row is finite; nothing sees it
         visible = (slots <= slots[:, None]) & own_BS[:, None, None, :] | (slots == slots[:, None])
-        again = recomputes(self.recompute, x_BSD.shape[-1])
+        again = self.recompute == "always" and torch.is_grad_enabled()
         for layer in self.language_model.layers:
-            if again and torch.is_grad_enabled():
+            if again:
                 x_BSD = checkpoint(self._block, layer, x_BSD, positions_BS, visible, use_reentrant=False)
             else:
                 x_BSD = self._block(layer, x_BSD, positions_BS, visible)
@@ -318,8 +320,10 @@ class JanusPro(nn.Module):
         layers = self.language_model.layers
         return Work(
             parameters=count(layers) + count(self.generation_head),
+            head=count(self.generation_head),
             cache_per_slot=2 * len(layers) * self.key_heads * self.head_dim,
             width=self.language_model.config.hidden_size,
+            mlp=self.language_model.config.intermediate_size,
             layers=len(layers),
         )
 
@@ -334,6 +338,12 @@ class JanusPro(nn.Module):
         if kind == "projected":
             return self.token_vectors(tokens_BT)
         return F.normalize(self.vqmodel.quantize.embedding(tokens_BT), dim=-1)
+
+    def decoding_numbers(self, images: int) -> int:
+        """What `decode` holds of so many images at most."""
+        codes: Any = self.vqmodel.config
+        widest = widest_state(codes.base_channels, codes.channel_multiplier, self.grid[0])
+        return min(images, DECODE_ROWS) * STATES * widest
 
     @torch.no_grad()
     def decode(self, tokens_BT: Tensor) -> npt.NDArray[np.uint8]:

@@ -40,7 +40,7 @@ from . import llamagen_text
 from .kv_cache import KVCache
 from .llamagen_text import MAX_TOKENS, TextEncoder
 from .llamagen_vq import ImageDecoder
-from .shared import distinct, recomputes
+from .shared import distinct, widest_state
 
 TEMPLATES = {
     "llamagen": "{text}",
@@ -53,6 +53,8 @@ PROMPT_MULTIPLE = 16
 """Prompt slots: few different shapes, so that memory and graphs serve again."""
 DECODE_ROWS = 8
 """Images that the image decoder makes at once."""
+STATES = 5
+"""Feature maps of the largest size that it holds of each."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -307,7 +309,7 @@ class LlamaGen(nn.Module):
         before_SS = torch.ones(length, length, dtype=torch.bool, device=tokens_BT.device).tril()
         prompt_BSS = prompts.visible_PS[prompt_B, None].expand(-1, length, -1)
         visible = torch.cat([prompt_BSS, before_SS.expand(len(texts_B), -1, -1)], dim=-1)[:, None]
-        again = recomputes(self.recompute, self.size.width)
+        again = self.recompute == "always" and torch.is_grad_enabled()
 
         def image_layer(layer: Block, x_BSD: Tensor, prompt_keys: Tensor, prompt_values: Tensor) -> Tensor:
             q, k, v = layer.project(x_BSD, places_2SF)
@@ -315,7 +317,7 @@ class LlamaGen(nn.Module):
             return layer.finish(x_BSD, q, keys, values, visible)
 
         for layer, (keys, values) in zip(self._layers(), prompts.keys_values, strict=True):
-            if again and torch.is_grad_enabled():
+            if again:
                 x_BSD = checkpoint(image_layer, layer, x_BSD, keys, values, use_reentrant=False)
             else:
                 x_BSD = image_layer(layer, x_BSD, keys, values)
@@ -365,8 +367,10 @@ class LlamaGen(nn.Module):
     def work(self) -> Work:
         return Work(
             parameters=count(self.transformer.layers) + count(self.transformer.output),
+            head=count(self.transformer.output),
             cache_per_slot=2 * self.size.layers * self.size.width,
             width=self.size.width,
+            mlp=self.size.mlp,
             layers=self.size.layers,
         )
 
@@ -378,6 +382,11 @@ class LlamaGen(nn.Module):
             self.transformer.tok_embeddings(tokens_BT) if kind == "projected" else self.vqmodel.quantize(tokens_BT)
         )
         return found
+
+    def decoding_numbers(self, images: int) -> int:
+        """What `decode` holds of so many images at most."""
+        widest = widest_state(self.size.channels, self.size.multipliers, self.size.side)
+        return min(images, DECODE_ROWS) * STATES * widest
 
     @torch.no_grad()
     def decode(self, tokens_BT: Tensor) -> npt.NDArray[np.uint8]:

@@ -247,8 +247,10 @@ class ScenesPolicy(nn.Module):
         head = self.vocab_size * arch.width
         return Work(
             parameters=sum(parameter.numel() for parameter in self.blocks.parameters()) + head,
+            head=head,
             cache_per_slot=2 * arch.layers * arch.width,
             width=arch.width,
+            mlp=4 * arch.width,
             layers=arch.layers,
         )
 

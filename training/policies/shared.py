@@ -7,13 +7,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-WIDE = 4096
-"""From this width on activations are computed again in the backward pass: 7 B would hold some 3 GB an image."""
 
-
-def recomputes(choice: str, width: int) -> bool:
-    """What `policy.recompute` means for a transformer of this width."""
-    return choice == "always" or (choice == "auto" and width >= WIDE)
+def widest_state(channels: int, multipliers: Sequence[int], side: int) -> int:
+    """Numbers of an image decoder's largest feature map: at full size, as wide as the last upsampling leaves it."""
+    pixels = side << (len(multipliers) - 1)
+    return channels * max(multipliers[:2]) * pixels * pixels
 
 
 def distinct(texts_B: Sequence[str], device: torch.device) -> tuple[list[str], Tensor]:
