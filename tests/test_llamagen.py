@@ -30,7 +30,7 @@ from gcpo_bench.training.policies import llamagen_text
 from gcpo_bench.training.policies.llamagen import SIZES, LlamaGen, build, places
 from gcpo_bench.training.policies.llamagen_checkpoint import convert
 from gcpo_bench.training.policies.llamagen_text import clean
-from gcpo_bench.weights import local
+from gcpo_bench.weights import RECORD, Weights, files_of, local
 
 from .conftest import Cli
 from .reference import llamagen as reference
@@ -578,39 +578,132 @@ def start_from(folder: Path, *more: str) -> LlamaGen:
     return starts.start_policy(config)  # type: ignore[return-value]
 
 
+@pytest.fixture
+def entry(models_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Weights:
+    """What is published of LlamaGen, of which the miniature is taken for the 256 px model."""
+    made = replace(CATALOGUE["llamagen-xl-256"], name="llamagen-tiny")
+    monkeypatch.setitem(CATALOGUE, "llamagen-tiny", made)
+    return made
+
+
+def write_published(policy: LlamaGen, folder: Path, transformer: str, tokenizer: str) -> Path:
+    """Both files, under the names and in the formats in which there are some."""
+    folder.mkdir(exist_ok=True)
+    own_names = transformer.startswith("t2i_")
+    tensors = {name: tensor.clone() for name, tensor in policy.transformer.state_dict().items()}
+    for file, content in (
+        (transformer, tensors if own_names else as_hugging_face(tensors)),
+        (tokenizer, tokenizer_file_tensors(policy)),
+    ):
+        if file.endswith(".safetensors"):
+            save_file({name: tensor.clone() for name, tensor in content.items()}, folder / file)
+        else:
+            torch.save({"model": content} if own_names else content, folder / file)
+    return folder
+
+
+PUBLISHED = ("t2i_XL_stage1_256.pt", "vq_ds16_t2i.pt")
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        PUBLISHED,
+        ("model.safetensors", "vq_ds16_t2i.pt"),
+        ("model.safetensors", "vq_ds16_t2i.safetensors"),
+        ("pytorch_model.bin", "vq_ds16_t2i.pt"),
+    ],
+)
 def test_fetched_files_are_converted_and_trained_from(
-    policy: LlamaGen,
-    published: tuple[Path, Path],
-    models_folder: Path,
-    cli: Cli,
-    monkeypatch: pytest.MonkeyPatch,
+    policy: LlamaGen, entry: Weights, cli: Cli, tmp_path: Path, names: tuple[str, str]
 ) -> None:
-    files = tuple(path.name for path in published)
-    entry = replace(CATALOGUE["llamagen-xl-256"], name="llamagen-tiny", files=files)
-    monkeypatch.setitem(CATALOGUE, "llamagen-tiny", entry)
-    source = published[0].parent
+    source = write_published(policy, tmp_path / "stick", *names)
+    (source / "README.md").write_text("not needed", encoding="utf-8")
     fetched = cli("models", "fetch", "llamagen-tiny", "--from", str(source))
     assert fetched.code == 0, fetched.err
+    found = {path.name for path in entry.path.iterdir()}
+    assert found == {*names, "llamagen-tiny.safetensors", "llamagen-tiny.json", RECORD}
     config = resolve(None, [], {"model": "llamagen-tiny"}).config
     assert_same_weights(starts.start_policy(config), policy)  # type: ignore[arg-type]
     assert cli("models", "verify", "llamagen-tiny").code == 0
-    published[0].unlink()
-    refused = cli("models", "fetch", "llamagen-tiny", "--from", str(source))
-    assert refused.code == 2
-    assert f"holds no {files[0]}" in refused.err
 
 
-def test_a_damaged_file_is_not_taken_for_fetched(
-    published: tuple[Path, Path], models_folder: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
+def test_files_that_are_not_there_are_named_with_what_will_do_instead(
+    policy: LlamaGen, entry: Weights, cli: Cli, tmp_path: Path
 ) -> None:
-    files = tuple(path.name for path in published)
-    entry = replace(CATALOGUE["llamagen-xl-256"], name="llamagen-tiny", files=files)
-    monkeypatch.setitem(CATALOGUE, "llamagen-tiny", entry)
-    published[1].write_bytes(published[1].read_bytes()[:-100])
-    refused = cli("models", "fetch", "llamagen-tiny", "--from", str(published[0].parent))
+    source = write_published(policy, tmp_path / "stick", *PUBLISHED)
+    (source / PUBLISHED[1]).unlink()
+    lacking = cli("models", "fetch", "llamagen-tiny", "--from", str(source))
+    (source / PUBLISHED[0]).unlink()
+    empty = cli("models", "fetch", "llamagen-tiny", "--from", str(source))
+    assert lacking.code == empty.code == 2
+    assert "holds no vq_ds16_t2i.pt or vq_ds16_t2i.safetensors" in lacking.err
+    assert "holds no t2i_XL_stage1_256.pt or model.safetensors or pytorch_model.bin" in empty.err
+    assert local(entry) is None
+
+
+def test_what_was_fetched_last_is_what_is_converted(policy: LlamaGen, entry: Weights, cli: Cli, tmp_path: Path) -> None:
+    """Of whichever files were there before, the published ones first among them."""
+    other = make_policy()
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter.mul_(2)
+    names = ("model.safetensors", PUBLISHED[0], "pytorch_model.bin", PUBLISHED[0])
+    for turn, name in enumerate(names):
+        made = (policy, other)[turn % 2]
+        source = write_published(made, tmp_path / f"stick-{turn}", name, PUBLISHED[1])
+        assert cli("models", "fetch", "llamagen-tiny", "--from", str(source)).code == 0
+        assert [path.name for path in files_of(entry, entry.path)] == [name, PUBLISHED[1]]
+        config = resolve(None, [], {"model": "llamagen-tiny"}).config
+        assert_same_weights(starts.start_policy(config), made)  # type: ignore[arg-type]
+    assert cli("models", "fetch", "llamagen-tiny", "--from", str(entry.path)).code == 0  # from where they lie
+
+
+def test_a_damaged_file_is_not_taken_for_fetched(policy: LlamaGen, entry: Weights, cli: Cli, tmp_path: Path) -> None:
+    source = write_published(policy, tmp_path / "stick", *PUBLISHED)
+    path = source / PUBLISHED[1]
+    path.write_bytes(path.read_bytes()[:-100])
+    refused = cli("models", "fetch", "llamagen-tiny", "--from", str(source))
     assert refused.code == 5
     assert "is cut off" in refused.err
     assert local(entry) is None
+
+
+@pytest.mark.parametrize(
+    ("numbers", "message"),
+    [
+        (lambda tensor: tensor.index_fill(0, torch.tensor([0]), torch.nan), "holds numbers that are not finite"),
+        (lambda tensor: tensor.index_fill(0, torch.tensor([0]), torch.inf), "holds numbers that are not finite"),
+        (lambda tensor: tensor.to(torch.int8), r"1 tensors are no floating point numbers, first"),
+    ],
+)
+@pytest.mark.parametrize("file", [0, 1])
+def test_weights_that_are_no_numbers_are_not_converted(
+    policy: LlamaGen, entry: Weights, cli: Cli, tmp_path: Path, numbers: Any, message: str, file: int
+) -> None:
+    source = write_published(policy, tmp_path / "stick", *PUBLISHED)
+    content = torch.load(source / PUBLISHED[file], weights_only=True)
+    name = ("layers.1.attention.wo.weight", "decoder.conv_in.weight")[file]
+    content["model"][name] = numbers(content["model"][name])
+    torch.save(content, source / PUBLISHED[file])
+    refused = cli("models", "fetch", "llamagen-tiny", "--from", str(source))
+    assert refused.code == 5
+    assert message in refused.err
+    assert PUBLISHED[file] in refused.err
+    assert name in refused.err
+    assert len(refused.err.splitlines()) == 2
+    assert local(entry) is None
+
+
+@pytest.mark.parametrize("change", [lambda rows: rows[:-1], lambda rows: rows.double(), lambda rows: rows.sum()])
+def test_projections_that_do_not_go_together_are_not_joined(
+    policy: LlamaGen, published: tuple[Path, Path], tmp_path: Path, change: Any
+) -> None:
+    tensors = as_hugging_face(policy.transformer.state_dict())
+    name = "model.layers.0.self_attn.k_proj.weight"
+    torch.save({**tensors, name: change(tensors[name])}, published[0])
+    with pytest.raises(CorruptDataError, match=r"first 'layers.0.attention.wqkv.weight' \(file none"):
+        convert("llamagen-tiny", *published, tmp_path / "out")
 
 
 def test_a_folder_under_other_names_must_be_converted(tmp_path: Path) -> None:

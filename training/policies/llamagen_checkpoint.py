@@ -1,12 +1,13 @@
 """Published LlamaGen weights, once, into the one file that the policy loads.
 
 Understood: `t2i_XL_stage1_256.pt`, `t2i_XL_stage2_512.pt` and `vq_ds16_t2i.pt` of FoundationVision/LlamaGen; the same
-names as safetensors; and transformers that were renamed to those of Hugging Face's Llama (jadohu/LlamaGen-T2I and
+tensors as safetensors; and transformers that were renamed to those of Hugging Face's Llama (jadohu/LlamaGen-T2I and
 -T2I-2, and what was trained from them). The renaming is read off zghhui/GCPO, `simpar/model/llama_model.py`, which
 loads such files: query, key and value projections apart, rotary pairs still neighbours, so rows keep their order.
 
 A `.pt` file is read as plain tensors only, which is all that the published ones hold by the hub's listing of them.
-What else such files may hold is named here and left out; every other surplus, missing or misshapen tensor is an error.
+What else such files may hold is named here and left out; every other surplus, missing or misshapen tensor is an error,
+and so are integers and numbers that are not finite.
 Nothing in a file tells 256 from 512 px: both have the same shapes.
 """
 
@@ -29,13 +30,14 @@ from torch import Tensor, nn
 
 from gcpo_bench import runs
 from gcpo_bench.errors import CorruptDataError, PrerequisiteError
-from gcpo_bench.weights import Weights
+from gcpo_bench.weights import MODEL_FILES, Weights, files_of
 
+from ..published import check_finite
 from .llamagen import build
 
 WRAPPERS = ("model", "module", "state_dict")
 """Keys under which a `.pt` file holds its tensors: plain, DeepSpeed, other trainers."""
-FOLDER_FILES = ("model.safetensors", "pytorch_model.bin")
+FLOATS = frozenset({torch.float64, torch.float32, torch.float16, torch.bfloat16})
 COMPUTED = re.compile(r"(?:.*\.)?(?:freqs_cis|causal_mask|rotary_emb\.inv_freq)|layers\.\d+\.attention\.kv_cache\..*")
 """In a transformer's file: tables and caches, which are made anew."""
 ENCODER = re.compile(r"encoder\..*|quant_conv\..*|quantize\.codebook_used")
@@ -94,16 +96,16 @@ def convert(model: str, transformer: Path, image_tokenizer: Path, out: Path) -> 
 
 def convert_folder(weights: Weights, folder: Path) -> None:
     """Convert, inside `folder`, what `gcpo-bench models fetch` brought there."""
-    transformer, image_tokenizer = weights.files
-    convert(weights.name, folder / transformer, folder / image_tokenizer, folder)
+    transformer, image_tokenizer = files_of(weights, folder)
+    convert(weights.name, transformer, image_tokenizer, folder)
 
 
 def _file(source: Path) -> Path:
     if not source.is_dir():
         return source
-    found = [source / name for name in FOLDER_FILES if (source / name).exists()]
+    found = [source / name for name in MODEL_FILES if (source / name).exists()]
     if not found:
-        raise PrerequisiteError(f"{source} holds neither {' nor '.join(FOLDER_FILES)}", hint=FILE_HINT)
+        raise PrerequisiteError(f"{source} holds neither {' nor '.join(MODEL_FILES)}", hint=FILE_HINT)
     return found[0]
 
 
@@ -163,7 +165,8 @@ def published_names(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         else:
             renamed[name] = tensor
     for layer, parts in projections.items():
-        if len(parts) == 3:  # else the fused tensor is missing, and is reported as such
+        alike = len({(tensor.dtype, tensor.shape) for tensor in parts.values()}) == 1
+        if len(parts) == 3 and alike and parts["q"].ndim:  # else the fused tensor is missing, and is reported as such
             renamed[f"{layer}.attention.wqkv.weight"] = torch.cat([parts[part] for part in "qkv"])
     return renamed
 
@@ -184,4 +187,12 @@ def _part(
             f"(file {given.get(first, 'none')}, model {own.get(first, 'none')})",
             hint=FILE_HINT,
         )
+    if integers := [name for name in own if kept[name].dtype not in FLOATS]:
+        raise CorruptDataError(
+            f"{path}: {len(integers)} tensors are no floating point numbers, first {integers[0]!r} "
+            f"({kept[integers[0]].dtype})",
+            hint="take the unquantised weights",
+        )
+    for name in own:
+        check_finite(kept[name].detach(), f"{path}: {name!r}")
     return {f"{part}.{name}": kept[name].detach().clone(memory_format=torch.contiguous_format) for name in own}
