@@ -33,6 +33,7 @@ from gcpo_bench.training.policies.llamagen_text import clean
 from gcpo_bench.weights import RECORD, Weights, files_of, local
 
 from .conftest import Cli
+from .hub_server import serving
 from .reference import llamagen as reference
 
 TEXTS = ["a red circle", "two very big blue squares beside a dog", "x"]
@@ -413,13 +414,43 @@ def models_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "weights"
 
 
-def test_a_text_encoder_that_is_not_there_is_named(models_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    policy = LlamaGen(SIZES["llamagen-tiny"], llamagen_text.flan_t5())
-    with pytest.raises(PrerequisiteError, match=r"text encoder google/flan-t5-xl cannot be loaded") as missing:
-        policy.start(["x"])
-    assert "gcpo-bench models fetch flan-t5-xl" in missing.value.hint
-    assert "\n" not in str(missing.value)
+def test_a_text_encoder_that_is_not_there_is_named_before_the_run_and_not_downloaded(
+    entry: Weights, cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wide = replace(SIZES["llamagen-tiny"], caption=llamagen_text.WIDTH)
+    monkeypatch.setitem(SIZES, "llamagen-tiny", wide)
+    made = build("llamagen-tiny")
+    made.initialize(torch.Generator().manual_seed(0))
+    source = write_published(made, tmp_path / "stick", *PUBLISHED)
+    tokenizer, encoder = llamagen_text.random(32)._load()
+    repository = tmp_path / "flan-t5"
+    tokenizer.save_pretrained(repository)
+    encoder.save_pretrained(repository)
+    name = ("--name", "a", "-o", "rewards=[{name: redness}]")
+    monkeypatch.setattr(estimate, "TRIED_PARAMETERS", 0)  # as for a model that is too large to try a step of
+    with serving(monkeypatch) as hub:
+        hub.repositories["google/flan-t5-xl"] = repository
+        for _ in range(2):  # without the policy's weights, and with them
+            told = cli("train", "--model", "llamagen-tiny", *name, "--dry-run")
+            assert "gcpo-bench models fetch flan-t5-xl" in " ".join(told.out.split())
+            assert cli("models", "fetch", "llamagen-tiny", "--from", str(source)).code == 0
+        refused = cli("train", "--model", "llamagen-tiny", *name)
+        assert refused.code == 4
+        assert "the text encoder of LlamaGen" in refused.err
+        assert "hint: gcpo-bench models fetch flan-t5-xl" in refused.err
+        assert len(refused.err.splitlines()) == 2
+        drawn = cli("sample", "llamagen-tiny", "a dog")
+        assert (drawn.code, drawn.err) == (4, refused.err)
+        with pytest.raises(PrerequisiteError, match="the text encoder of LlamaGen"):
+            LlamaGen(SIZES["llamagen-tiny"], llamagen_text.flan_t5()).start(["x"])
+        assert hub.served == []
+    assert not (tmp_path / "runs").exists()
+    (tmp_path / "weights" / "flan-t5-xl").mkdir()
+    for file in ("config.json", "model.safetensors"):
+        (tmp_path / "weights" / "flan-t5-xl" / file).write_text("{}", encoding="utf-8")
+    damaged = cli("sample", "llamagen-tiny", "a dog")
+    assert (damaged.code, len(damaged.err.splitlines())) == (5, 2)
+    assert "flan-t5-xl cannot be loaded" in damaged.err
 
 
 def test_a_fetched_text_encoder_is_the_encoder_half_of_t5(cli: Cli, models_folder: Path, tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from gcpo_bench.ablations import start_config, start_name
 from gcpo_bench.config import PolicyConfig, RunConfig
 from gcpo_bench.errors import ConfigError, CorruptDataError, PrerequisiteError, RunError
 from gcpo_bench.registry import POLICIES
-from gcpo_bench.weights import local
+from gcpo_bench.weights import local, locate
 
 from . import checkpoints, lora, published
 from .types import Policy
@@ -106,6 +106,7 @@ def start_policy(config: RunConfig, runs_root: Path | None = None) -> Policy:
     device = usable_device(config.policy.device)  # before anything large is built
     path, expected = start_weights(config, runs_root)
     policy = build(config.policy, path)
+    _require_outside(policy, config.policy)
     for source, checksum in _sources(policy, path, expected, runs_root):
         _fill(policy, source, checksum)
     if config.policy.lora is not None:
@@ -127,6 +128,16 @@ def check_start(config: RunConfig, runs_root: Path | None = None) -> None:
             checkpoints.check_names(policy, source, whole=_is_whole(source))
     if config.policy.lora is not None:
         lora.check(policy, config.policy.lora)
+
+
+def check_outside(config: PolicyConfig) -> None:
+    """Raises PrerequisiteError where weights are missing that the policy reads beside its own: a text encoder."""
+    _require_outside(without_memory(config), config)
+
+
+def _require_outside(policy: Any, config: PolicyConfig) -> None:
+    for weights in () if config.random_init else getattr(policy, "outside", ()):
+        locate(weights)
 
 
 def without_memory(config: PolicyConfig, folder: Path | None = None) -> Any:

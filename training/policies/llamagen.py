@@ -34,6 +34,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from gcpo_bench.errors import ConfigError
+from gcpo_bench.weights import Weights
 
 from ..types import Work
 from . import llamagen_text
@@ -232,9 +233,14 @@ class LlamaGen(nn.Module):
         self.recompute: Literal["auto", "always", "never"] = "auto"
 
     @property
+    def outside(self) -> tuple[Weights, ...]:
+        """What it reads beside its own weights, unless those are random."""
+        return (llamagen_text.FLAN_T5,) if self.size.caption == llamagen_text.WIDTH else ()
+
+    @property
     def text_encoder_bytes(self) -> int:
         """Memory of the published text encoder on the policy's device."""
-        return llamagen_text.NUM_BYTES if self.size.caption == llamagen_text.WIDTH else 0
+        return llamagen_text.NUM_BYTES if self.outside else 0
 
     def initialize(self, generator: torch.Generator) -> None:
         """Random weights, and a small random text encoder: matrices normal 0.02, norms 1, biases 0.
