@@ -12,7 +12,7 @@ import torch
 
 from gcpo_bench import __version__, environment
 from gcpo_bench.config import RunConfig
-from gcpo_bench.errors import GcpoBenchError, Interrupted, Preempted
+from gcpo_bench.errors import GcpoBenchError, Interrupted, Preempted, RunError
 from gcpo_bench.runs import Run
 
 from . import checkpoints, health, starts
@@ -26,6 +26,9 @@ from .update import update
 
 ECHO_S = 5.0
 """Of several processes, each may get a signal from the launcher and from whoever sent it to the launcher."""
+
+SHOWN = len("xxh3:") + 12
+"""Of a checksum, in a message."""
 
 
 def train_step(learner: Learner, step: int) -> Metrics:
@@ -57,18 +60,22 @@ def train(
     """Train `run` to `config.num_steps`. The processes of `world` all call it, the first with a run that it may write.
 
     Raises:
+        RunError: another process trains the run, or its start weights are no longer those that it began from.
         TrainingError: numbers went bad, or nothing could be learned; the last checkpoint is untouched.
         Interrupted, Preempted: a signal arrived; the state is saved.
     """
     with run.lock(), StopRequests(ECHO_S if world.size > 1 else 0.0) as stop:
         step = 0
+        if resume:
+            world.from_first(lambda: _require_same_start(config, run))
         try:
             start = starts.start_weights(config, run.path.parent)[1]
             world.require_equal("version", f"{__version__} on torch {torch.__version__}")
             world.require_equal("start weights", start)
             learner = build_learner(config, run, world)
             step = _restore(learner, run) if resume else 0
-            run.add_environment({**environment.record(), **world.record(), "start_weights": start})
+            used = {"start_weights": start, "policy": starts.text_and_parts(learner.policy, config.policy)}
+            run.add_environment({**environment.record(), **world.record(), **used})
             run.set_status("running", step)
             if step == 0:
                 _keep(learner, run, 0, stopping=False)
@@ -104,6 +111,17 @@ def _keep(learner: Learner, run: Run, step: int, *, stopping: bool) -> None:
         save_token_maps(learner, run, step)
     if last or stopping or step % config.logging.checkpoint_every == 0:
         checkpoints.save(run, step, as_module(learner.policy), learner.optimizer, keep=config.logging.keep_checkpoints)
+
+
+def _require_same_start(config: RunConfig, run: Run) -> None:
+    """The reference, and what is frozen, are read from the start again: with other weights it were another run."""
+    now = starts.start_weights(config, run.path.parent)[1]
+    first = next((found for record in run.environments() if (found := record.get("start_weights"))), now)
+    if first != now and not run.is_empty():
+        raise RunError(
+            f"{run.path} began from weights {first[:SHOWN]}, and where they were now lie {now[:SHOWN]}",
+            hint="put the first ones back to resume it, or start another run with another --name",
+        )
 
 
 def _restore(learner: Learner, run: Run) -> int:

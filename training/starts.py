@@ -215,6 +215,26 @@ def _freeze(policy: nn.Module, config: PolicyConfig) -> None:
         parameter.requires_grad_(name.startswith(parts[trained]))
 
 
+def text_and_parts(policy: Any, config: PolicyConfig) -> dict[str, Any]:
+    """What `config` may leave to the policy, as it is used.
+
+    Returns:
+        `template`: the name of what prompts are put into; None where a policy knows no choice.
+        `trained`: the part that learns; `all` where a policy names no parts, `adapters` where they learn.
+        `adapters`: names of the layers that have one, without their places.
+        `trained_parameters`: how many numbers learn.
+    """
+    learns = {name: parameter for name, parameter in policy.named_parameters() if parameter.requires_grad}
+    adapted = {name.partition(".lora_")[0].rpartition(".")[2] for name in learns} if config.lora else set()
+    part = config.trained or next(iter(getattr(policy, "parts", {})), "all")
+    return {
+        "template": config.template or next(iter(getattr(policy, "templates", {})), None),
+        "trained": "adapters" if config.lora else part,
+        "adapters": sorted(adapted),
+        "trained_parameters": sum(parameter.numel() for parameter in learns.values()),
+    }
+
+
 def usable_device(name: str) -> torch.device:
     """The device, after looking whether it is there; a GPU with a number becomes the one that torch works on.
 

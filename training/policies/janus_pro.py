@@ -138,6 +138,8 @@ class JanusPro(nn.Module):
         "generation": ("language_model.", "generation_"),
     }
     """What can be trained: with word embeddings, as released; without them; with the image token layers too."""
+    templates: ClassVar = TEMPLATES
+    """The first is its own."""
     adapted = "language_model"
     """Where low-rank adapters go."""
     fixed_shapes = True
@@ -380,7 +382,7 @@ def build(name: str, *, template: str = "", folder: Path | None = None) -> Janus
     Args:
         folder: of published weights, whose tokenizer is taken; without it a token is a byte.
     """
-    return JanusPro(SIZES[name].config(), _tokenizer(folder), template or "janus-pro")
+    return JanusPro(SIZES[name].config(), _tokenizer(folder), template or next(iter(TEMPLATES)))
 
 
 def _tokenizer(folder: Path | None) -> PreTrainedTokenizerBase:

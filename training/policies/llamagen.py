@@ -212,6 +212,8 @@ class LlamaGen(nn.Module):
         "layers": ("transformer.layers.", "transformer.norm."),
     }
     """What can be trained: all, as released; without the layers that read prompts and read and write tokens."""
+    templates: ClassVar = TEMPLATES
+    """The first is its own."""
     adapted = "transformer"
     """Where low-rank adapters go."""
     fixed_shapes = True
@@ -412,4 +414,4 @@ def build(name: str, *, template: str = "", folder: Path | None = None) -> Llama
         )
     size = SIZES[name]
     text = llamagen_text.flan_t5() if size.caption == llamagen_text.WIDTH else llamagen_text.random(size.caption)
-    return LlamaGen(size, text, template or "llamagen")
+    return LlamaGen(size, text, template or next(iter(TEMPLATES)))
