@@ -25,13 +25,13 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from safetensors.torch import save as dump_tensors
 from torch import Tensor, nn
 
 from gcpo_bench import runs
 from gcpo_bench.errors import CorruptDataError, PrerequisiteError
 from gcpo_bench.weights import MODEL_FILES, Weights, files_of
 
+from ..checkpoints import write_tensors
 from ..published import check_finite
 from .llamagen import build
 
@@ -83,7 +83,7 @@ def convert(model: str, transformer: Path, image_tokenizer: Path, out: Path) -> 
         **_part("vqmodel", sources["vqmodel"], tokenizer_tensors, ENCODER, policy.vqmodel),
     }
     path = out / f"{model}.safetensors"
-    runs.write_bytes(path, dump_tensors(tensors))
+    write_tensors(path, tensors)
     record = {
         "model": model,
         "sources": {part: {"file": source.name, "checksum": runs.checksum(source)} for part, source in sources.items()},
@@ -195,4 +195,4 @@ def _part(
         )
     for name in own:
         check_finite(kept[name].detach(), f"{path}: {name!r}")
-    return {f"{part}.{name}": kept[name].detach().clone(memory_format=torch.contiguous_format) for name in own}
+    return {f"{part}.{name}": kept[name] for name in own}
