@@ -5,13 +5,16 @@ A run's own checkpoints hold only what it trained; the rest is read here again, 
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from gcpo_bench import catalogue, runs
 from gcpo_bench.ablations import start_config, start_name
@@ -143,7 +146,7 @@ def _require_outside(policy: Any, config: PolicyConfig) -> None:
 def without_memory(config: PolicyConfig, folder: Path | None = None) -> Any:
     """As `build`, with shapes only."""
     with torch.device("meta"):
-        return build(config, folder)
+        return _placed(_made(config, folder), config, torch.device("meta"))
 
 
 def _sources(
@@ -173,32 +176,59 @@ def _fill(policy: Any, path: Path | None, expected: str) -> None:
 
 
 def build(config: PolicyConfig, folder: Path | None = None) -> Any:
-    """The policy with weights unset; what is not to be trained is frozen.
+    """The policy on its device, with weights unset; what is not to be trained is frozen.
 
     Args:
         folder: published weights, whose tokenizer is taken.
     """
+    # a model of one's own may read its weights as it is made
+    with _without_weights() if config.name in POLICIES.entries else nullcontext():
+        policy = _made(config, folder)
+    return _placed(policy, config, torch.device(config.device))
+
+
+def _made(config: PolicyConfig, folder: Path | None) -> Any:
     options = {"folder": folder} if folder is not None and folder.is_dir() else {}
     policy: Any = POLICIES.load(config.name)(config.name, template=config.template, **options)
-    dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16}[config.dtype]
-    policy = cast(policy, dtype).train(mode=False)
+    policy.train(mode=False)
     _freeze(policy, config)
     if hasattr(policy, "recompute"):
         policy.recompute = config.recompute
     return policy
 
 
-def cast(policy: Any, dtype: torch.dtype) -> Any:
-    """Weights in `dtype`. Tables that a module computes for itself (buffers in no checkpoint) stay as they were made.
+@contextmanager
+def _without_weights() -> Iterator[None]:
+    """Parameters that this thread makes have shapes only; tables that modules compute for themselves have numbers."""
+    thread = threading.get_ident()
 
-    `policy.to(dtype)` rounds those too, and a rotary rate in bfloat16 is an angle wrong by 0.7 at position 600.
+    def emptied(module: nn.Module, name: str, parameter: nn.Parameter | None) -> Any:
+        if parameter is None or threading.get_ident() != thread:
+            return None  # as it is
+        return nn.Parameter(parameter.to("meta"), parameter.requires_grad)
+
+    hook = register_module_parameter_registration_hook(emptied)
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
+def _placed(policy: Any, config: PolicyConfig, device: torch.device) -> Any:
+    """Weights in their type on `device`, those that have shapes only in memory that nothing was written to yet.
+
+    Tables that a module computes for itself (buffers in no checkpoint) keep their type: `policy.to(dtype)` rounds those
+    too, and a rotary rate in bfloat16 is an angle wrong by 0.7 at position 600.
     """
+    buffers = dict(policy.named_buffers(remove_duplicate=False))
+    policy = policy.to({"float32": torch.float32, "bfloat16": torch.bfloat16}[config.dtype])
     weights = policy.state_dict()
-    tables = {name: table for name, table in policy.named_buffers(remove_duplicate=False) if name not in weights}
-    policy = policy.to(dtype)
-    for name, table in tables.items():
+    is_empty = all(parameter.is_meta for parameter in policy.parameters())
+    policy = policy.to_empty(device=device) if is_empty else policy.to(device)
+    for name, buffer in buffers.items():
         owner, _, own_name = name.rpartition(".")
-        setattr(policy.get_submodule(owner), own_name, table)
+        dtype = weights[name].dtype if name in weights else buffer.dtype
+        setattr(policy.get_submodule(owner), own_name, buffer.to(device, dtype))
     return policy
 
 

@@ -37,7 +37,7 @@ from gcpo_bench.errors import ConfigError, CorruptDataError
 
 from ..types import Work
 from .kv_cache import KVCache
-from .shared import distinct, recomputes
+from .shared import distinct, fill_normal, recomputes
 
 TEMPLATES = {
     "janus-pro": "<|User|>: {text}\n\n<|Assistant|>:",
@@ -192,7 +192,7 @@ class JanusPro(nn.Module):
         with torch.no_grad():
             for name, parameter in self.named_parameters():
                 if parameter.ndim > 1:
-                    parameter.normal_(0.0, 0.02, generator=generator)
+                    fill_normal(parameter, 0.02, generator)
                 else:
                     parameter.fill_(1.0 if "norm" in name and name.endswith("weight") else 0.0)
 

@@ -41,7 +41,7 @@ from . import llamagen_text
 from .kv_cache import KVCache
 from .llamagen_text import MAX_TOKENS, TextEncoder
 from .llamagen_vq import ImageDecoder
-from .shared import distinct, recomputes
+from .shared import distinct, fill_normal, recomputes
 
 TEMPLATES = {
     "llamagen": "{text}",
@@ -254,13 +254,13 @@ class LlamaGen(nn.Module):
             for parameter in self.parameters():
                 if parameter.ndim > 1:
                     deviation = parameter[0].numel() ** -0.5 if parameter.ndim == 4 else 0.02
-                    parameter.normal_(0.0, deviation, generator=generator)
+                    fill_normal(parameter, deviation, generator)
             for module in self.modules():
                 if isinstance(module, nn.Conv2d | nn.GroupNorm) and module.bias is not None:
                     module.bias.zero_()
                 if isinstance(module, nn.GroupNorm | nn.RMSNorm):
                     module.weight.fill_(1.0)
-            self.transformer.cls_embedding.uncond_embedding.normal_(0.0, self.size.caption**-0.5, generator=generator)
+            fill_normal(self.transformer.cls_embedding.uncond_embedding, self.size.caption**-0.5, generator)
 
     # ------------------------------------------------------------ prompts
 

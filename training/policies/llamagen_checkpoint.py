@@ -70,8 +70,8 @@ COPY_HINT = "fetch it again and compare its size with the published one"
 def convert(model: str, transformer: Path, image_tokenizer: Path, out: Path) -> Path:
     """Write `<out>/<model>.safetensors`, and beside it a record with its checksum; `-o policy.weights=<out>` takes it.
 
-    Either source is a file, or a folder with `model.safetensors` or `pytorch_model.bin`. Takes 13 GB of memory
-    for XL in float32. Raises CorruptDataError, PrerequisiteError.
+    Either source is a file, or a folder with `model.safetensors` or `pytorch_model.bin`. Takes some 4 GB of memory for
+    XL in float32, most of it pages of the files. Raises CorruptDataError, PrerequisiteError.
     """
     with torch.device("meta"):
         policy = build(model)
