@@ -17,7 +17,7 @@ from transformers import JanusForConditionalGeneration
 
 from gcpo_bench import runs
 from gcpo_bench.config import RunConfig
-from gcpo_bench.errors import ConfigError, CorruptDataError
+from gcpo_bench.errors import ConfigError, CorruptDataError, RunError
 from gcpo_bench.resolve import resolve
 from gcpo_bench.training import graphs, lora, starts
 from gcpo_bench.training.decoding import sample, sample_in_batches
@@ -276,6 +276,24 @@ def test_a_run_starts_from_what_another_has_trained(cli: Cli, tmp_path: Path, re
     ours, theirs = starts.load_policy(first), starts.start_policy(second.config, tmp_path / "runs")
     for mine, other in zip(ours.parameters(), theirs.parameters(), strict=True):  # type: ignore[attr-defined]
         assert torch.equal(mine, other)
+
+
+def test_what_is_frozen_is_that_of_the_start(cli: Cli, tmp_path: Path, redness: None, folder: Path) -> None:
+    """A checkpoint lacks it, so other weights in the same place would make another policy."""
+    train(cli, "a", "policy.random_init=false", f"policy.weights={folder}", steps=1)
+    train(cli, "b", "policy.random_init=false", "policy.weights=a", steps=1)
+    runs_of = {name: runs.open_run(name, tmp_path / "runs") for name in ("a", "b")}
+    for run in runs_of.values():
+        starts.load_policy(run)
+    path = next(path for path in folder.glob("*.safetensors") if any("vqmodel" in name for name in load_file(path)))
+    save_file({name: tensor + 1 for name, tensor in load_file(path).items()}, path)
+    for run in runs_of.values():
+        with pytest.raises(RunError, match=r"runs/a began from weights xxh3:.*, and where they were now lie xxh3:"):
+            starts.load_policy(run)
+    for command in (("sample", "a", "x"), ("train", "--resume", "--name", "b", "--num-steps", "2")):
+        refused = cli(*command)
+        assert (refused.code, len(refused.err.splitlines())) == (2, 2)
+        assert "put the first ones back" in refused.err
 
 
 def test_recomputed_activations_change_no_gradient(policy: JanusPro) -> None:

@@ -12,7 +12,7 @@ import torch
 
 from gcpo_bench import __version__, environment
 from gcpo_bench.config import RunConfig
-from gcpo_bench.errors import GcpoBenchError, Interrupted, Preempted, RunError
+from gcpo_bench.errors import GcpoBenchError, Interrupted, Preempted
 from gcpo_bench.runs import Run
 
 from . import checkpoints, health, starts
@@ -26,9 +26,6 @@ from .update import update
 
 ECHO_S = 5.0
 """Of several processes, each may get a signal from the launcher and from whoever sent it to the launcher."""
-
-SHOWN = len("xxh3:") + 12
-"""Of a checksum, in a message."""
 
 
 def train_step(learner: Learner, step: int) -> Metrics:
@@ -66,8 +63,8 @@ def train(
     """
     with run.lock(), StopRequests(ECHO_S if world.size > 1 else 0.0) as stop:
         step = 0
-        if resume:
-            world.from_first(lambda: _require_same_start(config, run))
+        if resume:  # what the run began from is told in its record, which is the first process's
+            world.from_first(lambda: None if run.is_empty() else starts.require_first_weights(run))
         try:
             start = starts.start_weights(config, run.path.parent)[1]
             world.require_equal("version", f"{__version__} on torch {torch.__version__}")
@@ -111,17 +108,6 @@ def _keep(learner: Learner, run: Run, step: int, *, stopping: bool) -> None:
         save_token_maps(learner, run, step)
     if last or stopping or step % config.logging.checkpoint_every == 0:
         checkpoints.save(run, step, as_module(learner.policy), learner.optimizer, keep=config.logging.keep_checkpoints)
-
-
-def _require_same_start(config: RunConfig, run: Run) -> None:
-    """The reference, and what is frozen, are read from the start again: with other weights it were another run."""
-    now = starts.start_weights(config, run.path.parent)[1]
-    first = next((found for record in run.environments() if (found := record.get("start_weights"))), now)
-    if first != now and not run.is_empty():
-        raise RunError(
-            f"{run.path} began from weights {first[:SHOWN]}, and where they were now lie {now[:SHOWN]}",
-            hint="put the first ones back to resume it, or start another run with another --name",
-        )
 
 
 def _restore(learner: Learner, run: Run) -> int:

@@ -27,6 +27,8 @@ from . import checkpoints, lora, published
 from .types import Policy
 
 DEVICES = "use cpu, cuda or cuda:1"
+SHOWN = len("xxh3:") + 12
+"""Of a checksum, in a message."""
 
 
 def packaged_weights(model: str) -> tuple[Path, str]:
@@ -157,6 +159,7 @@ def _sources(
     if partial and not all(parameter.requires_grad for parameter in policy.parameters()):
         assert path is not None
         run = runs.open_run(path.parents[2])
+        require_first_weights(run, runs_root)
         yield from _sources(policy, *start_weights(run.config, runs_root or run.path.parent), runs_root)
     yield path, expected
 
@@ -293,9 +296,28 @@ def usable_device(name: str) -> torch.device:
     return device
 
 
+def require_first_weights(run: runs.Run, runs_root: Path | None = None) -> None:
+    """Raises RunError where what `run` starts from is no longer what it began from.
+
+    The reference, and what is frozen, are read from there again: with other weights it would be another run.
+    """
+    now = start_weights(run.config, runs_root or run.path.parent)[1]
+    first = next((found for record in run.environments() if (found := record.get("start_weights"))), now)
+    if first != now:
+        raise RunError(
+            f"{run.path} began from weights {first[:SHOWN]}, and where they were now lie {now[:SHOWN]}",
+            hint="put the first ones back, or train another run with another --name",
+        )
+
+
 def load_policy(run: runs.Run) -> Policy:
-    """The run's policy at its newest checkpoint, ready to sample."""
+    """The run's policy at its newest checkpoint, ready to sample.
+
+    Raises as `start_policy` does, and as `require_first_weights` where not all of it was trained.
+    """
     policy: Any = start_policy(run.config, run.path.parent)
+    if not all(parameter.requires_grad for parameter in policy.parameters()):
+        require_first_weights(run)
     checkpoints.load(run, checkpoints.latest_step(run), policy)
     return policy  # type: ignore[no-any-return]
 
