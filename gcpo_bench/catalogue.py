@@ -18,7 +18,7 @@ from gcpo_bench.weights import MODEL_FILES, RECORD, Weights, local
 _HUB = "https://huggingface.co"
 _SAFETENSORS = ("config.json", "*.safetensors")
 _JANUS = "gcpo_bench.training.published:check_folder"
-_LLAMAGEN = "gcpo_bench.training.policies.llamagen_checkpoint:convert_folder"
+_LLAMAGEN = "gcpo_bench.training.policies.llamagen_checkpoint"
 _MODEL_FILE = "|".join(MODEL_FILES)
 _LLAMAGEN_TOKENIZER = "vq_ds16_t2i.pt|vq_ds16_t2i.safetensors"
 _MASK2FORMER = "mask2former_swin-s-p4-w7-224_lsj_8x2_50e_coco"
@@ -56,7 +56,8 @@ _POLICIES = (
         licence="MIT",
         bytes_about=6_700_000_000,
         files=(f"t2i_XL_stage1_256.pt|{_MODEL_FILE}", _LLAMAGEN_TOKENIZER),
-        convert=_LLAMAGEN,
+        check=f"{_LLAMAGEN}:check_folder",
+        convert=f"{_LLAMAGEN}:convert_folder",
         converted_bytes=3_282_000_000,
     ),
     Weights(
@@ -66,7 +67,8 @@ _POLICIES = (
         licence="MIT",
         bytes_about=6_700_000_000,
         files=(f"t2i_XL_stage2_512.pt|{_MODEL_FILE}", _LLAMAGEN_TOKENIZER),
-        convert=_LLAMAGEN,
+        check=f"{_LLAMAGEN}:check_folder",
+        convert=f"{_LLAMAGEN}:convert_folder",
         converted_bytes=3_282_000_000,
     ),
     Weights(

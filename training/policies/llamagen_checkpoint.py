@@ -73,15 +73,8 @@ def convert(model: str, transformer: Path, image_tokenizer: Path, out: Path) -> 
     Either source is a file, or a folder with `model.safetensors` or `pytorch_model.bin`. Takes some 4 GB of memory for
     XL in float32, most of it pages of the files. Raises CorruptDataError, PrerequisiteError.
     """
-    with torch.device("meta"):
-        policy = build(model)
     sources = {"transformer": _file(transformer), "vqmodel": _file(image_tokenizer)}
-    transformer_tensors = published_names(read_tensors(sources["transformer"]))
-    tokenizer_tensors = read_tensors(sources["vqmodel"])
-    tensors = {
-        **_part("transformer", sources["transformer"], transformer_tensors, COMPUTED, policy.transformer),
-        **_part("vqmodel", sources["vqmodel"], tokenizer_tensors, ENCODER, policy.vqmodel),
-    }
+    tensors = read(model, **sources)
     path = out / f"{model}.safetensors"
     write_tensors(path, tensors)
     record = {
@@ -92,6 +85,22 @@ def convert(model: str, transformer: Path, image_tokenizer: Path, out: Path) -> 
     }
     runs.write_json(out / f"{model}.json", record)
     return path
+
+
+def read(model: str, transformer: Path, vqmodel: Path) -> dict[str, Tensor]:
+    """The tensors of two files under the policy's names. Raises CorruptDataError where they are not exactly those."""
+    with torch.device("meta"):
+        policy = build(model)
+    renamed = published_names(read_tensors(transformer))
+    return {
+        **_part("transformer", transformer, renamed, COMPUTED, policy.transformer),
+        **_part("vqmodel", vqmodel, read_tensors(vqmodel), ENCODER, policy.vqmodel),
+    }
+
+
+def check_folder(weights: Weights, folder: Path) -> None:
+    """For `gcpo-bench models`: raises where `convert_folder` would."""
+    read(weights.name, *files_of(weights, folder))
 
 
 def convert_folder(weights: Weights, folder: Path) -> None:
