@@ -31,13 +31,12 @@ from gcpo_bench import runs
 from gcpo_bench.errors import CorruptDataError, PrerequisiteError
 from gcpo_bench.weights import MODEL_FILES, Weights, files_of
 
-from ..checkpoints import write_tensors
+from ..checkpoints import DTYPES, write_tensors
 from ..published import check_finite
 from .llamagen import build
 
 WRAPPERS = ("model", "module", "state_dict")
 """Keys under which a `.pt` file holds its tensors: plain, DeepSpeed, other trainers."""
-FLOATS = frozenset({torch.float64, torch.float32, torch.float16, torch.bfloat16})
 COMPUTED = re.compile(r"(?:.*\.)?(?:freqs_cis|causal_mask|rotary_emb\.inv_freq)|layers\.\d+\.attention\.kv_cache\..*")
 """In a transformer's file: tables and caches, which are made anew."""
 ENCODER = re.compile(r"encoder\..*|quant_conv\..*|quantize\.codebook_used")
@@ -196,7 +195,7 @@ def _part(
             f"(file {given.get(first, 'none')}, model {own.get(first, 'none')})",
             hint=FILE_HINT,
         )
-    if integers := [name for name in own if kept[name].dtype not in FLOATS]:
+    if integers := [name for name in own if kept[name].dtype not in DTYPES]:
         raise CorruptDataError(
             f"{path}: {len(integers)} tensors are no floating point numbers, first {integers[0]!r} "
             f"({kept[integers[0]].dtype})",
