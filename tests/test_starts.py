@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-import textwrap
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -20,6 +17,7 @@ from gcpo_bench.resolve import resolve
 from gcpo_bench.training import starts
 
 from .conftest import Cli
+from .memory import peak_mb
 
 
 def started(model: str, *overrides: str) -> tuple[Any, Any]:
@@ -77,30 +75,21 @@ def test_a_model_of_ones_own_keeps_the_weights_that_it_reads() -> None:
 
 
 def test_a_start_takes_the_memory_of_its_weights_and_of_the_largest_in_float32() -> None:
-    code = """
-        import resource, sys
+    before = """
         from dataclasses import replace
         from gcpo_bench.resolve import resolve
         from gcpo_bench.training import starts
         from gcpo_bench.training.policies.janus_pro import SIZES
 
-        def peak_mb():
-            return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
-
         config = resolve(None, ["policy.random_init=true", "policy.dtype=bfloat16"], {"model": "janus-pro-tiny"}).config
         starts.start_policy(config)  # what the libraries take is taken
         SIZES["janus-pro-tiny"] = replace(SIZES["janus-pro-tiny"], width=1024, mlp=4096, layers=6)
-        before = peak_mb()
-        policy = starts.start_policy(config)
-        weights = list(policy.parameters())
-        largest_mb = max(each.numel() for each in weights) * 4e-6
-        print(peak_mb() - before, sum(each.nbytes for each in weights) / 1e6, largest_mb)
     """
-    command = [sys.executable, "-c", textwrap.dedent(code)]
-    printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    peak_mb, weights_mb, largest_mb = map(float, printed.split())
+    measured = "weights = list(starts.start_policy(config).parameters())"
+    sizes = "[sum(each.nbytes for each in weights) / 1e6, max(each.numel() for each in weights) * 4e-6]"
+    peak, (weights_mb, largest_mb) = peak_mb(before, measured, sizes)
     assert weights_mb > 200
-    assert peak_mb < weights_mb + largest_mb + 40
+    assert weights_mb < peak < weights_mb + largest_mb + 40
 
 
 # ---------------------------------------------------------------- what is recorded
