@@ -13,12 +13,14 @@ from pathlib import Path
 
 from gcpo_bench.errors import ConfigError, PrerequisiteError, did_you_mean
 from gcpo_bench.files import storage
-from gcpo_bench.weights import RECORD, Weights, local
+from gcpo_bench.weights import MODEL_FILES, RECORD, Weights, local
 
 _HUB = "https://huggingface.co"
 _SAFETENSORS = ("config.json", "*.safetensors")
 _JANUS = "gcpo_bench.training.published:check_folder"
-_LLAMAGEN = "gcpo_bench.training.policies.llamagen_checkpoint:convert_folder"
+_LLAMAGEN = "gcpo_bench.training.policies.llamagen_checkpoint"
+_MODEL_FILE = "|".join(MODEL_FILES)
+_LLAMAGEN_TOKENIZER = "vq_ds16_t2i.pt|vq_ds16_t2i.safetensors"
 _MASK2FORMER = "mask2former_swin-s-p4-w7-224_lsj_8x2_50e_coco"
 _MODEL = ("config.json", "model.safetensors")
 _CLIP_WORDS = ("vocab.json", "merges.txt")
@@ -53,8 +55,9 @@ _POLICIES = (
         source="peizesun/llamagen_t2i",
         licence="MIT",
         bytes_about=6_700_000_000,
-        files=("t2i_XL_stage1_256.pt", "vq_ds16_t2i.pt"),
-        convert=_LLAMAGEN,
+        files=(f"t2i_XL_stage1_256.pt|{_MODEL_FILE}", _LLAMAGEN_TOKENIZER),
+        check=f"{_LLAMAGEN}:check_folder",
+        convert=f"{_LLAMAGEN}:convert_folder",
         converted_bytes=3_282_000_000,
     ),
     Weights(
@@ -63,8 +66,9 @@ _POLICIES = (
         source="peizesun/llamagen_t2i",
         licence="MIT",
         bytes_about=6_700_000_000,
-        files=("t2i_XL_stage2_512.pt", "vq_ds16_t2i.pt"),
-        convert=_LLAMAGEN,
+        files=(f"t2i_XL_stage2_512.pt|{_MODEL_FILE}", _LLAMAGEN_TOKENIZER),
+        check=f"{_LLAMAGEN}:check_folder",
+        convert=f"{_LLAMAGEN}:convert_folder",
         converted_bytes=3_282_000_000,
     ),
     Weights(
@@ -114,7 +118,7 @@ CLIP_B32 = Weights(
     source="openai/clip-vit-base-patch32",
     licence="MIT",
     bytes_about=610_000_000,
-    files=("config.json", "model.safetensors|pytorch_model.bin"),
+    files=("config.json", _MODEL_FILE),
 )
 BERT_WORDS = Weights(
     name="bert-base-uncased",
@@ -144,7 +148,7 @@ PICKSCORE = Weights(
     source="yuvalkirstain/PickScore_v1",
     licence="MIT?",
     bytes_about=3_900_000_000,
-    files=("config.json", "model.safetensors|pytorch_model.bin"),
+    files=("config.json", _MODEL_FILE),
 )
 AESTHETIC_HEAD = Weights(
     name="sac+logos+ava1-l14-linearMSE.pth",
@@ -176,7 +180,7 @@ GROUNDING_DINO = {
         source=f"IDEA-Research/grounding-dino-{size}",
         licence="Apache-2.0",
         bytes_about=bytes_about,
-        files=("config.json", "model.safetensors|pytorch_model.bin", "vocab.txt"),
+        files=("config.json", _MODEL_FILE, "vocab.txt"),
     )
     for size, backbone, bytes_about in (("base", "Swin-B", 933_000_000), ("tiny", "Swin-T", 690_000_000))
 }
@@ -186,7 +190,7 @@ COMPBENCH_DEPTH = Weights(
     source="Intel/dpt-hybrid-midas",
     licence="Apache-2.0",
     bytes_about=490_000_000,
-    files=("config.json", "model.safetensors|pytorch_model.bin"),
+    files=("config.json", _MODEL_FILE),
 )
 
 _EVALUATORS = (

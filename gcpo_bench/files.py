@@ -14,7 +14,7 @@ import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import xxhash
 import yaml
@@ -75,18 +75,21 @@ def _corrupt(path: Path, why: str) -> CorruptDataError:
     return CorruptDataError(f"{path} is damaged: {why}", hint="restore it from a copy, or delete it and make it again")
 
 
-def write_bytes(path: Path, data: bytes, *, sync: bool = True) -> None:
-    """Replace `path` at once: readers see the old content or the new, never a part. Makes missing folders.
+@contextmanager
+def replacing(path: Path, *, sync: bool = True) -> Iterator[BinaryIO]:
+    """A file to write that takes the place of `path` at once, when the block ends: readers see the old content or the
+    new, never a part. Makes missing folders.
 
     `sync=False` skips the wait for the disk; right for many small files that can be made again, such as images.
-    Raises PrerequisiteError where the disk is full or the folder may not be written; `path` then keeps its old content.
+    Raises PrerequisiteError where the disk is full or the folder may not be written; `path` then keeps its old content,
+    as it does when the block fails.
     """
     temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}.tmp")
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             with temporary.open("xb") as file:
-                file.write(data)
+                yield file
                 file.flush()
                 if sync:
                     os.fsync(file.fileno())
@@ -94,6 +97,12 @@ def write_bytes(path: Path, data: bytes, *, sync: bool = True) -> None:
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise
+
+
+def write_bytes(path: Path, data: bytes, *, sync: bool = True) -> None:
+    """`replacing` with `data`."""
+    with replacing(path, sync=sync) as file:
+        file.write(data)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -62,7 +62,8 @@ class Weights:
     bytes_about: int
     """To be fetched, and made by `convert`."""
     files: tuple[str, ...] = ()
-    """Patterns that a folder must hold a file of each; `a|b` where b will do if there is no a. Empty: a single file."""
+    """Patterns that a folder must hold a file of each; `a|b|c` where the first that is there will do. Empty: a single
+    file."""
     more_files: tuple[str, ...] = ()
     """Patterns of what is fetched too, where it is there."""
     sha256: str = ""
@@ -96,6 +97,11 @@ def missing_files(weights: Weights, path: Path) -> list[str]:
 
 def _names(folder: Path) -> list[str]:
     return sorted(each.name for each in folder.iterdir() if _is_weights(each))
+
+
+def files_of(weights: Weights, folder: Path) -> list[Path]:
+    """For each of `weights.files` the first file of `folder` that it asks for; `folder` lacks none."""
+    return [folder / _chosen(pattern, _names(folder))[0] for pattern in weights.files]
 
 
 def _words(pattern: str) -> str:
@@ -321,8 +327,9 @@ def _fetch_folder(weights: Weights, source: Path | None) -> None:
         _require_disk(path.parent, weights.converted_bytes + sum(each.stat().st_size for each in files))
         _begin(path)
         _copy(files, path)
-    for name in set(_wanted(weights, _names(path))) - set(names):
-        (path / name).unlink()  # of an earlier fetch from elsewhere
+    if source is None or files:
+        for name in _of_any_choice(weights, _names(path)) - set(names):
+            (path / name).unlink()  # of an earlier fetch from elsewhere
     if weights.convert:
         _call(weights.convert, weights, path)
 
@@ -356,6 +363,12 @@ def _found(weights: Weights, source: Path) -> Path:
 def _wanted(weights: Weights, names: Sequence[str]) -> list[str]:
     chosen = (_chosen(pattern, names) for pattern in (*weights.files, *weights.more_files))
     return sorted({name for found in chosen for name in found})
+
+
+def _of_any_choice(weights: Weights, names: Sequence[str]) -> set[str]:
+    """As `_wanted`, not of the first choice alone."""
+    choices = (choice for pattern in (*weights.files, *weights.more_files) for choice in pattern.split("|"))
+    return {name for choice in choices for name in fnmatch.filter(names, choice)}
 
 
 def _copy(files: Sequence[Path], path: Path) -> None:

@@ -17,16 +17,13 @@ from transformers import JanusForConditionalGeneration
 
 from gcpo_bench import runs
 from gcpo_bench.config import RunConfig
-from gcpo_bench.errors import ConfigError, CorruptDataError
+from gcpo_bench.errors import ConfigError, CorruptDataError, RunError
 from gcpo_bench.resolve import resolve
 from gcpo_bench.training import graphs, lora, starts
 from gcpo_bench.training.decoding import sample, sample_in_batches
 from gcpo_bench.training.learner import build_learner
 from gcpo_bench.training.logprobs import token_logprobs
-from gcpo_bench.training.metrics import Stopwatch
-from gcpo_bench.training.observation import draw_prompts, observe
 from gcpo_bench.training.policies.janus_pro import SIZES, JanusPro, build, byte_tokenizer
-from gcpo_bench.training.update import update
 
 from .conftest import Cli
 
@@ -232,24 +229,6 @@ def test_a_resumed_run_is_the_unbroken_one(cli: Cli, tmp_path: Path, redness: No
     assert whole.metrics()[2]["reward/mean"] == parts.metrics()[2]["reward/mean"]
 
 
-@pytest.mark.parametrize("method", ["gcpo", "gcpo-official"])
-def test_how_a_step_is_split_changes_neither_images_nor_update(method: str) -> None:
-    found = []
-    for rows, micro in ((1, 8), (8, 2), (64, 1)):
-        splits = (f"sampling.batch_rows={rows}", f"optimizer.micro_batch_rows={micro}")
-        small = ("rewards=[{name: redness}]", "sampling.prompts_per_step=2", "sampling.group_size=4")
-        learner = build_learner(settings(method, *small, *splits, "sampling.guidance_scale=3"))
-        seen = observe(learner, draw_prompts(learner.config, 1), "rollout/1", Stopwatch())
-        norm = update(learner, seen, 1)["optimizer/gradient_norm"]
-        found.append((seen.rollout.tokens_BT, norm, learner.parameters))
-    for tokens_BT, norm, parameters in found[1:]:
-        assert torch.equal(tokens_BT, found[0][0])
-        assert norm == pytest.approx(found[0][1], rel=1e-4)
-        # AdamW's first step is the sign of the gradient: where that is 0 but for rounding, the sign is rounding too
-        differ = sum(int((~torch.isclose(a, b, atol=1e-5)).sum()) for a, b in zip(parameters, found[0][2], strict=True))
-        assert differ < 0.01 * sum(parameter.numel() for parameter in parameters)
-
-
 @torch.no_grad()
 def test_in_bfloat16_sampled_logprobs_are_near_the_teacher_forced_ones() -> None:
     policy: Any = starts.start_policy(settings("gcpo", "policy.dtype=bfloat16"))
@@ -297,6 +276,24 @@ def test_a_run_starts_from_what_another_has_trained(cli: Cli, tmp_path: Path, re
     ours, theirs = starts.load_policy(first), starts.start_policy(second.config, tmp_path / "runs")
     for mine, other in zip(ours.parameters(), theirs.parameters(), strict=True):  # type: ignore[attr-defined]
         assert torch.equal(mine, other)
+
+
+def test_what_is_frozen_is_that_of_the_start(cli: Cli, tmp_path: Path, redness: None, folder: Path) -> None:
+    """A checkpoint lacks it, so other weights in the same place would make another policy."""
+    train(cli, "a", "policy.random_init=false", f"policy.weights={folder}", steps=1)
+    train(cli, "b", "policy.random_init=false", "policy.weights=a", steps=1)
+    runs_of = {name: runs.open_run(name, tmp_path / "runs") for name in ("a", "b")}
+    for run in runs_of.values():
+        starts.load_policy(run)
+    path = next(path for path in folder.glob("*.safetensors") if any("vqmodel" in name for name in load_file(path)))
+    save_file({name: tensor + 1 for name, tensor in load_file(path).items()}, path)
+    for run in runs_of.values():
+        with pytest.raises(RunError, match=r"runs/a began from weights xxh3:.*, and where they were now lie xxh3:"):
+            starts.load_policy(run)
+    for command in (("sample", "a", "x"), ("train", "--resume", "--name", "b", "--num-steps", "2")):
+        refused = cli(*command)
+        assert (refused.code, len(refused.err.splitlines())) == (2, 2)
+        assert "put the first ones back" in refused.err
 
 
 def test_recomputed_activations_change_no_gradient(policy: JanusPro) -> None:

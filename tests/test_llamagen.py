@@ -7,6 +7,7 @@ import contextlib
 import copy
 import io
 import pickle
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -30,9 +31,10 @@ from gcpo_bench.training.policies import llamagen_text
 from gcpo_bench.training.policies.llamagen import SIZES, LlamaGen, build, places
 from gcpo_bench.training.policies.llamagen_checkpoint import convert
 from gcpo_bench.training.policies.llamagen_text import clean
-from gcpo_bench.weights import local
+from gcpo_bench.weights import RECORD, Weights, files_of, local
 
 from .conftest import Cli
+from .hub_server import serving
 from .reference import llamagen as reference
 
 TEXTS = ["a red circle", "two very big blue squares beside a dog", "x"]
@@ -413,13 +415,43 @@ def models_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "weights"
 
 
-def test_a_text_encoder_that_is_not_there_is_named(models_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    policy = LlamaGen(SIZES["llamagen-tiny"], llamagen_text.flan_t5())
-    with pytest.raises(PrerequisiteError, match=r"text encoder google/flan-t5-xl cannot be loaded") as missing:
-        policy.start(["x"])
-    assert "gcpo-bench models fetch flan-t5-xl" in missing.value.hint
-    assert "\n" not in str(missing.value)
+def test_a_text_encoder_that_is_not_there_is_named_before_the_run_and_not_downloaded(
+    entry: Weights, cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wide = replace(SIZES["llamagen-tiny"], caption=llamagen_text.WIDTH)
+    monkeypatch.setitem(SIZES, "llamagen-tiny", wide)
+    made = build("llamagen-tiny")
+    made.initialize(torch.Generator().manual_seed(0))
+    source = write_published(made, tmp_path / "stick", *PUBLISHED)
+    tokenizer, encoder = llamagen_text.random(32)._load()
+    repository = tmp_path / "flan-t5"
+    tokenizer.save_pretrained(repository)
+    encoder.save_pretrained(repository)
+    name = ("--name", "a", "-o", "rewards=[{name: redness}]")
+    monkeypatch.setattr(memory, "LARGE_PARAMETERS", 0)  # as for a model that is too large to try a step of
+    with serving(monkeypatch) as hub:
+        hub.repositories["google/flan-t5-xl"] = repository
+        for _ in range(2):  # without the policy's weights, and with them
+            told = cli("train", "--model", "llamagen-tiny", *name, "--dry-run")
+            assert "gcpo-bench models fetch flan-t5-xl" in " ".join(told.out.split())
+            assert cli("models", "fetch", "llamagen-tiny", "--from", str(source)).code == 0
+        refused = cli("train", "--model", "llamagen-tiny", *name)
+        assert refused.code == 4
+        assert "the text encoder of LlamaGen" in refused.err
+        assert "hint: gcpo-bench models fetch flan-t5-xl" in refused.err
+        assert len(refused.err.splitlines()) == 2
+        drawn = cli("sample", "llamagen-tiny", "a dog")
+        assert (drawn.code, drawn.err) == (4, refused.err)
+        with pytest.raises(PrerequisiteError, match="the text encoder of LlamaGen"):
+            LlamaGen(SIZES["llamagen-tiny"], llamagen_text.flan_t5()).start(["x"])
+        assert hub.served == []
+    assert not (tmp_path / "runs").exists()
+    (tmp_path / "weights" / "flan-t5-xl").mkdir()
+    for file in ("config.json", "model.safetensors"):
+        (tmp_path / "weights" / "flan-t5-xl" / file).write_text("{}", encoding="utf-8")
+    damaged = cli("sample", "llamagen-tiny", "a dog")
+    assert (damaged.code, len(damaged.err.splitlines())) == (5, 2)
+    assert "flan-t5-xl cannot be loaded" in damaged.err
 
 
 def test_a_fetched_text_encoder_is_the_encoder_half_of_t5(cli: Cli, models_folder: Path, tmp_path: Path) -> None:
@@ -578,39 +610,136 @@ def start_from(folder: Path, *more: str) -> LlamaGen:
     return starts.start_policy(config)  # type: ignore[return-value]
 
 
+@pytest.fixture
+def entry(models_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Weights:
+    """What is published of LlamaGen, of which the miniature is taken for the 256 px model."""
+    made = replace(CATALOGUE["llamagen-xl-256"], name="llamagen-tiny")
+    monkeypatch.setitem(CATALOGUE, "llamagen-tiny", made)
+    return made
+
+
+def write_published(policy: LlamaGen, folder: Path, transformer: str, tokenizer: str) -> Path:
+    """Both files, under the names and in the formats in which there are some."""
+    folder.mkdir(exist_ok=True)
+    own_names = transformer.startswith("t2i_")
+    tensors = {name: tensor.clone() for name, tensor in policy.transformer.state_dict().items()}
+    for file, content in (
+        (transformer, tensors if own_names else as_hugging_face(tensors)),
+        (tokenizer, tokenizer_file_tensors(policy)),
+    ):
+        if file.endswith(".safetensors"):
+            save_file({name: tensor.clone() for name, tensor in content.items()}, folder / file)
+        else:
+            torch.save({"model": content} if own_names else content, folder / file)
+    return folder
+
+
+PUBLISHED = ("t2i_XL_stage1_256.pt", "vq_ds16_t2i.pt")
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        PUBLISHED,
+        ("model.safetensors", "vq_ds16_t2i.pt"),
+        ("model.safetensors", "vq_ds16_t2i.safetensors"),
+        ("pytorch_model.bin", "vq_ds16_t2i.pt"),
+    ],
+)
 def test_fetched_files_are_converted_and_trained_from(
-    policy: LlamaGen,
-    published: tuple[Path, Path],
-    models_folder: Path,
-    cli: Cli,
-    monkeypatch: pytest.MonkeyPatch,
+    policy: LlamaGen, entry: Weights, cli: Cli, tmp_path: Path, names: tuple[str, str]
 ) -> None:
-    files = tuple(path.name for path in published)
-    entry = replace(CATALOGUE["llamagen-xl-256"], name="llamagen-tiny", files=files)
-    monkeypatch.setitem(CATALOGUE, "llamagen-tiny", entry)
-    source = published[0].parent
+    source = write_published(policy, tmp_path / "stick", *names)
+    (source / "README.md").write_text("not needed", encoding="utf-8")
     fetched = cli("models", "fetch", "llamagen-tiny", "--from", str(source))
     assert fetched.code == 0, fetched.err
+    found = {path.name for path in entry.path.iterdir()}
+    assert found == {*names, "llamagen-tiny.safetensors", "llamagen-tiny.json", RECORD}
     config = resolve(None, [], {"model": "llamagen-tiny"}).config
     assert_same_weights(starts.start_policy(config), policy)  # type: ignore[arg-type]
     assert cli("models", "verify", "llamagen-tiny").code == 0
-    published[0].unlink()
-    refused = cli("models", "fetch", "llamagen-tiny", "--from", str(source))
-    assert refused.code == 2
-    assert f"holds no {files[0]}" in refused.err
 
 
-def test_a_damaged_file_is_not_taken_for_fetched(
-    published: tuple[Path, Path], models_folder: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
+def test_files_that_are_not_there_are_named_with_what_will_do_instead(
+    policy: LlamaGen, entry: Weights, cli: Cli, tmp_path: Path
 ) -> None:
-    files = tuple(path.name for path in published)
-    entry = replace(CATALOGUE["llamagen-xl-256"], name="llamagen-tiny", files=files)
-    monkeypatch.setitem(CATALOGUE, "llamagen-tiny", entry)
-    published[1].write_bytes(published[1].read_bytes()[:-100])
-    refused = cli("models", "fetch", "llamagen-tiny", "--from", str(published[0].parent))
+    source = write_published(policy, tmp_path / "stick", *PUBLISHED)
+    (source / PUBLISHED[1]).unlink()
+    lacking = cli("models", "fetch", "llamagen-tiny", "--from", str(source))
+    (source / PUBLISHED[0]).unlink()
+    empty = cli("models", "fetch", "llamagen-tiny", "--from", str(source))
+    assert lacking.code == empty.code == 2
+    assert "holds no vq_ds16_t2i.pt or vq_ds16_t2i.safetensors" in lacking.err
+    assert "holds no t2i_XL_stage1_256.pt or model.safetensors or pytorch_model.bin" in empty.err
+    assert local(entry) is None
+
+
+def test_what_was_fetched_last_is_what_is_converted(policy: LlamaGen, entry: Weights, cli: Cli, tmp_path: Path) -> None:
+    """Of whichever files were there before, the published ones first among them."""
+    other = make_policy()
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter.mul_(2)
+    names = ("model.safetensors", PUBLISHED[0], "pytorch_model.bin", PUBLISHED[0])
+    for turn, name in enumerate(names):
+        made = (policy, other)[turn % 2]
+        source = write_published(made, tmp_path / f"stick-{turn}", name, PUBLISHED[1])
+        assert cli("models", "fetch", "llamagen-tiny", "--from", str(source)).code == 0
+        assert [path.name for path in files_of(entry, entry.path)] == [name, PUBLISHED[1]]
+        config = resolve(None, [], {"model": "llamagen-tiny"}).config
+        assert_same_weights(starts.start_policy(config), made)  # type: ignore[arg-type]
+    assert cli("models", "fetch", "llamagen-tiny", "--from", str(entry.path)).code == 0  # from where they lie
+
+
+def test_a_damaged_file_is_not_taken_for_fetched(policy: LlamaGen, entry: Weights, cli: Cli, tmp_path: Path) -> None:
+    source = write_published(policy, tmp_path / "stick", *PUBLISHED)
+    path = source / PUBLISHED[1]
+    path.write_bytes(path.read_bytes()[:-100])
+    refused = cli("models", "fetch", "llamagen-tiny", "--from", str(source))
     assert refused.code == 5
     assert "is cut off" in refused.err
     assert local(entry) is None
+
+
+@pytest.mark.parametrize(
+    ("numbers", "message"),
+    [
+        (lambda tensor: tensor.index_fill(0, torch.tensor([0]), torch.nan), "holds numbers that are not finite"),
+        (lambda tensor: tensor.index_fill(0, torch.tensor([0]), torch.inf), "holds numbers that are not finite"),
+        (lambda tensor: tensor.to(torch.int8), r"1 tensors are no floating point numbers, first"),
+    ],
+)
+@pytest.mark.parametrize("file", [0, 1])
+def test_weights_that_are_no_numbers_are_not_converted(
+    policy: LlamaGen, entry: Weights, cli: Cli, tmp_path: Path, numbers: Any, message: str, file: int
+) -> None:
+    source = write_published(policy, tmp_path / "stick", *PUBLISHED)
+    assert cli("models", "fetch", "llamagen-tiny", "--from", str(source)).code == 0
+    before = {path.name: path.read_bytes() for path in entry.path.iterdir()}
+    content = torch.load(source / PUBLISHED[file], weights_only=True)
+    name = ("layers.1.attention.wo.weight", "decoder.conv_in.weight")[file]
+    content["model"][name] = numbers(content["model"][name])
+    torch.save(content, source / PUBLISHED[file])
+    refused = cli("models", "fetch", "llamagen-tiny", "--from", str(source))
+    assert refused.code == 5
+    assert message in refused.err
+    assert str(source / PUBLISHED[file]) in refused.err
+    assert name in refused.err
+    assert len(refused.err.splitlines()) == 2
+    assert {path.name: path.read_bytes() for path in entry.path.iterdir()} == before
+    shutil.copyfile(source / PUBLISHED[file], entry.path / PUBLISHED[file])
+    assert cli("models", "verify", "llamagen-tiny").code == 5
+
+
+@pytest.mark.parametrize("change", [lambda rows: rows[:-1], lambda rows: rows.double(), lambda rows: rows.sum()])
+def test_projections_that_do_not_go_together_are_not_joined(
+    policy: LlamaGen, published: tuple[Path, Path], tmp_path: Path, change: Any
+) -> None:
+    tensors = as_hugging_face(policy.transformer.state_dict())
+    name = "model.layers.0.self_attn.k_proj.weight"
+    torch.save({**tensors, name: change(tensors[name])}, published[0])
+    with pytest.raises(CorruptDataError, match=r"first 'layers.0.attention.wqkv.weight' \(file none"):
+        convert("llamagen-tiny", *published, tmp_path / "out")
 
 
 def test_a_folder_under_other_names_must_be_converted(tmp_path: Path) -> None:

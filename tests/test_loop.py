@@ -430,6 +430,38 @@ def test_training_can_start_from_what_pretrain_wrote(tmp_path: Path) -> None:
     starts.start_policy(settings)
 
 
+def test_a_run_whose_start_weights_changed_is_not_resumed(tmp_path: Path) -> None:
+    pretrain("scenes-8", tmp_path / "weights", max_steps=2)
+    run = trained(tmp_path / "runs", "a", config(f"policy.weights={tmp_path / 'weights'}", num_steps=2))
+    first = run.environments()[0]["start_weights"]
+    kept = {path: path.read_bytes() for path in (tmp_path / "weights").iterdir()}
+    before = outcome(run), run.status()
+    pretrain("scenes-8", tmp_path / "weights", max_steps=2, seed=1)
+    longer = run.config.model_copy(update={"num_steps": 3})
+    with pytest.raises(
+        RunError, match=rf"a began from weights {first[:17]}, and where they were now lie xxh3:"
+    ) as error:
+        train(longer, run, resume=True)
+    assert "put the first ones back" in error.value.hint
+    assert first not in str(error.value)
+    starts.load_policy(run)  # of which all was trained
+    assert (outcome(run), run.status()) == before
+    assert len(run.environments()) == 1
+    for path, content in kept.items():
+        path.write_bytes(content)
+    train(longer, run, resume=True)
+    assert [record["start_weights"] for record in run.environments()] == [first] * 2
+    assert run.status().step == 3
+
+
+def test_a_run_that_has_nothing_yet_may_begin_from_other_weights(tmp_path: Path) -> None:
+    pretrain("scenes-8", tmp_path / "weights", max_steps=2)
+    run = runs.create(tmp_path / "runs", "a", config(f"policy.weights={tmp_path / 'weights'}", num_steps=1))
+    run.add_environment({"start_weights": "xxh3:0"})
+    train(run.config, run, resume=True)
+    assert run.status().state == "finished"
+
+
 def test_a_pretraining_record_without_checksum_is_named(tmp_path: Path) -> None:
     (tmp_path / "scenes-8.json").write_text("{}", encoding="utf-8")
     with pytest.raises(CorruptDataError, match=r"scenes-8\.json is damaged"):

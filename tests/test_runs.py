@@ -388,6 +388,25 @@ def test_a_full_disk_keeps_the_old_file_and_leaves_no_litter(run: runs.Run, monk
     assert not list(run.path.glob("*.tmp"))
 
 
+def test_a_file_that_is_not_written_to_its_end_keeps_what_was_there(tmp_path: Path) -> None:
+    path = tmp_path / "a"
+
+    def write(content: bytes, *, whole: bool) -> None:
+        with runs.replacing(path) as file:
+            file.write(content)
+            if not whole:
+                raise KeyError
+
+    with pytest.raises(KeyError):
+        write(b"half", whole=False)
+    assert list(tmp_path.iterdir()) == []
+    write(b"old", whole=True)
+    with pytest.raises(KeyError):
+        write(b"half of the new one", whole=False)
+    assert path.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
 @pytest.mark.parametrize("room", [0, 1, 9])
 def test_a_line_that_does_not_fit_leaves_the_lines_before(
     run: runs.Run, monkeypatch: pytest.MonkeyPatch, room: int

@@ -100,8 +100,7 @@ def measure(part: str, spec: Spec) -> tuple[Rates, list[Measured]]:
     if part not in PARTS:
         raise ConfigError(f"unknown part {part!r}", hint=f"known: {', '.join(PARTS)}")
     rate = rates(spec)
-    with torch.device("meta"):
-        policy = starts.build(spec.config.policy)
+    policy = starts.without_memory(spec.config.policy)
     return rate, [_apart(part, variant, spec, rate) for variant in VARIANTS[part] if _can(policy, variant)]
 
 

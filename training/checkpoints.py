@@ -6,15 +6,15 @@ state.json is complete and whatever else happened to it since is noticed.
 
 from __future__ import annotations
 
-import io
+import json
 import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load as load_tensors
-from safetensors.torch import save as dump_tensors
 from torch import Tensor, nn
 
 from gcpo_bench import runs
@@ -23,6 +23,8 @@ from gcpo_bench.errors import CorruptDataError, RunError
 from .optimizers import Optimizer
 
 WEIGHTS, OPTIMIZER, STATE = "policy.safetensors", "optimizer.pt", "state.json"
+DTYPES = {torch.float64: "F64", torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
+"""In safetensors' words, and in the order in which it lays tensors out, so that each is aligned."""
 HINT = "delete this checkpoint's folder to go on from the one before it, or train again under another --name"
 
 
@@ -31,7 +33,28 @@ HINT = "delete this checkpoint's folder to go on from the one before it, or trai
 
 def save_weights(policy: nn.Module, path: Path, *, whole: bool = False) -> None:
     """What the policy trains, or all of it."""
-    runs.write_bytes(path, dump_tensors({name: t.contiguous().cpu() for name, t in _tensors(policy, whole).items()}))
+    write_tensors(path, _tensors(policy, whole))
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """The file that safetensors' `save_file` writes, one tensor in memory after the other.
+
+    The library's `save` holds all of them twice; its `save_file` takes the permissions away and hides a full disk.
+    """
+    places = list(DTYPES)
+    names = sorted(tensors, key=lambda name: (places.index(tensors[name].dtype), name))
+    header, end = {}, 0
+    for name in names:
+        start, end = end, end + tensors[name].nbytes
+        shape = list(tensors[name].shape)
+        header[name] = {"dtype": DTYPES[tensors[name].dtype], "shape": shape, "data_offsets": [start, end]}
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    with runs.replacing(path) as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for name in names:
+            numbers = tensors[name].detach().contiguous().cpu()
+            file.write(numbers.reshape(-1).view(torch.uint8).numpy().data)
 
 
 def _tensors(policy: nn.Module, whole: bool) -> dict[str, Tensor]:
@@ -47,26 +70,30 @@ def load_weights(policy: nn.Module, path: Path, *, expected_checksum: str | None
     """
     if expected_checksum is not None:
         _check(path, expected_checksum)
-    try:
-        with runs.reading(path):
-            tensors = load_tensors(path.read_bytes())
-    except SafetensorError as error:
-        raise CorruptDataError(f"{path} is no safetensors file: {error}", hint=HINT) from error
     filled = _tensors(policy, whole)
-    _compare(path, filled, {name: tuple(tensor.shape) for name, tensor in tensors.items()})
-    with torch.no_grad():
+    with _opened(path) as file, torch.no_grad():
+        _compare(path, filled, _shapes(file))
         for name, tensor in filled.items():
-            tensor.copy_(tensors[name])
+            tensor.copy_(file.get_tensor(name))
 
 
 def check_names(policy: nn.Module, path: Path, *, whole: bool = False) -> None:
     """Raises CorruptDataError where a safetensors file is cut off or of another architecture; reads no tensor."""
+    with _opened(path) as file:
+        _compare(path, _tensors(policy, whole), _shapes(file))
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
     try:
         with runs.reading(path), safe_open(path, framework="pt") as file:
-            given = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+            yield file
     except SafetensorError as error:
         raise CorruptDataError(f"{path} is no safetensors file: {error}", hint=HINT) from error
-    _compare(path, _tensors(policy, whole), given)
+
+
+def _shapes(file: Any) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
 
 
 def _compare(path: Path, filled: dict[str, Tensor], given: dict[str, tuple[int, ...]]) -> None:
@@ -100,15 +127,23 @@ def save(run: runs.Run, step: int, policy: nn.Module, optimizer: Optimizer | Non
     save_weights(policy, folder / WEIGHTS)
     files = [WEIGHTS]
     if state is not None:
-        buffer = io.BytesIO()
-        torch.save(state, buffer)
-        runs.write_bytes(folder / OPTIMIZER, buffer.getvalue())
+        _write_state(folder / OPTIMIZER, state)
         files.append(OPTIMIZER)
     checksums = {name: runs.checksum(folder / name) for name in files}
     runs.write_json(folder / STATE, {"step": step, "model": run.config.policy.name, "checksums": checksums})
     for old in run.checkpoint_steps()[:-keep]:
         (run.checkpoint_path(old) / STATE).unlink()
         shutil.rmtree(run.checkpoint_path(old), ignore_errors=True)
+
+
+def _write_state(path: Path, state: dict[str, Any]) -> None:
+    with runs.replacing(path) as file:
+        try:
+            torch.save(state, file)  # of a path, torch would write the name into it
+        except RuntimeError as error:  # after a full disk torch tries to write the end, and tells how that went
+            if isinstance(error.__context__, OSError):
+                raise error.__context__ from None
+            raise
 
 
 def latest_step(run: runs.Run) -> int:

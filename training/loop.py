@@ -57,18 +57,22 @@ def train(
     """Train `run` to `config.num_steps`. The processes of `world` all call it, the first with a run that it may write.
 
     Raises:
+        RunError: another process trains the run, or its start weights are no longer those that it began from.
         TrainingError: numbers went bad, or nothing could be learned; the last checkpoint is untouched.
         Interrupted, Preempted: a signal arrived; the state is saved.
     """
     with run.lock(), StopRequests(ECHO_S if world.size > 1 else 0.0) as stop:
         step = 0
+        if resume:  # what the run began from is told in its record, which is the first process's
+            world.from_first(lambda: None if run.is_empty() else starts.require_first_weights(run))
         try:
             start = starts.start_weights(config, run.path.parent)[1]
             world.require_equal("version", f"{__version__} on torch {torch.__version__}")
             world.require_equal("start weights", start)
             learner = build_learner(config, run, world)
             step = _restore(learner, run) if resume else 0
-            run.add_environment({**environment.record(), **world.record(), "start_weights": start})
+            used = {"start_weights": start, "policy": starts.text_and_parts(learner.policy, config.policy)}
+            run.add_environment({**environment.record(), **world.record(), **used})
             run.set_status("running", step)
             if step == 0:
                 _keep(learner, run, 0, stopping=False)

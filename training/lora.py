@@ -16,6 +16,8 @@ from torch import nn
 from gcpo_bench.config import LoraConfig
 from gcpo_bench.errors import ConfigError, PrerequisiteError
 
+from .policies.shared import fill_normal
+
 
 def add(policy: nn.Module, config: LoraConfig, generator: torch.Generator) -> None:
     """Put adapters into the part of `policy` that takes them (`policy.adapted`), and freeze all else.
@@ -35,7 +37,7 @@ def add(policy: nn.Module, config: LoraConfig, generator: torch.Generator) -> No
     with torch.no_grad():
         for name, parameter in policy.named_parameters():
             if "lora_A" in name:
-                parameter.normal_(0.0, parameter.shape[1] ** -0.5, generator=generator)
+                fill_normal(parameter, parameter.shape[1] ** -0.5, generator)
             elif "lora_B" in name:
                 parameter.zero_()
 

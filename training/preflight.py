@@ -40,6 +40,7 @@ def _checks(config: RunConfig, root: Path, processes: int) -> list[Callable[[], 
         lambda: catalogue.require(term.name for term in config.rewards if _has_weights(term.name)),
         *(lambda name=term.name: _check_reward(name) for term in config.rewards),
         lambda: _check_start(config, root),
+        lambda: _check_outside(config),
     ]
 
 
@@ -63,3 +64,8 @@ def _check_start(config: RunConfig, root: Path) -> None:
         starts.check_start(config, root)
     else:
         starts.start_weights(config, root)
+
+
+def _check_outside(config: RunConfig) -> None:
+    if config.policy.name in POLICIES.entries:
+        starts.check_outside(config.policy)

@@ -86,7 +86,8 @@ def model_of(folder: Path) -> str:
     """The policy that can be filled from the folder. Raises CorruptDataError, with every reason, where none can."""
     reasons = []
     for name in catalogue.POLICIES:
-        if (weights := catalogue.CATALOGUE[name]).check:
+        weights = catalogue.CATALOGUE[name]
+        if weights.check and not weights.convert:
             try:
                 check_folder(weights, folder)
             except (ConfigError, CorruptDataError) as error:

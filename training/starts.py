@@ -5,25 +5,30 @@ A run's own checkpoints hold only what it trained; the rest is read here again, 
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from gcpo_bench import catalogue, runs
 from gcpo_bench.ablations import start_config, start_name
 from gcpo_bench.config import PolicyConfig, RunConfig
 from gcpo_bench.errors import ConfigError, CorruptDataError, PrerequisiteError, RunError
 from gcpo_bench.registry import POLICIES
-from gcpo_bench.weights import local
+from gcpo_bench.weights import local, locate
 
 from . import checkpoints, lora, published
 from .types import Policy
 
 DEVICES = "use cpu, cuda or cuda:1"
+SHOWN = len("xxh3:") + 12
+"""Of a checksum, in a message."""
 
 
 def packaged_weights(model: str) -> tuple[Path, str]:
@@ -106,6 +111,7 @@ def start_policy(config: RunConfig, runs_root: Path | None = None) -> Policy:
     device = usable_device(config.policy.device)  # before anything large is built
     path, expected = start_weights(config, runs_root)
     policy = build(config.policy, path)
+    _require_outside(policy, config.policy)
     for source, checksum in _sources(policy, path, expected, runs_root):
         _fill(policy, source, checksum)
     if config.policy.lora is not None:
@@ -129,10 +135,20 @@ def check_start(config: RunConfig, runs_root: Path | None = None) -> None:
         lora.check(policy, config.policy.lora)
 
 
+def check_outside(config: PolicyConfig) -> None:
+    """Raises PrerequisiteError where weights are missing that the policy reads beside its own: a text encoder."""
+    _require_outside(without_memory(config), config)
+
+
+def _require_outside(policy: Any, config: PolicyConfig) -> None:
+    for weights in () if config.random_init else getattr(policy, "outside", ()):
+        locate(weights)
+
+
 def without_memory(config: PolicyConfig, folder: Path | None = None) -> Any:
     """As `build`, with shapes only."""
     with torch.device("meta"):
-        return build(config, folder)
+        return _placed(_made(config, folder), config, torch.device("meta"))
 
 
 def _sources(
@@ -143,6 +159,7 @@ def _sources(
     if partial and not all(parameter.requires_grad for parameter in policy.parameters()):
         assert path is not None
         run = runs.open_run(path.parents[2])
+        require_first_weights(run, runs_root)
         yield from _sources(policy, *start_weights(run.config, runs_root or run.path.parent), runs_root)
     yield path, expected
 
@@ -162,32 +179,59 @@ def _fill(policy: Any, path: Path | None, expected: str) -> None:
 
 
 def build(config: PolicyConfig, folder: Path | None = None) -> Any:
-    """The policy with weights unset; what is not to be trained is frozen.
+    """The policy on its device, with weights unset; what is not to be trained is frozen.
 
     Args:
         folder: published weights, whose tokenizer is taken.
     """
+    # a model of one's own may read its weights as it is made
+    with _without_weights() if config.name in POLICIES.entries else nullcontext():
+        policy = _made(config, folder)
+    return _placed(policy, config, torch.device(config.device))
+
+
+def _made(config: PolicyConfig, folder: Path | None) -> Any:
     options = {"folder": folder} if folder is not None and folder.is_dir() else {}
     policy: Any = POLICIES.load(config.name)(config.name, template=config.template, **options)
-    dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16}[config.dtype]
-    policy = cast(policy, dtype).train(mode=False)
+    policy.train(mode=False)
     _freeze(policy, config)
     if hasattr(policy, "recompute"):
         policy.recompute = config.recompute
     return policy
 
 
-def cast(policy: Any, dtype: torch.dtype) -> Any:
-    """Weights in `dtype`. Tables that a module computes for itself (buffers in no checkpoint) stay as they were made.
+@contextmanager
+def _without_weights() -> Iterator[None]:
+    """Parameters that this thread makes have shapes only; tables that modules compute for themselves have numbers."""
+    thread = threading.get_ident()
 
-    `policy.to(dtype)` rounds those too, and a rotary rate in bfloat16 is an angle wrong by 0.7 at position 600.
+    def emptied(module: nn.Module, name: str, parameter: nn.Parameter | None) -> Any:
+        if parameter is None or threading.get_ident() != thread:
+            return None  # as it is
+        return nn.Parameter(parameter.to("meta"), parameter.requires_grad)
+
+    hook = register_module_parameter_registration_hook(emptied)
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
+def _placed(policy: Any, config: PolicyConfig, device: torch.device) -> Any:
+    """Weights in their type on `device`, those that have shapes only in memory that nothing was written to yet.
+
+    Tables that a module computes for itself (buffers in no checkpoint) keep their type: `policy.to(dtype)` rounds those
+    too, and a rotary rate in bfloat16 is an angle wrong by 0.7 at position 600.
     """
+    buffers = dict(policy.named_buffers(remove_duplicate=False))
+    policy = policy.to({"float32": torch.float32, "bfloat16": torch.bfloat16}[config.dtype])
     weights = policy.state_dict()
-    tables = {name: table for name, table in policy.named_buffers(remove_duplicate=False) if name not in weights}
-    policy = policy.to(dtype)
-    for name, table in tables.items():
+    is_empty = all(parameter.is_meta for parameter in policy.parameters())
+    policy = policy.to_empty(device=device) if is_empty else policy.to(device)
+    for name, buffer in buffers.items():
         owner, _, own_name = name.rpartition(".")
-        setattr(policy.get_submodule(owner), own_name, table)
+        dtype = weights[name].dtype if name in weights else buffer.dtype
+        setattr(policy.get_submodule(owner), own_name, buffer.to(device, dtype))
     return policy
 
 
@@ -202,6 +246,26 @@ def _freeze(policy: nn.Module, config: PolicyConfig) -> None:
         raise ConfigError(f"{config.name} has no part {trained!r} to train", hint=f"known: {', '.join(parts)}")
     for name, parameter in policy.named_parameters():
         parameter.requires_grad_(name.startswith(parts[trained]))
+
+
+def text_and_parts(policy: Any, config: PolicyConfig) -> dict[str, Any]:
+    """What `config` may leave to the policy, as it is used.
+
+    Returns:
+        `template`: the name of what prompts are put into; None where a policy knows no choice.
+        `trained`: the part that learns; `all` where a policy names no parts, `adapters` where they learn.
+        `adapters`: names of the layers that have one, without their places.
+        `trained_parameters`: how many numbers learn.
+    """
+    learns = {name: parameter for name, parameter in policy.named_parameters() if parameter.requires_grad}
+    adapted = {name.partition(".lora_")[0].rpartition(".")[2] for name in learns} if config.lora else set()
+    part = config.trained or next(iter(getattr(policy, "parts", {})), "all")
+    return {
+        "template": config.template or next(iter(getattr(policy, "templates", {})), None),
+        "trained": "adapters" if config.lora else part,
+        "adapters": sorted(adapted),
+        "trained_parameters": sum(parameter.numel() for parameter in learns.values()),
+    }
 
 
 def usable_device(name: str) -> torch.device:
@@ -232,9 +296,28 @@ def usable_device(name: str) -> torch.device:
     return device
 
 
+def require_first_weights(run: runs.Run, runs_root: Path | None = None) -> None:
+    """Raises RunError where what `run` starts from is no longer what it began from.
+
+    The reference, and what is frozen, are read from there again: with other weights it would be another run.
+    """
+    now = start_weights(run.config, runs_root or run.path.parent)[1]
+    first = next((found for record in run.environments() if (found := record.get("start_weights"))), now)
+    if first != now:
+        raise RunError(
+            f"{run.path} began from weights {first[:SHOWN]}, and where they were now lie {now[:SHOWN]}",
+            hint="put the first ones back, or train another run with another --name",
+        )
+
+
 def load_policy(run: runs.Run, config: RunConfig | None = None) -> Policy:
-    """The run's policy at its newest checkpoint, ready to sample; `config` may name another device or precision."""
+    """The run's policy at its newest checkpoint, ready to sample; `config` may name another device or precision.
+
+    Raises as `start_policy` does, and as `require_first_weights` where not all of it was trained.
+    """
     policy: Any = start_policy(config or run.config, run.path.parent)
+    if not all(parameter.requires_grad for parameter in policy.parameters()):
+        require_first_weights(run)
     checkpoints.load(run, checkpoints.latest_step(run), policy)
     return policy  # type: ignore[no-any-return]
 

@@ -37,7 +37,7 @@ from gcpo_bench.errors import ConfigError, CorruptDataError
 
 from ..types import Work
 from .kv_cache import KVCache
-from .shared import distinct, widest_state
+from .shared import distinct, fill_normal, widest_state
 
 TEMPLATES = {
     "janus-pro": "<|User|>: {text}\n\n<|Assistant|>:",
@@ -140,6 +140,8 @@ class JanusPro(nn.Module):
         "generation": ("language_model.", "generation_"),
     }
     """What can be trained: with word embeddings, as released; without them; with the image token layers too."""
+    templates: ClassVar = TEMPLATES
+    """The first is its own."""
     adapted = "language_model"
     """Where low-rank adapters go."""
     fixed_shapes = True
@@ -192,7 +194,7 @@ class JanusPro(nn.Module):
         with torch.no_grad():
             for name, parameter in self.named_parameters():
                 if parameter.ndim > 1:
-                    parameter.normal_(0.0, 0.02, generator=generator)
+                    fill_normal(parameter, 0.02, generator)
                 else:
                     parameter.fill_(1.0 if "norm" in name and name.endswith("weight") else 0.0)
 
@@ -390,7 +392,7 @@ def build(name: str, *, template: str = "", folder: Path | None = None) -> Janus
     Args:
         folder: of published weights, whose tokenizer is taken; without it a token is a byte.
     """
-    return JanusPro(SIZES[name].config(), _tokenizer(folder), template or "janus-pro")
+    return JanusPro(SIZES[name].config(), _tokenizer(folder), template or next(iter(TEMPLATES)))
 
 
 def _tokenizer(folder: Path | None) -> PreTrainedTokenizerBase:

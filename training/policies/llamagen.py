@@ -34,13 +34,14 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from gcpo_bench.errors import ConfigError
+from gcpo_bench.weights import Weights
 
 from ..types import Work
 from . import llamagen_text
 from .kv_cache import KVCache
 from .llamagen_text import MAX_TOKENS, TextEncoder
 from .llamagen_vq import ImageDecoder
-from .shared import distinct, widest_state
+from .shared import distinct, fill_normal, widest_state
 
 TEMPLATES = {
     "llamagen": "{text}",
@@ -213,6 +214,8 @@ class LlamaGen(nn.Module):
         "layers": ("transformer.layers.", "transformer.norm."),
     }
     """What can be trained: all, as released; without the layers that read prompts and read and write tokens."""
+    templates: ClassVar = TEMPLATES
+    """The first is its own."""
     adapted = "transformer"
     """Where low-rank adapters go."""
     fixed_shapes = True
@@ -234,9 +237,14 @@ class LlamaGen(nn.Module):
         self.recompute: Literal["auto", "always", "never"] = "auto"
 
     @property
+    def outside(self) -> tuple[Weights, ...]:
+        """What it reads beside its own weights, unless those are random."""
+        return (llamagen_text.FLAN_T5,) if self.size.caption == llamagen_text.WIDTH else ()
+
+    @property
     def text_encoder_bytes(self) -> int:
         """Memory of the published text encoder on the policy's device."""
-        return llamagen_text.NUM_BYTES if self.size.caption == llamagen_text.WIDTH else 0
+        return llamagen_text.NUM_BYTES if self.outside else 0
 
     def initialize(self, generator: torch.Generator) -> None:
         """Random weights, and a small random text encoder: matrices normal 0.02, norms 1, biases 0.
@@ -248,13 +256,13 @@ class LlamaGen(nn.Module):
             for parameter in self.parameters():
                 if parameter.ndim > 1:
                     deviation = parameter[0].numel() ** -0.5 if parameter.ndim == 4 else 0.02
-                    parameter.normal_(0.0, deviation, generator=generator)
+                    fill_normal(parameter, deviation, generator)
             for module in self.modules():
                 if isinstance(module, nn.Conv2d | nn.GroupNorm) and module.bias is not None:
                     module.bias.zero_()
                 if isinstance(module, nn.GroupNorm | nn.RMSNorm):
                     module.weight.fill_(1.0)
-            self.transformer.cls_embedding.uncond_embedding.normal_(0.0, self.size.caption**-0.5, generator=generator)
+            fill_normal(self.transformer.cls_embedding.uncond_embedding, self.size.caption**-0.5, generator)
 
     # ------------------------------------------------------------ prompts
 
@@ -415,4 +423,4 @@ def build(name: str, *, template: str = "", folder: Path | None = None) -> Llama
         )
     size = SIZES[name]
     text = llamagen_text.flan_t5() if size.caption == llamagen_text.WIDTH else llamagen_text.random(size.caption)
-    return LlamaGen(size, text, template or "llamagen")
+    return LlamaGen(size, text, template or next(iter(TEMPLATES)))

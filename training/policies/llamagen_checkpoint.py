@@ -1,12 +1,13 @@
 """Published LlamaGen weights, once, into the one file that the policy loads.
 
 Understood: `t2i_XL_stage1_256.pt`, `t2i_XL_stage2_512.pt` and `vq_ds16_t2i.pt` of FoundationVision/LlamaGen; the same
-names as safetensors; and transformers that were renamed to those of Hugging Face's Llama (jadohu/LlamaGen-T2I and
+tensors as safetensors; and transformers that were renamed to those of Hugging Face's Llama (jadohu/LlamaGen-T2I and
 -T2I-2, and what was trained from them). The renaming is read off zghhui/GCPO, `simpar/model/llama_model.py`, which
 loads such files: query, key and value projections apart, rotary pairs still neighbours, so rows keep their order.
 
 A `.pt` file is read as plain tensors only, which is all that the published ones hold by the hub's listing of them.
-What else such files may hold is named here and left out; every other surplus, missing or misshapen tensor is an error.
+What else such files may hold is named here and left out; every other surplus, missing or misshapen tensor is an error,
+and so are integers and numbers that are not finite.
 Nothing in a file tells 256 from 512 px: both have the same shapes.
 """
 
@@ -24,18 +25,18 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from safetensors.torch import save as dump_tensors
 from torch import Tensor, nn
 
 from gcpo_bench import runs
 from gcpo_bench.errors import CorruptDataError, PrerequisiteError
-from gcpo_bench.weights import Weights
+from gcpo_bench.weights import MODEL_FILES, Weights, files_of
 
+from ..checkpoints import DTYPES, write_tensors
+from ..published import check_finite
 from .llamagen import build
 
 WRAPPERS = ("model", "module", "state_dict")
 """Keys under which a `.pt` file holds its tensors: plain, DeepSpeed, other trainers."""
-FOLDER_FILES = ("model.safetensors", "pytorch_model.bin")
 COMPUTED = re.compile(r"(?:.*\.)?(?:freqs_cis|causal_mask|rotary_emb\.inv_freq)|layers\.\d+\.attention\.kv_cache\..*")
 """In a transformer's file: tables and caches, which are made anew."""
 ENCODER = re.compile(r"encoder\..*|quant_conv\..*|quantize\.codebook_used")
@@ -68,20 +69,13 @@ COPY_HINT = "fetch it again and compare its size with the published one"
 def convert(model: str, transformer: Path, image_tokenizer: Path, out: Path) -> Path:
     """Write `<out>/<model>.safetensors`, and beside it a record with its checksum; `-o policy.weights=<out>` takes it.
 
-    Either source is a file, or a folder with `model.safetensors` or `pytorch_model.bin`. Takes 13 GB of memory
-    for XL in float32. Raises CorruptDataError, PrerequisiteError.
+    Either source is a file, or a folder with `model.safetensors` or `pytorch_model.bin`. Takes some 4 GB of memory for
+    XL in float32, most of it pages of the files. Raises CorruptDataError, PrerequisiteError.
     """
-    with torch.device("meta"):
-        policy = build(model)
     sources = {"transformer": _file(transformer), "vqmodel": _file(image_tokenizer)}
-    transformer_tensors = published_names(read_tensors(sources["transformer"]))
-    tokenizer_tensors = read_tensors(sources["vqmodel"])
-    tensors = {
-        **_part("transformer", sources["transformer"], transformer_tensors, COMPUTED, policy.transformer),
-        **_part("vqmodel", sources["vqmodel"], tokenizer_tensors, ENCODER, policy.vqmodel),
-    }
+    tensors = read(model, **sources)
     path = out / f"{model}.safetensors"
-    runs.write_bytes(path, dump_tensors(tensors))
+    write_tensors(path, tensors)
     record = {
         "model": model,
         "sources": {part: {"file": source.name, "checksum": runs.checksum(source)} for part, source in sources.items()},
@@ -92,18 +86,34 @@ def convert(model: str, transformer: Path, image_tokenizer: Path, out: Path) -> 
     return path
 
 
+def read(model: str, transformer: Path, vqmodel: Path) -> dict[str, Tensor]:
+    """The tensors of two files under the policy's names. Raises CorruptDataError where they are not exactly those."""
+    with torch.device("meta"):
+        policy = build(model)
+    renamed = published_names(read_tensors(transformer))
+    return {
+        **_part("transformer", transformer, renamed, COMPUTED, policy.transformer),
+        **_part("vqmodel", vqmodel, read_tensors(vqmodel), ENCODER, policy.vqmodel),
+    }
+
+
+def check_folder(weights: Weights, folder: Path) -> None:
+    """For `gcpo-bench models`: raises where `convert_folder` would."""
+    read(weights.name, *files_of(weights, folder))
+
+
 def convert_folder(weights: Weights, folder: Path) -> None:
     """Convert, inside `folder`, what `gcpo-bench models fetch` brought there."""
-    transformer, image_tokenizer = weights.files
-    convert(weights.name, folder / transformer, folder / image_tokenizer, folder)
+    transformer, image_tokenizer = files_of(weights, folder)
+    convert(weights.name, transformer, image_tokenizer, folder)
 
 
 def _file(source: Path) -> Path:
     if not source.is_dir():
         return source
-    found = [source / name for name in FOLDER_FILES if (source / name).exists()]
+    found = [source / name for name in MODEL_FILES if (source / name).exists()]
     if not found:
-        raise PrerequisiteError(f"{source} holds neither {' nor '.join(FOLDER_FILES)}", hint=FILE_HINT)
+        raise PrerequisiteError(f"{source} holds neither {' nor '.join(MODEL_FILES)}", hint=FILE_HINT)
     return found[0]
 
 
@@ -163,7 +173,8 @@ def published_names(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         else:
             renamed[name] = tensor
     for layer, parts in projections.items():
-        if len(parts) == 3:  # else the fused tensor is missing, and is reported as such
+        alike = len({(tensor.dtype, tensor.shape) for tensor in parts.values()}) == 1
+        if len(parts) == 3 and alike and parts["q"].ndim:  # else the fused tensor is missing, and is reported as such
             renamed[f"{layer}.attention.wqkv.weight"] = torch.cat([parts[part] for part in "qkv"])
     return renamed
 
@@ -184,4 +195,12 @@ def _part(
             f"(file {given.get(first, 'none')}, model {own.get(first, 'none')})",
             hint=FILE_HINT,
         )
-    return {f"{part}.{name}": kept[name].detach().clone(memory_format=torch.contiguous_format) for name in own}
+    if integers := [name for name in own if kept[name].dtype not in DTYPES]:
+        raise CorruptDataError(
+            f"{path}: {len(integers)} tensors are no floating point numbers, first {integers[0]!r} "
+            f"({kept[integers[0]].dtype})",
+            hint="take the unquantised weights",
+        )
+    for name in own:
+        check_finite(kept[name].detach(), f"{path}: {name!r}")
+    return {f"{part}.{name}": kept[name] for name in own}

@@ -19,6 +19,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from html.entities import html5
 from html.parser import HTMLParser
+from pathlib import Path
 from typing import Any
 from urllib.parse import unquote_plus
 
@@ -28,8 +29,8 @@ from torch import Tensor
 from transformers import AutoTokenizer, ByT5Tokenizer, PreTrainedTokenizerBase, T5Config, T5EncoderModel
 
 from gcpo_bench.catalogue import CATALOGUE
-from gcpo_bench.errors import ConfigError, PrerequisiteError
-from gcpo_bench.weights import local
+from gcpo_bench.errors import ConfigError, CorruptDataError
+from gcpo_bench.weights import locate
 
 MAX_TOKENS = 120
 """The end-of-text token is one of them."""
@@ -83,23 +84,20 @@ class TextEncoder:
 
 
 def flan_t5() -> TextEncoder:
-    """What `gcpo-bench models fetch flan-t5-xl` brought, else what lies in Hugging Face's cache or on the hub."""
-    return TextEncoder(lambda: load_encoder(str(local(FLAN_T5) or FLAN_T5.source)))
+    """What `gcpo-bench models fetch flan-t5-xl` brought."""
+    return TextEncoder(lambda: load_encoder(locate(FLAN_T5)))
 
 
-def load_encoder(source: str) -> Encoder:
-    """Of a local folder or hub id, in bfloat16, in which LlamaGen's training captions were read.
-
-    Raises PrerequisiteError where it cannot be loaded.
-    """
+def load_encoder(folder: Path) -> Encoder:
+    """In bfloat16, in which LlamaGen's training captions were read. Raises CorruptDataError where it cannot be."""
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source)
-        model = T5EncoderModel.from_pretrained(source, dtype=torch.bfloat16)
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        model = T5EncoderModel.from_pretrained(folder, local_files_only=True, dtype=torch.bfloat16)
     except (OSError, ValueError, SafetensorError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise PrerequisiteError(
-            f"LlamaGen's text encoder {source} cannot be loaded: {reason}",
-            hint=f"gcpo-bench models fetch {FLAN_T5.name}; or random weights: -o policy.random_init=true",
+        raise CorruptDataError(
+            f"LlamaGen's text encoder {folder} cannot be loaded: {reason}",
+            hint=f"fetch it again: gcpo-bench models fetch {FLAN_T5.name}",
         ) from error
     return tokenizer, model.train(mode=False)
 

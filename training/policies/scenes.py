@@ -24,6 +24,7 @@ from gcpo_bench import scenes
 from gcpo_bench.errors import ConfigError
 
 from ..types import Work
+from .shared import fill_normal
 
 PROMPT_WORDS = 10
 PAD = 0
@@ -170,7 +171,7 @@ class ScenesPolicy(nn.Module):
                 elif name.startswith("head.") or name.endswith(".own"):
                     parameter.zero_()
                 else:
-                    parameter.normal_(0.0, 0.02, generator=generator)
+                    fill_normal(parameter, 0.02, generator)
                 if name.endswith(("out.weight", "down.weight")):
                     parameter.div_((2 * self.architecture.layers) ** 0.5)
 

@@ -19,3 +19,12 @@ def distinct(texts_B: Sequence[str], device: torch.device) -> tuple[list[str], T
     texts_P = list(dict.fromkeys(texts_B))
     index = {text: place for place, text in enumerate(texts_P)}
     return texts_P, torch.tensor([index[text] for text in texts_B], device=device)
+
+
+def fill_normal(tensor: Tensor, deviation: float, generator: torch.Generator) -> None:
+    """Normal numbers around 0, drawn in float32 where `generator` is: rounded, they are the same in all types."""
+    if tensor.dtype == torch.float32 and tensor.device == generator.device:
+        tensor.normal_(0.0, deviation, generator=generator)
+    else:
+        drawn = torch.empty(tensor.shape, device=generator.device)
+        tensor.copy_(drawn.normal_(0.0, deviation, generator=generator))
