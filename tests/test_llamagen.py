@@ -24,7 +24,7 @@ from gcpo_bench import runs
 from gcpo_bench.catalogue import CATALOGUE
 from gcpo_bench.errors import ConfigError, CorruptDataError, PrerequisiteError
 from gcpo_bench.resolve import resolve
-from gcpo_bench.training import checkpoints, graphs, memory, starts
+from gcpo_bench.training import checkpoints, estimate, graphs, memory, starts
 from gcpo_bench.training.decoding import sample, sample_in_batches
 from gcpo_bench.training.logprobs import token_logprobs
 from gcpo_bench.training.policies import llamagen_text
@@ -428,7 +428,7 @@ def test_a_text_encoder_that_is_not_there_is_named_before_the_run_and_not_downlo
     tokenizer.save_pretrained(repository)
     encoder.save_pretrained(repository)
     name = ("--name", "a", "-o", "rewards=[{name: redness}]")
-    monkeypatch.setattr(memory, "LARGE_PARAMETERS", 0)  # as for a model that is too large to try a step of
+    monkeypatch.setattr(estimate, "LARGE_PARAMETERS", 0)  # as for a model that is too large to try a step of
     with serving(monkeypatch) as hub:
         hub.repositories["google/flan-t5-xl"] = repository
         for _ in range(2):  # without the policy's weights, and with them
