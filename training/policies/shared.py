@@ -21,3 +21,21 @@ def distinct(texts_B: Sequence[str], device: torch.device) -> tuple[list[str], T
     texts_P = list(dict.fromkeys(texts_B))
     index = {text: place for place, text in enumerate(texts_P)}
     return texts_P, torch.tensor([index[text] for text in texts_B], device=device)
+
+
+def attention_bias(visible: Tensor, dtype: torch.dtype) -> Tensor:
+    """What attention adds to scores, 0 where `visible` (bool) and else -inf: made once, not once a layer."""
+    return torch.zeros_like(visible, dtype=dtype).masked_fill_(~visible, -torch.inf)
+
+
+def causal(own_BS: Tensor) -> Tensor:
+    """bool (B, 1, S, S): what each place looks at, of `own_BS` and up to itself.
+
+    A place that is not its row's own sees itself only, so that what it computes is finite; nothing sees it.
+    """
+    slots = torch.arange(own_BS.shape[1], device=own_BS.device)
+    return (slots <= slots[:, None]) & own_BS[:, None, None, :] | (slots == slots[:, None])
+
+
+def up_to_multiple(count: int, multiple: int) -> int:
+    return -(-count // multiple) * multiple
