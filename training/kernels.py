@@ -27,7 +27,7 @@ class KernelCount:
         self._inside = False
         counter = self
 
-        class Operators(TorchDispatchMode):
+        class Operators(TorchDispatchMode):  # type: ignore[no-untyped-call]
             def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
                 if not (counter._inside or func.is_view or func._schema.name in IDLE):
                     counter.count += 1
@@ -43,13 +43,13 @@ class KernelCount:
                 finally:
                     counter._inside = False
 
-        self._modes = (Operators(), Functions())
+        self._modes = (Operators(), Functions())  # type: ignore[no-untyped-call]
 
     def __enter__(self) -> KernelCount:
         for mode in self._modes:
-            mode.__enter__()
+            mode.__enter__()  # type: ignore[no-untyped-call]
         return self
 
     def __exit__(self, *error: Any) -> None:
         for mode in reversed(self._modes):
-            mode.__exit__(*error)
+            mode.__exit__(*error)  # type: ignore[no-untyped-call]

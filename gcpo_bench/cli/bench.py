@@ -92,7 +92,17 @@ def bench_command(
     first = rows[0]["seconds"]
     print_table(
         (
-            *("variant", "seconds>", "fastest>", "tokens/s>", "images/s>", "memory>", "floor>", "of floor>", "speed-up>"),
+            *(
+                "variant",
+                "seconds>",
+                "fastest>",
+                "tokens/s>",
+                "images/s>",
+                "memory>",
+                "floor>",
+                "of floor>",
+                "speed-up>",
+            ),
             *(("kernels/token>",) if part is Part.rollout else ()),
         ),
         [
