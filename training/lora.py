@@ -97,11 +97,9 @@ def base(layer: Any) -> nn.Linear:
     return layer.base_layer if hasattr(layer, "lora_A") else layer  # type: ignore[no-any-return]
 
 
-def adapters(layer: Any) -> list[Adapter]:
+def adapter(layer: Any) -> Adapter | None:
     """What is added to `base(layer)` now: nothing while it is `off`."""
     if not hasattr(layer, "lora_A") or layer.disable_adapters:
-        return []
-    return [
-        Adapter(down_KN=layer.lora_A[name].weight, up_OK=layer.lora_B[name].weight, scale=layer.scaling[name])
-        for name in layer.active_adapters
-    ]
+        return None
+    (name,) = layer.active_adapters
+    return Adapter(down_KN=layer.lora_A[name].weight, up_OK=layer.lora_B[name].weight, scale=layer.scaling[name])

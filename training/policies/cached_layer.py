@@ -8,8 +8,8 @@ products of matrices, two to turn queries and keys, one to write the cache, atte
   second copy is held, and the parameters stay what they were.
 * What a half of the layer adds to its input is added by the product itself, in place and in float32.
 * Queries, keys and values are turned together (values by nothing), and keys and values are written together.
-* Adapters are added by a product each, into the same output. They are not merged into the weights: in bfloat16 a
-  merged weight is rounded, and most of what an adapter learned in a few steps is below half of its last digit.
+* Adapters are two more products, added into the same output. They are not merged into the weights: in bfloat16 a merged
+  weight is rounded, and most of what an adapter learned in a few steps is below half of its last digit.
 
 There is no gradient. Teacher forcing has its own pass, in the policies.
 """
@@ -19,7 +19,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import groupby, pairwise
 
 import torch
 import torch.nn.functional as F
@@ -32,22 +32,34 @@ _LAYING_OUT = threading.Lock()
 """Several threads may start a rollout with one policy."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Added:
+    """What n adapters of one shape, on neighbouring layers, add: each reads K inner numbers and adds to O outputs."""
+
+    outputs: slice
+    inner: slice
+    up_nOK: Tensor
+    scale: float
+
+
 class Joined:
-    """Linear layers without bias that read the same: (R, in) -> (R, sum of out), side by side."""
+    """Linear layers without bias that read the same: (R, N) -> (R, sum of their outputs), side by side."""
 
     def __init__(self, *layers: nn.Module) -> None:
         self.weight_ON = laid_out([lora.base(layer).weight for layer in layers])
-        self.adapters: list[tuple[slice, slice, lora.Adapter]] = []
-        """Which columns of the output each adapter adds to, and of the inner vectors it reads."""
-        column = inner = 0
-        for layer in layers:
-            width = lora.base(layer).out_features
-            for adapter in lora.adapters(layer):
-                rank = len(adapter.down_KN)
-                self.adapters.append((slice(column, column + width), slice(inner, inner + rank), adapter))
-                inner += rank
-            column += width
-        self.down_KN = laid_out([adapter.down_KN for *_, adapter in self.adapters]) if self.adapters else None
+        adapters = [adapter for layer in layers if (adapter := lora.adapter(layer))]
+        self.down_KN = laid_out([adapter.down_KN for adapter in adapters]) if adapters else None
+        self.added: list[Added] = []
+        output = inner = 0
+        for (width, rank, scale), group in groupby(layers, _shape):
+            alike = list(group)
+            outputs = slice(output, output + len(alike) * width)
+            own = slice(inner, inner + len(alike) * rank)
+            if rank:
+                up_OK = laid_out([adapter.up_OK for layer in alike if (adapter := lora.adapter(layer))])
+                up_nOK = up_OK.view(len(alike), width, rank)
+                self.added.append(Added(outputs=outputs, inner=own, up_nOK=up_nOK, scale=scale))
+            output, inner = outputs.stop, own.stop
 
     def __call__(self, x_RN: Tensor) -> Tensor:
         return self._adapted(F.linear(x_RN, self.weight_ON), x_RN)
@@ -59,9 +71,18 @@ class Joined:
     def _adapted(self, out_RO: Tensor, x_RN: Tensor) -> Tensor:
         if self.down_KN is not None:
             inner_RK = F.linear(x_RN, self.down_KN)
-            for columns, own, adapter in self.adapters:
-                out_RO[:, columns].addmm_(inner_RK[:, own], adapter.up_OK.t(), alpha=adapter.scale)
+            for added in self.added:
+                rows, parts = len(x_RN), len(added.up_nOK)
+                out_nRO = out_RO[:, added.outputs].view(rows, parts, -1).transpose(0, 1)
+                inner_nRK = inner_RK[:, added.inner].view(rows, parts, -1).transpose(0, 1)
+                out_nRO.baddbmm_(inner_nRK, added.up_nOK.transpose(1, 2), alpha=added.scale)
         return out_RO
+
+
+def _shape(layer: nn.Module) -> tuple[int, int, float]:
+    """Outputs, and rank and scale of the adapter, if there is one."""
+    adapter = lora.adapter(layer)
+    return lora.base(layer).out_features, len(adapter.down_KN) if adapter else 0, adapter.scale if adapter else 0.0
 
 
 def laid_out(weights: Sequence[Tensor]) -> Tensor:

@@ -170,7 +170,7 @@ class Transformer(nn.Module):
 def turned(x_xE: Tensor, turns_xF: Tensor) -> Tensor:
     """Rotary positions (RoFormer, arXiv 2104.09864): each of F = E / 2 pairs of neighbours, taken for a complex number,
     times its turn; in the precision of `turns_xF`."""
-    pairs_xF = torch.view_as_complex(x_xE.to(turns_xF.dtype.to_real()).view(*x_xE.shape[:-1], -1, 2))
+    pairs_xF = torch.view_as_complex(x_xE.to(turns_xF.dtype.to_real()).view(*x_xE.shape[:-1], turns_xF.shape[-1], 2))
     return torch.view_as_real(pairs_xF * turns_xF).flatten(-2).type_as(x_xE)
 
 
