@@ -28,6 +28,8 @@ from torch import Tensor, nn
 from .. import lora
 from .kv_cache import KVCache
 
+LARGE_BYTES = 2**20
+"""Tensors above it have memory of their own, which goes back to the GPU only when asked for."""
 _LAYING_OUT = threading.Lock()
 """Several threads may start a rollout with one policy."""
 
@@ -94,6 +96,8 @@ def laid_out(weights: Sequence[Tensor]) -> Tensor:
             whole = torch.cat([weight.detach() for weight in weights])
             for weight, part in zip(weights, torch.split(whole, [len(weight) for weight in weights]), strict=True):
                 weight.data = part
+            if whole.is_cuda and whole.nbytes > LARGE_BYTES:
+                torch.cuda.empty_cache()  # what the parts lay in is too small for the next to be laid out
         rows = sum(len(weight) for weight in weights)
         return weights[0].detach().as_strided((rows, weights[0].shape[1]), weights[0].stride())
 

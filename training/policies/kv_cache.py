@@ -11,10 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .shared import attention_bias, up_to_multiple
-
-SLOT_MULTIPLE = 16
-"""GPU attention kernels copy a mask whose rows begin elsewhere."""
+from .shared import ROW_MULTIPLE, attention_bias, up_to_multiple
 
 
 @dataclass(slots=True, kw_only=True)
@@ -51,7 +48,7 @@ class KVCache:
         caches are never held.
         """
         rows, prompt = prompt_RP.shape
-        slots = up_to_multiple(prompt + tokens, SLOT_MULTIPLE)
+        slots = up_to_multiple(prompt + tokens, ROW_MULTIPLE)
         shape = (layers, rows, 2 * heads, slots, width)
         bias_RS = torch.cat(
             [attention_bias(prompt_RP, like.dtype), like.new_full((rows, slots - prompt), -torch.inf)], 1

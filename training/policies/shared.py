@@ -10,6 +10,9 @@ from torch import Tensor
 WIDE = 4096
 """From this width on activations are computed again in the backward pass: 7 B would hold some 3 GB an image."""
 
+ROW_MULTIPLE = 16
+"""Of the numbers from one row of a mask to the next: attention on a GPU copies other masks, in each layer."""
+
 
 def recomputes(choice: str, width: int) -> bool:
     """What `policy.recompute` means for a transformer of this width."""
@@ -25,7 +28,9 @@ def distinct(texts_B: Sequence[str], device: torch.device) -> tuple[list[str], T
 
 def attention_bias(visible: Tensor, dtype: torch.dtype) -> Tensor:
     """What attention adds to scores, 0 where `visible` (bool) and else -inf: made once, not once a layer."""
-    return torch.zeros_like(visible, dtype=dtype).masked_fill_(~visible, -torch.inf)
+    keys = visible.shape[-1]
+    shape = (*visible.shape[:-1], up_to_multiple(keys, ROW_MULTIPLE))
+    return torch.zeros(shape, dtype=dtype, device=visible.device)[..., :keys].masked_fill_(~visible, -torch.inf)
 
 
 def causal(own_BS: Tensor) -> Tensor:
