@@ -298,6 +298,7 @@ class JanusPro(nn.Module):
     @torch.no_grad()
     def start(self, texts_B: Sequence[str], *, guided: bool = False, reuse: DecodeState | None = None) -> DecodeState:
         """Each distinct prompt is read once, however many rows it has."""
+        layers = self._cached_layers()
         texts_P, row_of = distinct(texts_B, self.generation_embeddings.weight.device)
         ids, lengths = self.prompt_ids(texts_P, max(self.prompt_slots, self.slots_for(texts_P)))
         if guided:
@@ -321,13 +322,13 @@ class JanusPro(nn.Module):
             cache.fill(index, k[row_of], v[row_of])
         if reuse is not None and reuse.cache is cache:
             reuse.position_R.copy_(lengths[row_of])
-            reuse.layers = self._cached_layers()
+            reuse.layers = layers
             return reuse
         cos_NE, sin_NE = (turn[0, 0] for turn in self._turns(x, torch.arange(cache.slots, device=ids.device)[None]))
         still_22F = rotations(torch.ones_like(cos_NE[:1]), torch.zeros_like(sin_NE[:1]))[0]
         return DecodeState(
             cache=cache,
-            layers=self._cached_layers(),
+            layers=layers,
             position_R=lengths[row_of],
             turns_N22F=rotations(cos_NE, sin_NE),
             still_RK22F=still_22F.expand(len(row_of), self.key_heads, -1, -1, -1),

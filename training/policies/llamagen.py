@@ -349,6 +349,7 @@ class LlamaGen(nn.Module):
     @torch.no_grad()
     def start(self, texts_B: Sequence[str], *, guided: bool = False, reuse: DecodeState | None = None) -> DecodeState:
         """Each distinct prompt is read once, however many rows it has."""
+        layers = [layer.cached() for layer in self._layers()]
         texts_P, prompt_R = distinct(texts_B, self.transformer.tok_embeddings.weight.device)
         if guided:
             prompt_R = torch.cat([prompt_R, prompt_R + len(texts_P)])
@@ -365,7 +366,6 @@ class LlamaGen(nn.Module):
         for index, (keys, values) in enumerate(prompts.keys_values):
             cache.fill(index, keys[prompt_R], values[prompt_R])
         first_RD = prompts.hidden_PD[prompt_R]
-        layers = [layer.cached() for layer in self._layers()]
         if reuse is not None and reuse.cache is cache:
             reuse.layers, reuse.first_RD = layers, first_RD
             return reuse
