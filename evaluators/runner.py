@@ -103,6 +103,7 @@ def evaluate(
     weights_digest: str,
     limit: int | None = None,
     batch_rows: int | None = None,
+    draw_rows: int = DRAW_ROWS,
     options: Mapping[str, Any] | None = None,
     shard: Shard | None = None,
     on_batch: Callable[[int, int], None] | None = None,
@@ -117,8 +118,9 @@ def evaluate(
         distribution: what `sampler` draws from: guidance, temperature and so on; stated in the scores.
         weights_digest: of the weights behind `sampler`; with the settings it says whose images these are.
         limit: only the first so many prompts of each task.
-        batch_rows: images drawn or looked at together; default `DRAW_ROWS` and `judging.LOOK_ROWS`. On a CPU no score
+        batch_rows: images drawn or looked at together; default `draw_rows` and `judging.LOOK_ROWS`. On a CPU no score
             depends on it.
+        draw_rows: images drawn together where `batch_rows` does not say.
         options: what else the benchmark takes, by name.
         shard: draw and look at this process's share only; the call that finds all shares done writes the scores.
         on_batch: called with (images drawn, images wanted).
@@ -144,7 +146,7 @@ def evaluate(
         benchmark.prompts(),
         limit,
         images_per_prompt or own_images_per_prompt(benchmark),
-        draw_rows=DRAW_ROWS,
+        draw_rows=draw_rows,
         batch_rows=batch_rows,
         shard=shard,
         on_batch=on_batch,

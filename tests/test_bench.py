@@ -47,6 +47,16 @@ def test_every_variant_is_measured_beside_its_floor(part: str, variant: str) -> 
     assert 0 < found["seconds_min"] <= found["seconds"] < 60
     assert found["tokens_per_s"] == pytest.approx(4 * 36 / found["seconds"])
     assert math.isclose(found["ratio_to_floor"], found["seconds"] / found["floor_s"])
+    assert (found["kernels_per_token"] is None) == (part != "rollout")
+
+
+def test_a_rollout_launches_far_fewer_kernels_than_that_of_transformers() -> None:
+    launched = {}
+    for variant, prepare in VARIANTS["rollout"].items():
+        action, _ = prepare(spec("janus-pro-tiny"))
+        action()
+        launched[variant] = bench.kernels_per_token(action)
+    assert launched[bench.GRAPHS] == launched["static cache"] < launched[bench.TRANSFORMERS] / 2
 
 
 def test_variants_of_the_update_in_one_process_differ(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -119,6 +119,14 @@ def test_scores_and_images_do_not_depend_on_the_batch(tmp_path: Path) -> None:
     assert left[0] == left[1] == left[2]
 
 
+def test_images_are_drawn_as_many_at_once_as_asked_else_as_the_sampler_likes(tmp_path: Path) -> None:
+    for batch_rows, batches in ((None, [7, 7, 7, 3]), (10, [10, 10, 4])):
+        painter = Painter(0.5)
+        run = runs.create(tmp_path, f"rows-{batch_rows}", RunConfig())
+        go(run, painter, batch_rows=batch_rows, draw_rows=7)
+        assert painter.batches == batches
+
+
 def test_two_policies_see_the_same_noise_and_another_seed_another(tmp_path: Path) -> None:
     verdicts = []
     for name, weights, seed in (("a", "w1", 3), ("b", "w2", 3), ("c", "w1", 4)):

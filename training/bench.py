@@ -4,7 +4,8 @@ A floor is the larger of two times: the bytes that must move, at the rate this m
 that must be done, at the rate it multiplies matrices. Both rates are measured in the same run. A ratio to the floor is
 comparable between machines; seconds are not.
 
-    rollout   B images: the weights are read once a token, each row's cache once a token
+    rollout   B images: the weights are read once a token, each row's cache once a token. Beside it stands how many
+              kernels a token takes (`gcpo_bench.training.kernels`), counted in single steps
     update    policy forward and backward, reference forward: 8 FLOPs a weight and token
     select    signals, selection and weight: their inputs are read once
     step      rollout and update; what else a step does has no floor
@@ -35,6 +36,7 @@ from gcpo_bench.resolve import resolve
 from . import starts
 from .decoding import Distribution, sample
 from .floors import rollout_bytes, rollout_flops, update_flops
+from .kernels import KernelCount
 from .learner import Learner, as_module, build_learner
 from .logprobs import token_logprobs
 from .loop import train_step
@@ -82,6 +84,8 @@ class Measured:
     """Above what there was before it ran."""
     floor_s: float | None
     tokens: int
+    kernels_per_token: int | None
+    """Of a rollout."""
 
     def to_json(self) -> dict[str, Any]:
         rate = self.tokens / self.seconds
@@ -89,7 +93,8 @@ class Measured:
         return {**asdict(self), "tokens_per_s": rate, "ratio_to_floor": ratio}
 
 
-Action = Callable[[], object]
+Action = Callable[..., object]
+"""Called without arguments. A rollout can be told to stop after so many tokens, and then replays nothing."""
 
 
 def measure(part: str, spec: Spec) -> tuple[Rates, list[Measured]]:
@@ -139,7 +144,18 @@ def _measure(part: str, variant: str, spec: Spec, rate: Rates) -> Measured:
         peak_bytes=memory_bytes(spec.device) - before,
         floor_s=floor_s(part, learner, spec, rate),
         tokens=tokens,
+        kernels_per_token=kernels_per_token(action) if part == "rollout" else None,
     )
+
+
+def kernels_per_token(rollout: Action) -> int:
+    """What a third token takes beside two."""
+    counts = []
+    for tokens in (2, 3):
+        with KernelCount() as kernels:
+            rollout(tokens)
+        counts.append(kernels.count)
+    return counts[1] - counts[0]
 
 
 def _wait(device: torch.device) -> None:
@@ -259,7 +275,12 @@ def _rollout(graphs: bool | None) -> Callable[[Spec], Prepared]:
     def prepare(spec: Spec) -> Prepared:
         learner = _learner(spec)
         texts, uniforms = _drawn(learner, spec)
-        return lambda: sample(learner.policy, texts, uniforms, graphs=graphs, **_distribution(spec)), learner
+
+        def rollout(tokens: int | None = None) -> object:
+            recorded = graphs if tokens is None else False
+            return sample(learner.policy, texts, uniforms[:, :tokens], graphs=recorded, **_distribution(spec))
+
+        return rollout, learner
 
     return prepare
 
@@ -273,10 +294,9 @@ def _rollout_transformers(spec: Spec) -> Prepared:
     policy: Any = learner.policy
     texts, uniforms = _drawn(learner, spec)
     settings = Distribution(**_distribution(spec))
-    forced = torch.full((len(texts),), -1, device=spec.device)
 
     @torch.no_grad()
-    def loop() -> Tensor:
+    def loop(tokens: int | None = None) -> Tensor:
         ids, lengths = policy.prompt_ids(texts)
         if settings.guided:
             ids, lengths = torch.cat([ids, policy.unconditional(ids)]), torch.cat([lengths, lengths])
@@ -284,7 +304,7 @@ def _rollout_transformers(spec: Spec) -> Prepared:
         mask[:, -1] = True
         inputs = torch.cat([policy.word_vectors(ids), policy.begin(len(ids))], dim=1)
         cache, kept = DynamicCache(config=policy.language_model.config), []
-        for uniforms_B in uniforms.t():
+        for uniforms_B in uniforms.t()[:tokens]:
             with warnings.catch_warnings():  # the cache's argument has another name in newer versions
                 warnings.simplefilter("ignore", FutureWarning)
                 hidden = policy.language_model(
@@ -292,8 +312,8 @@ def _rollout_transformers(spec: Spec) -> Prepared:
                 ).last_hidden_state[:, -1]
             logits = policy.head(hidden)
             kept.append(logits[: len(texts)])
-            tokens, *_ = settings.choose(logits, uniforms_B, forced)
-            inputs = policy.token_vectors((torch.cat([tokens, tokens]) if settings.guided else tokens)[:, None])
+            drawn_B, *_ = settings.choose(logits, uniforms_B, None)
+            inputs = policy.token_vectors((torch.cat([drawn_B, drawn_B]) if settings.guided else drawn_B)[:, None])
             mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
         logprobs_BTV = torch.stack(kept, dim=1).float().log_softmax(-1)
         return -(logprobs_BTV.exp() * logprobs_BTV).sum(-1)

@@ -39,21 +39,26 @@ class Distribution:
     def guided(self) -> bool:
         return self.guidance_scale != 1.0
 
-    def choose(self, logits: Tensor, uniforms_B: Tensor, forced_B: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def choose(self, logits: Tensor, uniforms_B: Tensor, forced_B: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         """A row's token, its conditional log-probability, and the entropy. `logits` (B, or 2B where guided, V)."""
         logits = logits.float()
-        conditional_BV = logits[: len(uniforms_B)]
-        mixed_BV = conditional_BV
+        conditional_BV = mixed_BV = logits[: len(uniforms_B)]
         if self.guided:
             unconditional_BV = logits[len(uniforms_B) :]
             mixed_BV = unconditional_BV + self.guidance_scale * (conditional_BV - unconditional_BV)
+        if self.temperature != 1.0:
+            mixed_BV = mixed_BV / self.temperature
+        same = mixed_BV is conditional_BV
         conditional_BV = torch.log_softmax(conditional_BV, dim=-1)
-        same = not self.guided and self.temperature == 1.0
-        sampling_BV = conditional_BV if same else torch.log_softmax(mixed_BV / self.temperature, dim=-1)
-        drawn_B = draw(truncate(sampling_BV, self.top_k, self.top_p), uniforms_B)
-        tokens_B = torch.where(forced_B >= 0, forced_B, drawn_B)
+        sampling_BV = conditional_BV if same else torch.log_softmax(mixed_BV, dim=-1)
+        probabilities_BV = sampling_BV.exp()
+        kept_BV = truncate(sampling_BV, self.top_k, self.top_p)
+        tokens_B = draw(probabilities_BV if kept_BV is sampling_BV else kept_BV.exp(), uniforms_B)
+        if forced_B is not None:
+            tokens_B = torch.where(forced_B >= 0, forced_B, tokens_B)
         logprobs_B = conditional_BV.gather(1, tokens_B[:, None])[:, 0]
-        return tokens_B, logprobs_B, entropy(sampling_BV if self.entropy_source == "sampling" else conditional_BV)
+        entropy_B = entropy(probabilities_BV if self.entropy_source == "sampling" else conditional_BV.exp())
+        return tokens_B, logprobs_B, entropy_B
 
 
 @torch.no_grad()
@@ -77,7 +82,7 @@ def sample(
     """
     settings = Distribution(**distribution)
     uniforms_TB = uniforms_BT.t().contiguous()
-    forced_TB = (torch.full_like(uniforms_BT, -1, dtype=torch.int64) if forced_BT is None else forced_BT).t()
+    forced_TB = None if forced_BT is None else forced_BT.t()
     if graphs is None:
         graphs = uniforms_BT.is_cuda and getattr(policy, "fixed_shapes", False)
     decode = _graphed if graphs else _stepwise
@@ -90,31 +95,43 @@ def sample(
 
 
 def _stepwise(
-    policy: Policy, texts_B: Sequence[str], uniforms_TB: Tensor, forced_TB: Tensor, settings: Distribution
+    policy: Policy, texts_B: Sequence[str], uniforms_TB: Tensor, forced_TB: Tensor | None, settings: Distribution
 ) -> list[Tensor]:
     state = policy.start(texts_B, guided=settings.guided)
     tokens_B: Tensor | None = None
     found = []
-    for uniforms_B, forced_B in zip(uniforms_TB, forced_TB, strict=True):
+    for token, uniforms_B in enumerate(uniforms_TB):
         before = torch.cat([tokens_B, tokens_B]) if settings.guided and tokens_B is not None else tokens_B
+        forced_B = None if forced_TB is None else forced_TB[token]
         found.append(settings.choose(policy.step(state, before), uniforms_B, forced_B))
         tokens_B = found[-1][0]
     return [torch.stack(values) for values in zip(*found, strict=True)]
 
 
-_DECODERS: WeakKeyDictionary[Policy, tuple[Distribution, GraphedDecoder]] = WeakKeyDictionary()
-"""The last decoder of each policy: it holds a cache and its graphs."""
+_DECODERS: WeakKeyDictionary[Policy, tuple[object, GraphedDecoder]] = WeakKeyDictionary()
+"""The last decoder of each policy, and what it is for: it holds a cache and its graphs."""
 
 
 def _graphed(
-    policy: Policy, texts_B: Sequence[str], uniforms_TB: Tensor, forced_TB: Tensor, settings: Distribution
+    policy: Policy, texts_B: Sequence[str], uniforms_TB: Tensor, forced_TB: Tensor | None, settings: Distribution
 ) -> list[Tensor]:
+    wanted = settings, forced_TB is not None
     known, decoder = _DECODERS.get(policy, (None, None))
-    if decoder is None or known != settings:
-        decoder = GraphedDecoder(policy, settings.choose, guided=settings.guided)
-        _DECODERS[policy] = (settings, decoder)
+    if decoder is None or known != wanted:
+        decoder = GraphedDecoder(policy, settings.choose, guided=settings.guided, forced=forced_TB is not None)
+        _DECODERS[policy] = (wanted, decoder)
     decoded = decoder(texts_B, uniforms_TB, forced_TB)
-    return [decoded.tokens_TB.clone(), decoded.logprobs_TB.clone(), decoded.entropy_TB.clone()]
+    found = decoded.tokens_TB, decoded.logprobs_TB, decoded.entropy_TB
+    return [each_TB[:, : len(texts_B)].clone() for each_TB in found]
+
+
+def keep_one_layout(policy: Policy, texts: Sequence[str]) -> None:
+    """Pad every prompt of a cached decode to the longest of `texts`, if the policy can.
+
+    The cache then has the same layout in all batches, and graphs are recorded once. No number changes.
+    """
+    if hasattr(policy, "prompt_slots"):
+        policy.prompt_slots = policy.slots_for(texts)  # type: ignore[attr-defined]
 
 
 def sample_in_batches(
@@ -153,16 +170,16 @@ def truncate(logprobs_BV: Tensor, top_k: int, top_p: float) -> Tensor:
     return logprobs_BV
 
 
-def draw(logprobs_BV: Tensor, uniforms_B: Tensor) -> Tensor:
+def draw(probabilities_BV: Tensor, uniforms_B: Tensor) -> Tensor:
     """int64 (B,): the token at which the cumulative probability passes u; the row need not sum to 1."""
     # float64: in float32 the last of many small terms could be rounded away, and u * total could reach the total
-    cumulative_BV = logprobs_BV.exp().cumsum(dim=-1, dtype=torch.float64)
-    target_B = uniforms_B.double() * cumulative_BV[:, -1]
+    cumulative_BV = probabilities_BV.cumsum(dim=-1, dtype=torch.float64)
+    target_B = uniforms_B * cumulative_BV[:, -1]
     tokens_B = torch.searchsorted(cumulative_BV, target_B[:, None], right=True)[:, 0]
-    return tokens_B.clamp_(max=logprobs_BV.shape[1] - 1)
+    return tokens_B.clamp_(max=probabilities_BV.shape[1] - 1)
 
 
-def entropy(logprobs_BV: Tensor) -> Tensor:
+def entropy(probabilities_BV: Tensor) -> Tensor:
     """Nats, (B,)."""
-    entropy_B: Tensor = torch.special.entr(logprobs_BV.exp()).sum(dim=-1)
+    entropy_B: Tensor = torch.special.entr(probabilities_BV).sum(dim=-1)
     return entropy_B

@@ -1,9 +1,9 @@
 """Decoding with CUDA graphs: a step is recorded once and replayed for every token, without a launch from Python.
 
-A step of a 1 B model is some four hundred small kernels; launched one by one they take longer than the memory traffic
-they cause. Everything that changes from token to token (slot, position, tokens, where results go) therefore lies in
-tensors on the device, which the recorded step reads and advances itself. Attention has a fixed shape in a graph, so
-there is one graph for every `BUCKET` slots; what is not filled yet is masked.
+A step of a 1 B model is some three hundred kernels; launched one by one they take longer than the memory traffic they
+cause. Everything that changes from token to token (slot, position, tokens, where results go) therefore lies in tensors
+on the device, which the recorded step reads and advances itself. Attention has a fixed shape in a graph, so there is
+one graph for every `BUCKET` slots; what is not filled yet is masked.
 
 On other devices the same step runs without being recorded, which is how it is tested.
 """
@@ -17,6 +17,7 @@ from functools import lru_cache, partial
 from typing import Any, Protocol
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from .types import Policy
@@ -26,7 +27,7 @@ BUCKET = 128
 WARM_UPS = 2
 """Runs of a step before it is recorded, in which libraries allocate what they need."""
 
-Choose = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
+Choose = Callable[[Tensor, Tensor, Tensor | None], tuple[Tensor, Tensor, Tensor]]
 """(logits of all rows, uniforms_B, forced_B) -> tokens_B, logprobs_B, entropy_B."""
 
 
@@ -52,14 +53,15 @@ class Decoded:
     logprobs_TB: Tensor
     entropy_TB: Tensor
     uniforms_TB: Tensor
-    forced_TB: Tensor
-    before_B: Tensor
-    """int64: the tokens drawn last."""
+    forced_TB: Tensor | None
+    """None: nothing is ever forced."""
+    before_R: Tensor
+    """int64: the tokens drawn last, twice where there are unconditional rows."""
     at_1: Tensor
     """int64 (1,): the token that is drawn now."""
 
     @classmethod
-    def laid_out(cls, uniforms_TB: Tensor) -> Decoded:
+    def laid_out(cls, uniforms_TB: Tensor, *, guided: bool, forced: bool) -> Decoded:
         """Buffers of that shape."""
         whole = torch.zeros_like(uniforms_TB, dtype=torch.int64)
         return cls(
@@ -67,8 +69,8 @@ class Decoded:
             logprobs_TB=torch.zeros_like(uniforms_TB),
             entropy_TB=torch.zeros_like(uniforms_TB),
             uniforms_TB=torch.empty_like(uniforms_TB),
-            forced_TB=torch.empty_like(whole),
-            before_B=whole[0].clone(),
+            forced_TB=torch.empty_like(whole) if forced else None,
+            before_R=whole[0].repeat(1 + guided),
             at_1=torch.zeros(1, dtype=torch.int64, device=uniforms_TB.device),
         )
 
@@ -76,40 +78,51 @@ class Decoded:
 class GraphedDecoder:
     """Decodes batches of one shape with one policy; keeps the cache and the graphs for the next batch."""
 
-    def __init__(self, policy: Policy, choose: Choose, *, guided: bool) -> None:
+    def __init__(self, policy: Policy, choose: Choose, *, guided: bool, forced: bool) -> None:
         self.policy: Policy = weakref.proxy(policy)  # decoders are kept by policy, and must not keep it alive
-        self.choose, self.guided = choose, guided
+        self.choose, self.guided, self.forced = choose, guided, forced
         self.state: Any = None
+        self.decoded: Any = None
         self.graphs: dict[int, Recorded] = {}
 
-    def __call__(self, texts_B: Sequence[str], uniforms_TB: Tensor, forced_TB: Tensor) -> Decoded:
-        """Results are valid until the next call."""
+    def __call__(self, texts_B: Sequence[str], uniforms_TB: Tensor, forced_TB: Tensor | None) -> Decoded:
+        """Results are valid until the next call.
+
+        Fewer rows than the batch before had are filled up to as many: what is recorded then serves again.
+        """
+        missing = self.decoded.uniforms_TB.shape[1] - len(texts_B) if self.decoded else 0
+        if missing > 0:
+            texts_B = [*texts_B, *[texts_B[-1]] * missing]
+            uniforms_TB = torch.cat([uniforms_TB, uniforms_TB[:, -1:].expand(-1, missing)], dim=1)
+            forced_TB = None if forced_TB is None else F.pad(forced_TB, (0, missing), value=-1)
         state = self.policy.start(texts_B, guided=self.guided, reuse=self.state)
         if state is not self.state:
-            self.state, self.graphs, self.decoded = state, {}, Decoded.laid_out(uniforms_TB)
+            self.state, self.graphs = state, {}
+            self.decoded = Decoded.laid_out(uniforms_TB, guided=self.guided, forced=self.forced)
         self.decoded.uniforms_TB.copy_(uniforms_TB)
-        self.decoded.forced_TB.copy_(forced_TB)
+        if forced_TB is not None:
+            self.decoded.forced_TB.copy_(forced_TB)
         self.decoded.at_1.zero_()
-        first, slots = state.cache.filled, state.cache.visible_RS.shape[1]
+        first, slots = state.cache.filled, state.cache.slots
         self._keep(self.policy.step(state, None))
         for token in range(1, len(uniforms_TB)):
             limit = min(-(-(first + token + 1) // BUCKET) * BUCKET, slots)
             if limit not in self.graphs:
                 self.graphs[limit] = self._record(limit)
             self.graphs[limit].replay()
-        return self.decoded
+        return self.decoded  # type: ignore[no-any-return]
 
     def _step(self, limit: int) -> None:
         self.state.cache.limit = limit
-        before = self.decoded.before_B
-        self._keep(self.policy.step(self.state, torch.cat([before, before]) if self.guided else before))
+        self._keep(self.policy.step(self.state, self.decoded.before_R))
 
     def _keep(self, logits: Tensor) -> None:
         """Draw the current token and move on to the next."""
         out = self.decoded
-        uniforms_B, forced_B = (rows.index_select(0, out.at_1)[0] for rows in (out.uniforms_TB, out.forced_TB))
+        uniforms_B = out.uniforms_TB.index_select(0, out.at_1)[0]
+        forced_B = out.forced_TB.index_select(0, out.at_1)[0] if self.forced else None
         tokens_B, logprobs_B, entropy_B = self.choose(logits, uniforms_B, forced_B)
-        out.before_B.copy_(tokens_B)
+        out.before_R.view(-1, len(tokens_B)).copy_(tokens_B)
         out.tokens_TB.index_copy_(0, out.at_1, tokens_B[None])
         out.logprobs_TB.index_copy_(0, out.at_1, logprobs_B[None])
         out.entropy_TB.index_copy_(0, out.at_1, entropy_B[None])
@@ -120,7 +133,7 @@ class GraphedDecoder:
         device = self.decoded.at_1.device
         if device.type != "cuda":
             return Unrecorded(partial(self._step, limit))
-        advanced = [*self.state.advanced, self.decoded.at_1, self.decoded.before_B]
+        advanced = [*self.state.advanced, self.decoded.at_1, self.decoded.before_R]
         kept = [tensor.clone() for tensor in advanced]
         first: Any = next(iter(self.graphs.values()), None)
         graph = torch.cuda.CUDAGraph()

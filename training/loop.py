@@ -12,10 +12,12 @@ import torch
 
 from gcpo_bench import __version__, environment
 from gcpo_bench.config import RunConfig
+from gcpo_bench.datasets import prompts_by_task
 from gcpo_bench.errors import GcpoBenchError, Interrupted, Preempted
 from gcpo_bench.runs import Run
 
 from . import checkpoints, health, starts
+from .decoding import keep_one_layout
 from .distributed import ALONE, World
 from .interrupts import StopRequests, stopped
 from .learner import Learner, as_module, build_learner
@@ -70,6 +72,9 @@ def train(
             world.require_equal("version", f"{__version__} on torch {torch.__version__}")
             world.require_equal("start weights", start)
             learner = build_learner(config, run, world)
+            if torch.device(config.policy.device).type == "cuda":  # on a CPU nothing is recorded
+                prompts = [prompt for task in prompts_by_task(config.data.prompts).values() for prompt in task]
+                keep_one_layout(learner.policy, [prompt.text for prompt in prompts])
             step = _restore(learner, run) if resume else 0
             used = {"start_weights": start, "policy": starts.text_and_parts(learner.policy, config.policy)}
             run.add_environment({**environment.record(), **world.record(), **used})

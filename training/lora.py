@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from gcpo_bench.config import LoraConfig
 from gcpo_bench.errors import ConfigError, PrerequisiteError
@@ -79,3 +80,28 @@ def off(policy: nn.Module) -> Iterator[None]:
             layer.enable_adapters(enabled=True)
         for parameter in trained:  # peft switches gradients with the adapters
             parameter.requires_grad_(True)
+
+
+# ---------------------------------------------------------------- an adapted layer, taken apart
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Adapter:
+    """Adds scale * up @ down @ x to what a linear layer makes of x; N numbers in, O out, rank K."""
+
+    down_KN: Tensor
+    up_OK: Tensor
+    scale: float
+
+
+def base(layer: Any) -> nn.Linear:
+    """The layer without its adapter, if it has one."""
+    return layer.base_layer if hasattr(layer, "lora_A") else layer  # type: ignore[no-any-return]
+
+
+def adapter(layer: Any) -> Adapter | None:
+    """What is added to `base(layer)` now: nothing while it is `off`."""
+    if not hasattr(layer, "lora_A") or layer.disable_adapters:
+        return None
+    (name,) = layer.active_adapters
+    return Adapter(down_KN=layer.lora_A[name].weight, up_OK=layer.lora_B[name].weight, scale=layer.scaling[name])

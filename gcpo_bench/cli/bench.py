@@ -91,7 +91,20 @@ def bench_command(
         return
     first = rows[0]["seconds"]
     print_table(
-        ("variant", "seconds>", "fastest>", "tokens/s>", "images/s>", "memory>", "floor>", "of floor>", "speed-up>"),
+        (
+            *(
+                "variant",
+                "seconds>",
+                "fastest>",
+                "tokens/s>",
+                "images/s>",
+                "memory>",
+                "floor>",
+                "of floor>",
+                "speed-up>",
+            ),
+            *(("kernels/token>",) if part is Part.rollout else ()),
+        ),
         [
             (
                 row["variant"],
@@ -103,6 +116,7 @@ def bench_command(
                 f"{row['floor_s']:.3g} s" if row["floor_s"] else "-",
                 f"{row['ratio_to_floor']:.2f}x" if row["ratio_to_floor"] else "-",
                 f"{first / row['seconds']:.2f}x",
+                *((f"{row['kernels_per_token']:,}",) if part is Part.rollout else ()),
             )
             for row in rows
         ],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from .evaluate_results import Notes, finite, outcome
@@ -74,24 +75,33 @@ def _evaluate(settings: Settings, run: Run) -> Evaluation | None:
     """None where this process's share is done and others are not."""
     import torch
 
-    from gcpo_bench.evaluators.runner import ShardDone, evaluate, rescore
+    from gcpo_bench.evaluators.runner import DRAW_ROWS, ShardDone, evaluate, make_benchmark, rescore
     from gcpo_bench.training.checkpoints import weights_digest
-    from gcpo_bench.training.decoding import sample_in_batches
+    from gcpo_bench.training.decoding import keep_one_layout, sample_in_batches
     from gcpo_bench.training.parallel import Workers
     from gcpo_bench.training.starts import load_policy
 
+    options = settings.asked.of(settings.benchmark)
     if settings.asked.rescore:
         place = run.evaluation_dir(settings.benchmark)
-        return rescore(place, settings.benchmark, world=settings.world, options=settings.asked.of(settings.benchmark))
+        return rescore(place, settings.benchmark, world=settings.world, options=options)
     workers = Workers(settings.num_threads, run.config.policy.device)
     policy = load_policy(run)
+    on_gpu = torch.device(run.config.policy.device).type == "cuda"
+
+    @cache
+    def settle_layout() -> None:
+        benchmark = make_benchmark(settings.benchmark, settings.world, **options)
+        keep_one_layout(policy, [prompt.text for prompt in benchmark.prompts()])
 
     def draw(texts_B: Any, uniforms_BT: Any) -> Any:
+        if on_gpu:
+            settle_layout()
         samples = sample_in_batches(
             policy,
             texts_B,
             torch.from_numpy(uniforms_BT).to(run.config.policy.device),
-            batch_rows=max(1, -(-len(texts_B) // settings.num_threads)),
+            batch_rows=len(texts_B) if on_gpu else max(1, -(-len(texts_B) // settings.num_threads)),
             workers=workers,
             **settings.distribution,
         )
@@ -112,7 +122,8 @@ def _evaluate(settings: Settings, run: Run) -> Evaluation | None:
                 weights_digest=weights_digest(run),
                 limit=settings.limit,
                 batch_rows=settings.batch_rows,
-                options=settings.asked.of(settings.benchmark),
+                draw_rows=run.config.sampling.batch_rows if on_gpu else DRAW_ROWS,
+                options=options,
                 shard=settings.asked.shard,
                 on_batch=show,
                 on_image=lambda done, total: show(done, total, "looked at"),

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -36,8 +37,9 @@ from transformers.models.janus.modeling_janus import JanusVQVAEAlignerMLP, Janus
 from gcpo_bench.errors import ConfigError, CorruptDataError
 
 from ..types import Work
+from .cached_layer import CachedLayer, Joined
 from .kv_cache import KVCache
-from .shared import distinct, fill_normal, widest_state
+from .shared import attention_bias, causal, distinct, fill_normal, up_to_multiple, widest_state
 
 TEMPLATES = {
     "janus-pro": "<|User|>: {text}\n\n<|Assistant|>:",
@@ -118,13 +120,18 @@ class DecodeState:
     """R rows, unconditional ones last, if any; P slots of prompt and T of image."""
 
     cache: KVCache
-    position_R1: Tensor
+    layers: Sequence[CachedLayer]
+    position_R: Tensor
     """int64: that of each row's next token. The begin-of-image token's is the number of words of the prompt."""
+    turns_N22F: Tensor
+    """What turns the two halves of a head's query or key at each position that a token may have."""
+    still_RK22F: Tensor
+    """What turns values: nothing."""
 
     @property
     def advanced(self) -> list[Tensor]:
         """What a step counts up on the device."""
-        return [self.cache.slot_1, self.position_R1]
+        return [self.cache.slot_1, self.position_R]
 
 
 class JanusPro(nn.Module):
@@ -146,6 +153,8 @@ class JanusPro(nn.Module):
     """Where low-rank adapters go."""
     fixed_shapes = True
     """A step can be recorded: see `gcpo_bench.training.graphs`."""
+    prompt_slots = 0
+    """Least slots of a prompt in a cached decode: see `gcpo_bench.training.decoding.keep_one_layout`."""
 
     def __init__(self, config: JanusConfig, tokenizer: PreTrainedTokenizerBase, template: str = "janus-pro") -> None:
         super().__init__()
@@ -200,12 +209,17 @@ class JanusPro(nn.Module):
 
     # ------------------------------------------------------------ prompts
 
-    def prompt_ids(self, texts_B: Sequence[str], multiple: int = 1) -> tuple[Tensor, Tensor]:
-        """int64 (B, P), padded on the right to a multiple, and the lengths (B,); without the begin-of-image token."""
-        rows = [
-            [self.bos, *self.tokenizer.encode(self.template.format(text=text), add_special_tokens=False)]
-            for text in texts_B
-        ]
+    def _words(self, text: str) -> list[int]:
+        return [self.bos, *self.tokenizer.encode(self.template.format(text=text), add_special_tokens=False)]
+
+    def slots_for(self, texts: Sequence[str]) -> int:
+        """What `start` pads these prompts to."""
+        return up_to_multiple(max(len(self._words(text)) for text in texts), PROMPT_MULTIPLE)
+
+    def prompt_ids(self, texts_B: Sequence[str], slots: int = 0) -> tuple[Tensor, Tensor]:
+        """int64 (B, P), padded on the right to `slots` or the longest, and the lengths (B,); without the begin-of-image
+        token."""
+        rows = [self._words(text) for text in texts_B]
         most = self.language_model.config.max_position_embeddings - self.grid[0] * self.grid[1] - 1
         for row, text in zip(rows, texts_B, strict=True):
             if len(row) > most:
@@ -213,9 +227,9 @@ class JanusPro(nn.Module):
                     f"a prompt of {len(row)} text tokens, and Janus reads {most}: {text[:60]!r}...",
                     hint="shorten the prompt, or leave it out of the prompt set",
                 )
-        longest = -(-max(map(len, rows)) // multiple) * multiple
+        slots = max(slots, *map(len, rows))
         device = self.generation_embeddings.weight.device
-        ids_BP = torch.tensor([row + [self.pad] * (longest - len(row)) for row in rows], device=device)
+        ids_BP = torch.tensor([row + [self.pad] * (slots - len(row)) for row in rows], device=device)
         return ids_BP, torch.tensor([len(row) for row in rows], device=device)
 
     def unconditional(self, ids_BP: Tensor) -> Tensor:
@@ -234,23 +248,31 @@ class JanusPro(nn.Module):
 
     # ------------------------------------------------------------ transformer
 
-    def _project(self, layer: Any, x_BSD: Tensor, positions_BS: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Rotated queries and keys, and values: (B, H, S, E)."""
+    def _block(self, layer: Any, x_BSD: Tensor, turns: tuple[Tensor, Tensor], bias: Tensor) -> tuple[Tensor, ...]:
+        """Of a layer: its output (B, S, D), and keys and values, (B, H, S, E) each.
+
+        Args:
+            turns: cosines and sines, each (1 or B, 1, S, E).
+            bias: added to scores, broadcast to (B, 1, S, S).
+        """
         attention = layer.self_attn
-        normed = layer.input_layernorm(x_BSD)
+        normed = norm(layer.input_layernorm, x_BSD)
         shape = (*x_BSD.shape[:2], -1, self.head_dim)
         q, k, v = (
             project(normed).view(shape).transpose(1, 2)
             for project in (attention.q_proj, attention.k_proj, attention.v_proj)
         )
-        cos, sin = self.language_model.rotary_emb(x_BSD, positions_BS)
-        return rotate(q, cos, sin), rotate(k, cos, sin), v
+        k = rotate(k, *turns)
+        seen = F.scaled_dot_product_attention(
+            rotate(q, *turns), k, v, attn_mask=bias, enable_gqa=self.heads != self.key_heads
+        )
+        x_BSD = x_BSD + attention.o_proj(seen.transpose(1, 2).flatten(2))
+        return x_BSD + layer.mlp(norm(layer.post_attention_layernorm, x_BSD)), k, v
 
-    def _finish(self, layer: Any, x_BSD: Tensor, q: Tensor, k: Tensor, v: Tensor, visible: Tensor) -> Tensor:
-        """Attention over `visible` keys (bool, broadcast to B, 1, S, keys), then the MLP."""
-        seen = F.scaled_dot_product_attention(q, k, v, attn_mask=visible, enable_gqa=self.heads != self.key_heads)
-        x_BSD = x_BSD + layer.self_attn.o_proj(seen.transpose(1, 2).flatten(2))
-        return x_BSD + layer.mlp(layer.post_attention_layernorm(x_BSD))  # type: ignore[no-any-return]
+    def _turns(self, like: Tensor, positions_BS: Tensor) -> tuple[Tensor, Tensor]:
+        """Cosines and sines of rotary positions, each (B, 1, S, E), in the type of `like`."""
+        cos_BSE, sin_BSE = self.language_model.rotary_emb(like, positions_BS)
+        return cos_BSE[:, None], sin_BSE[:, None]
 
     def hidden(self, texts_B: Sequence[str], tokens_BT: Tensor) -> Tensor:
         """Last hidden states (B, T, D), the one at t predicting token t."""
@@ -258,20 +280,18 @@ class JanusPro(nn.Module):
         rows, prompt = ids_BP.shape
         x_BSD = torch.cat([self.word_vectors(ids_BP), self.begin(rows), self.token_vectors(tokens_BT[:, :-1])], dim=1)
         slots = torch.arange(x_BSD.shape[1], device=ids_BP.device)
-        positions_BS = torch.where(slots < prompt, slots, lengths_B[:, None] + slots - prompt)
+        turns = self._turns(x_BSD, torch.where(slots < prompt, slots, lengths_B[:, None] + slots - prompt))
         own_BS = (slots < lengths_B[:, None]) | (slots >= prompt)
-        # a pad sees itself only, so that its row is finite; nothing sees it
-        visible = (slots <= slots[:, None]) & own_BS[:, None, None, :] | (slots == slots[:, None])
+        bias = attention_bias(causal(own_BS), x_BSD.dtype)
         again = self.recompute == "always" and torch.is_grad_enabled()
         for layer in self.language_model.layers:
             if again:
-                x_BSD = checkpoint(self._block, layer, x_BSD, positions_BS, visible, use_reentrant=False)
+                x_BSD = checkpoint(
+                    lambda *given: self._block(*given)[0], layer, x_BSD, turns, bias, use_reentrant=False
+                )
             else:
-                x_BSD = self._block(layer, x_BSD, positions_BS, visible)
-        return self.language_model.norm(x_BSD[:, prompt:])  # type: ignore[no-any-return]
-
-    def _block(self, layer: Any, x_BSD: Tensor, positions_BS: Tensor, visible: Tensor) -> Tensor:
-        return self._finish(layer, x_BSD, *self._project(layer, x_BSD, positions_BS), visible)
+                x_BSD = self._block(layer, x_BSD, turns, bias)[0]
+        return norm(self.language_model.norm, x_BSD[:, prompt:])
 
     def head(self, hidden: Tensor) -> Tensor:
         """(..., V)."""
@@ -279,10 +299,12 @@ class JanusPro(nn.Module):
 
     # ------------------------------------------------------------ cached decoding
 
+    @torch.no_grad()
     def start(self, texts_B: Sequence[str], *, guided: bool = False, reuse: DecodeState | None = None) -> DecodeState:
         """Each distinct prompt is read once, however many rows it has."""
+        layers = self._cached_layers()
         texts_P, row_of = distinct(texts_B, self.generation_embeddings.weight.device)
-        ids, lengths = self.prompt_ids(texts_P, PROMPT_MULTIPLE)
+        ids, lengths = self.prompt_ids(texts_P, max(self.prompt_slots, self.slots_for(texts_P)))
         if guided:
             row_of = torch.cat([row_of, row_of + len(texts_P)])
             ids, lengths = torch.cat([ids, self.unconditional(ids)]), torch.cat([lengths, lengths])
@@ -298,25 +320,51 @@ class JanusPro(nn.Module):
             tokens=self.grid[0] * self.grid[1],
             reuse=reuse.cache if reuse else None,
         )
-        visible = (slots <= slots[:, None]) & own[:, None, None, :] | (slots == slots[:, None])
+        turns, bias = self._turns(x, slots[None]), attention_bias(causal(own), x.dtype)
         for index, layer in enumerate(self.language_model.layers):
-            q, k, v = self._project(layer, x, slots.expand(len(ids), -1))
+            x, k, v = self._block(layer, x, turns, bias)
             cache.fill(index, k[row_of], v[row_of])
-            x = self._finish(layer, x, q, k, v, visible)
-        if reuse is None or reuse.cache is not cache:
-            return DecodeState(cache=cache, position_R1=lengths[row_of, None])
-        reuse.position_R1.copy_(lengths[row_of, None])
-        return reuse
+        if reuse is not None and reuse.cache is cache:
+            reuse.position_R.copy_(lengths[row_of])
+            reuse.layers = layers
+            return reuse
+        cos_NE, sin_NE = (turn[0, 0] for turn in self._turns(x, torch.arange(cache.slots, device=ids.device)[None]))
+        still_22F = rotations(torch.ones_like(cos_NE[:1]), torch.zeros_like(sin_NE[:1]))[0]
+        return DecodeState(
+            cache=cache,
+            layers=layers,
+            position_R=lengths[row_of],
+            turns_N22F=rotations(cos_NE, sin_NE),
+            still_RK22F=still_22F.expand(len(row_of), self.key_heads, -1, -1, -1),
+        )
 
+    def _cached_layers(self) -> list[CachedLayer]:
+        layers: Any = self.language_model.layers
+        return [
+            CachedLayer(
+                attention_norm=partial(norm, layer.input_layernorm),
+                mlp_norm=partial(norm, layer.post_attention_layernorm),
+                qkv=Joined(layer.self_attn.q_proj, layer.self_attn.k_proj, layer.self_attn.v_proj),
+                out=Joined(layer.self_attn.o_proj),
+                gate_up=Joined(layer.mlp.gate_proj, layer.mlp.up_proj),
+                down=Joined(layer.mlp.down_proj),
+                heads=self.heads,
+            )
+            for layer in layers
+        ]
+
+    @torch.no_grad()
     def step(self, state: DecodeState, tokens_B: Tensor | None) -> Tensor:
-        x = self.begin(len(state.position_R1)) if tokens_B is None else self.token_vectors(tokens_B[:, None])
-        visible = state.cache.open_slot()
-        for index, layer in enumerate(self.language_model.layers):
-            q, k, v = self._project(layer, x, state.position_R1)
-            x = self._finish(layer, x, q, *state.cache.extend(index, k, v), visible)
+        x_RD = self.begin(len(state.position_R))[:, 0] if tokens_B is None else self.token_vectors(tokens_B)
+        turns_R122F = state.turns_N22F.index_select(0, state.position_R)[:, None]
+        turns_RT22F = turns_R122F.expand(-1, self.heads + self.key_heads, -1, -1, -1)
+        turn = partial(turn_halves, turns_RH22F=torch.cat([turns_RT22F, state.still_RK22F], dim=1))
+        state.cache.open_slot()
+        for index, layer in enumerate(state.layers):
+            layer.advance(x_RD, turn, state.cache, index)
         state.cache.close_slot()
-        state.position_R1 += 1
-        return self.head(self.language_model.norm(x[:, 0]))
+        state.position_R += 1
+        return self.head(norm(self.language_model.norm, x_RD))
 
     def work(self) -> Work:
         layers = self.language_model.layers
@@ -369,10 +417,27 @@ def count(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
 
 
-def rotate(x_BHSE: Tensor, cos_BSE: Tensor, sin_BSE: Tensor) -> Tensor:
+def norm(module: Any, x: Tensor) -> Tensor:
+    """What a LlamaRMSNorm computes, in one kernel where there is one for it (on a GPU, torch 2.9 and newer)."""
+    return F.rms_norm(x, x.shape[-1:], module.weight, module.variance_epsilon)
+
+
+def rotate(x_BHSE: Tensor, cos_B1SE: Tensor, sin_B1SE: Tensor) -> Tensor:
     """Rotary positions, halves paired (RoFormer, arXiv 2104.09864, in the layout of Llama's weights)."""
     first, second = x_BHSE.chunk(2, dim=-1)
-    return x_BHSE * cos_BSE[:, None] + torch.cat([-second, first], dim=-1) * sin_BSE[:, None]
+    return x_BHSE * cos_B1SE + torch.cat([-second, first], dim=-1) * sin_B1SE
+
+
+def rotations(cos_NE: Tensor, sin_NE: Tensor) -> Tensor:
+    """(N, 2, 2, F): `rotate` as a product of matrices, [[cos, -sin], [sin, cos]] for each of F = E / 2 pairs."""
+    cos_NF, sin_NF = (table.chunk(2, dim=-1)[0] for table in (cos_NE, sin_NE))
+    return torch.stack([cos_NF, -sin_NF, sin_NF, cos_NF], dim=1).view(len(cos_NE), 2, 2, -1)
+
+
+def turn_halves(x_RN: Tensor, turns_RH22F: Tensor) -> Tensor:
+    """(R, H E) to (R, H, E): every head turned by its matrices, in two kernels."""
+    rows, heads, _, _, pairs = turns_RH22F.shape
+    return (x_RN.view(rows, heads, 1, 2, pairs) * turns_RH22F).sum(dim=3).flatten(2)
 
 
 def byte_tokenizer() -> PreTrainedTokenizerFast:

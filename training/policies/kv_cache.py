@@ -9,18 +9,19 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+
+from .shared import ROW_MULTIPLE, attention_bias, up_to_multiple
 
 
 @dataclass(slots=True, kw_only=True)
 class KVCache:
-    """L layers, R rows, H key heads, S slots, E head width."""
+    """L layers, R rows, K key heads, S slots, E head width."""
 
-    keys_LRHSE: Tensor
-    values_LRHSE: Tensor
-    visible_RS: Tensor
-    """bool: what a row's next token may look at; slots not yet filled are False."""
+    keys_values_LRHSE: Tensor
+    """H = 2 K: the keys of all heads, then the values, so that both are written at once."""
+    bias_RS: Tensor
+    """Added to scores: 0 where a row's next token may look, else -inf, as in slots not yet filled."""
     slot_1: Tensor
     """int64 (1,): the slot that the next token fills."""
     filled: int
@@ -47,44 +48,54 @@ class KVCache:
         caches are never held.
         """
         rows, prompt = prompt_RP.shape
-        shape = (layers, rows, heads, prompt + tokens, width)
-        visible_RS = F.pad(prompt_RP, (0, tokens))
-        if reuse is not None and reuse.keys_LRHSE.shape == shape and reuse.keys_LRHSE.dtype == like.dtype:
-            reuse.visible_RS.copy_(visible_RS)
+        slots = up_to_multiple(prompt + tokens, ROW_MULTIPLE)
+        shape = (layers, rows, 2 * heads, slots, width)
+        bias_RS = torch.cat(
+            [attention_bias(prompt_RP, like.dtype), like.new_full((rows, slots - prompt), -torch.inf)], 1
+        )
+        same = reuse is not None and reuse.keys_values_LRHSE.shape == shape
+        if reuse is not None and same and reuse.keys_values_LRHSE.dtype == like.dtype:
+            reuse.bias_RS.copy_(bias_RS)
             reuse.slot_1.fill_(prompt)
             reuse.filled, reuse.limit = prompt, None
             return reuse
         if reuse is not None:
-            reuse.keys_LRHSE = reuse.values_LRHSE = like.new_empty(0)
+            reuse.keys_values_LRHSE = like.new_empty(0)
         return cls(
-            keys_LRHSE=like.new_zeros(shape),
-            values_LRHSE=like.new_zeros(shape),
-            visible_RS=visible_RS,
+            keys_values_LRHSE=like.new_zeros(shape),
+            bias_RS=bias_RS,
             slot_1=torch.full((1,), prompt, device=like.device),
             filled=prompt,
         )
 
-    def fill(self, layer: int, keys_RHPE: Tensor, values_RHPE: Tensor) -> None:
+    def fill(self, layer: int, keys_RKPE: Tensor, values_RKPE: Tensor) -> None:
         """Keys and values of the whole prompt."""
-        slots = keys_RHPE.shape[2]
-        self.keys_LRHSE[layer, :, :, :slots] = keys_RHPE
-        self.values_LRHSE[layer, :, :, :slots] = values_RHPE
+        heads, slots = keys_RKPE.shape[1:3]
+        self.keys_values_LRHSE[layer, :, :heads, :slots] = keys_RKPE
+        self.keys_values_LRHSE[layer, :, heads:, :slots] = values_RKPE
 
     @property
-    def read(self) -> int:
+    def slots(self) -> int:
+        return self.bias_RS.shape[1]
+
+    @property
+    def _read(self) -> int:
         return self.limit or self.filled + 1
 
-    def open_slot(self) -> Tensor:
-        """Make the current slot visible; what its token may look at, bool (R, 1, 1, slots read)."""
-        self.visible_RS.index_fill_(1, self.slot_1, True)
-        return self.visible_RS[:, None, None, : self.read]
+    @property
+    def bias(self) -> Tensor:
+        """What is added to the scores of the current token, (R, 1, 1, slots read)."""
+        return self.bias_RS[:, None, None, : self._read]
 
-    def extend(self, layer: int, key_RH1E: Tensor, value_RH1E: Tensor) -> tuple[Tensor, Tensor]:
-        """Put the current token's key and value in their slot; all that attention reads, each (R, H, slots read, E)."""
-        keys, values = self.keys_LRHSE[layer], self.values_LRHSE[layer]
-        keys.index_copy_(2, self.slot_1, key_RH1E)
-        values.index_copy_(2, self.slot_1, value_RH1E)
-        return keys[:, :, : self.read], values[:, :, : self.read]
+    def open_slot(self) -> None:
+        """Make the current slot visible."""
+        self.bias_RS.index_fill_(1, self.slot_1, 0.0)
+
+    def extend(self, layer: int, key_value_RH1E: Tensor) -> tuple[Tensor, Tensor]:
+        """Put the current token's key and value in their slot; all that attention reads, each (R, K, slots read, E)."""
+        keys_values = self.keys_values_LRHSE[layer].index_copy_(2, self.slot_1, key_value_RH1E)
+        keys, values = keys_values[:, :, : self._read].chunk(2, dim=1)
+        return keys, values
 
     def close_slot(self) -> None:
         self.slot_1 += 1

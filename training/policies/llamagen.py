@@ -38,10 +38,11 @@ from gcpo_bench.weights import Weights
 
 from ..types import Work
 from . import llamagen_text
+from .cached_layer import CachedLayer, Joined
 from .kv_cache import KVCache
 from .llamagen_text import MAX_TOKENS, TextEncoder
 from .llamagen_vq import ImageDecoder
-from .shared import distinct, fill_normal, widest_state
+from .shared import attention_bias, causal, distinct, fill_normal, up_to_multiple, widest_state
 
 TEMPLATES = {
     "llamagen": "{text}",
@@ -131,18 +132,30 @@ class Block(nn.Module):
         self.attention_norm = nn.RMSNorm(width, eps=NORM_EPSILON)
         self.ffn_norm = nn.RMSNorm(width, eps=NORM_EPSILON)
 
-    def project(self, x_BSD: Tensor, places_2SF: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    def project(self, x_BSD: Tensor, turns_SF: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values, (B, H, S, E) each; without places, queries and keys are 0."""
         shape = (*x_BSD.shape[:2], 3, self.heads, x_BSD.shape[2] // self.heads)
         qkv = self.attention.wqkv(self.attention_norm(x_BSD)).view(shape).permute(2, 0, 3, 1, 4)
-        queries_keys = rotate(qkv[:2], places_2SF) if places_2SF is not None else torch.zeros_like(qkv[:2])
+        queries_keys = turned(qkv[:2], turns_SF) if turns_SF is not None else torch.zeros_like(qkv[:2])
         return queries_keys[0], queries_keys[1], qkv[2]
 
-    def finish(self, x_BSD: Tensor, q: Tensor, k: Tensor, v: Tensor, visible: Tensor) -> Tensor:
-        """Attention over `visible` keys (bool, broadcast to B, H, S, keys), then the MLP."""
-        seen = F.scaled_dot_product_attention(q, k, v, attn_mask=visible)
+    def finish(self, x_BSD: Tensor, q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
+        """Attention, with `bias` added to scores (broadcast to B, H, S, keys), then the MLP."""
+        seen = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
         x_BSD = x_BSD + self.attention.wo(seen.transpose(1, 2).flatten(2))
         return x_BSD + self.feed_forward(self.ffn_norm(x_BSD))  # type: ignore[no-any-return]
+
+    def cached(self) -> CachedLayer:
+        feed_forward = self.feed_forward
+        return CachedLayer(
+            attention_norm=self.attention_norm,
+            mlp_norm=self.ffn_norm,
+            qkv=Joined(self.attention.wqkv),
+            out=Joined(self.attention.wo),
+            gate_up=Joined(feed_forward.w1, feed_forward.w3),
+            down=Joined(feed_forward.w2),
+            heads=self.heads,
+        )
 
 
 class Transformer(nn.Module):
@@ -157,23 +170,22 @@ class Transformer(nn.Module):
         self.output = nn.Linear(size.width, size.codes, bias=False)
 
 
-def rotate(x_xSE: Tensor, places_2SF: Tensor) -> Tensor:
-    """Rotary positions (RoFormer, arXiv 2104.09864), neighbours paired; in the precision of `places_2SF`."""
-    cos_SF, sin_SF = places_2SF
-    even, odd = x_xSE[..., 0::2], x_xSE[..., 1::2]
-    turned = torch.stack([even * cos_SF - odd * sin_SF, odd * cos_SF + even * sin_SF], dim=-1)
-    return turned.flatten(-2).type_as(x_xSE)
+def turned(x_xE: Tensor, turns_xF: Tensor) -> Tensor:
+    """Rotary positions (RoFormer, arXiv 2104.09864): each of F = E / 2 pairs of neighbours, taken for a complex number,
+    times its turn; in the precision of `turns_xF`."""
+    pairs_xF = torch.view_as_complex(x_xE.to(turns_xF.dtype.to_real()).view(*x_xE.shape[:-1], turns_xF.shape[-1], 2))
+    return torch.view_as_real(pairs_xF * turns_xF).flatten(-2).type_as(x_xE)
 
 
 @lru_cache(maxsize=16)
 def places(side: int, head_dim: int, device: torch.device, dtype: torch.dtype) -> Tensor:
-    """Cosines and sines (2, T, head_dim / 2) of a square image: half the pairs turn by the row, half by the column."""
+    """Turns of a square image, complex (T, head_dim / 2): half the pairs turn by the row, half by the column."""
     with torch.inference_mode(False):  # kept for later calls, which may need it for a gradient
         pairs = head_dim // 4
         rates_F = ROTARY_BASE ** -(torch.arange(pairs, dtype=torch.float64) / pairs)
         angles_SF = torch.arange(side, dtype=torch.float64)[:, None] * rates_F
         angles_TF = torch.cat([angles_SF.repeat_interleave(side, dim=0), angles_SF.repeat(side, 1)], dim=1)
-        return torch.stack([angles_TF.cos(), angles_TF.sin()]).to(device, dtype)
+        return torch.complex(angles_TF.cos().to(device, dtype), angles_TF.sin().to(device, dtype))
 
 
 # ---------------------------------------------------------------- policy
@@ -196,7 +208,9 @@ class DecodeState:
     """R rows, unconditional ones last, if any; slots of the prompt and then of the image."""
 
     cache: KVCache
-    prompt_slots: int
+    layers: Sequence[CachedLayer]
+    turns_S31F: Tensor
+    """Complex: what turns the queries, keys and values of the token in a slot; values by nothing."""
     first_RD: Tensor
     """Hidden state that predicts the first token, with which nothing is read."""
 
@@ -220,6 +234,8 @@ class LlamaGen(nn.Module):
     """Where low-rank adapters go."""
     fixed_shapes = True
     """A step can be recorded: see `gcpo_bench.training.graphs`."""
+    prompt_slots = 0
+    """Least slots of a prompt in a cached decode: see `gcpo_bench.training.decoding.keep_one_layout`."""
 
     def __init__(self, size: Size, text: TextEncoder, template: str = "llamagen") -> None:
         super().__init__()
@@ -266,32 +282,34 @@ class LlamaGen(nn.Module):
 
     # ------------------------------------------------------------ prompts
 
-    def captions(self, texts_P: Sequence[str]) -> tuple[Tensor, Tensor]:
+    def slots_for(self, texts: Sequence[str]) -> int:
+        """What `start` pads these prompts to."""
+        return _slots(max(self.text.length(self.template.format(text=text)) for text in texts))
+
+    def captions(self, texts_P: Sequence[str], slots: int = 0) -> tuple[Tensor, Tensor]:
         """States of the text encoder (P, S, C), padded on the left, and bool (P, S): which slots hold one."""
         weight = self.transformer.tok_embeddings.weight
         states = [self.text(self.template.format(text=text), weight.device) for text in texts_P]
-        slots = min(-(-max(map(len, states)) // PROMPT_MULTIPLE) * PROMPT_MULTIPLE, MAX_TOKENS)
+        slots = max(slots, _slots(max(map(len, states))))
         captions_PSC = weight.new_zeros(len(states), slots, self.size.caption)
         for caption_SC, own in zip(captions_PSC, states, strict=True):
             caption_SC[slots - len(own) :] = own
         lengths_P = torch.tensor([len(own) for own in states], device=weight.device)
         return captions_PSC, torch.arange(slots, device=weight.device) >= slots - lengths_P[:, None]
 
-    def read(self, texts_P: Sequence[str], *, guided: bool = False) -> Prompts:
-        """With `guided`, as many prompts again follow that are only as long as these."""
-        captions_PSC, visible_PS = self.captions(texts_P)
+    def read(self, texts_P: Sequence[str], *, guided: bool = False, slots: int = 0) -> Prompts:
+        """In at least so many slots. With `guided`, as many prompts again follow that are only as long as these."""
+        captions_PSC, visible_PS = self.captions(texts_P, slots)
         embedder = self.transformer.cls_embedding
-        slots = torch.arange(visible_PS.shape[1], device=visible_PS.device)
         if guided:
-            unknown_PSC = embedder.uncond_embedding[-len(slots) :].expand_as(captions_PSC)
+            unknown_PSC = embedder.uncond_embedding[-visible_PS.shape[1] :].expand_as(captions_PSC)
             captions_PSC, visible_PS = torch.cat([captions_PSC, unknown_PSC]), torch.cat([visible_PS, visible_PS])
-        # a pad sees itself only, so that its row is finite; nothing sees it
-        visible = (slots <= slots[:, None]) & visible_PS[:, None, None, :] | (slots == slots[:, None])
+        bias = attention_bias(causal(visible_PS), captions_PSC.dtype)
         x_PSD = embedder.cap_proj(captions_PSC)
         keys_values = []
         for layer in self._layers():
             q, k, v = layer.project(x_PSD, None)
-            x_PSD = layer.finish(x_PSD, q, k, v, visible)
+            x_PSD = layer.finish(x_PSD, q, k, v, bias)
             keys_values.append((k, v))
         hidden_PD = self.transformer.norm(x_PSD[:, -1])
         return Prompts(keys_values=keys_values, visible_PS=visible_PS, hidden_PD=hidden_PD)
@@ -300,7 +318,7 @@ class LlamaGen(nn.Module):
         return self.transformer.layers  # type: ignore[return-value]
 
     def _places(self) -> Tensor:
-        """(2, T, head_dim / 2), float32 also where the weights are bfloat16."""
+        """(T, head_dim / 2), in float32 also where the weights are bfloat16."""
         weight = self.transformer.tok_embeddings.weight
         dtype = torch.promote_types(weight.dtype, torch.float32)
         return places(self.size.side, self.size.width // self.size.heads, weight.device, dtype)
@@ -313,16 +331,17 @@ class LlamaGen(nn.Module):
         prompts = self.read(texts_P)
         x_BSD = self.transformer.tok_embeddings(tokens_BT[:, :-1])
         length = x_BSD.shape[1]
-        places_2SF = self._places()[:, :length]
+        turns_SF = self._places()[:length]
         before_SS = torch.ones(length, length, dtype=torch.bool, device=tokens_BT.device).tril()
         prompt_BSS = prompts.visible_PS[prompt_B, None].expand(-1, length, -1)
         visible = torch.cat([prompt_BSS, before_SS.expand(len(texts_B), -1, -1)], dim=-1)[:, None]
+        bias = attention_bias(visible, x_BSD.dtype)
         again = self.recompute == "always" and torch.is_grad_enabled()
 
         def image_layer(layer: Block, x_BSD: Tensor, prompt_keys: Tensor, prompt_values: Tensor) -> Tensor:
-            q, k, v = layer.project(x_BSD, places_2SF)
+            q, k, v = layer.project(x_BSD, turns_SF)
             keys, values = torch.cat([prompt_keys[prompt_B], k], dim=2), torch.cat([prompt_values[prompt_B], v], dim=2)
-            return layer.finish(x_BSD, q, keys, values, visible)
+            return layer.finish(x_BSD, q, keys, values, bias)
 
         for layer, (keys, values) in zip(self._layers(), prompts.keys_values, strict=True):
             if again:
@@ -337,12 +356,14 @@ class LlamaGen(nn.Module):
 
     # ------------------------------------------------------------ cached decoding
 
+    @torch.no_grad()
     def start(self, texts_B: Sequence[str], *, guided: bool = False, reuse: DecodeState | None = None) -> DecodeState:
         """Each distinct prompt is read once, however many rows it has."""
+        layers = [layer.cached() for layer in self._layers()]
         texts_P, prompt_R = distinct(texts_B, self.transformer.tok_embeddings.weight.device)
         if guided:
             prompt_R = torch.cat([prompt_R, prompt_R + len(texts_P)])
-        prompts = self.read(texts_P, guided=guided)
+        prompts = self.read(texts_P, guided=guided, slots=self.prompt_slots)
         cache = KVCache.laid_out(
             prompts.hidden_PD,
             layers=self.size.layers,
@@ -355,22 +376,30 @@ class LlamaGen(nn.Module):
         for index, (keys, values) in enumerate(prompts.keys_values):
             cache.fill(index, keys[prompt_R], values[prompt_R])
         first_RD = prompts.hidden_PD[prompt_R]
-        if reuse is None or reuse.cache is not cache:
-            return DecodeState(cache=cache, prompt_slots=prompts.visible_PS.shape[1], first_RD=first_RD)
-        reuse.first_RD = first_RD
-        return reuse
+        if reuse is not None and reuse.cache is cache:
+            reuse.layers, reuse.first_RD = layers, first_RD
+            return reuse
+        turns_TF = self._places()
+        turns_SF = torch.cat([turns_TF.new_ones(cache.filled, turns_TF.shape[1]), turns_TF])
+        turns_S3F = torch.stack([turns_SF, turns_SF, torch.ones_like(turns_SF)], dim=1)
+        return DecodeState(cache=cache, layers=layers, turns_S31F=turns_S3F[:, :, None], first_RD=first_RD)
 
+    @torch.no_grad()
     def step(self, state: DecodeState, tokens_B: Tensor | None) -> Tensor:
         if tokens_B is None:
             return self.head(state.first_RD)
-        x = self.transformer.tok_embeddings(tokens_B[:, None])
-        places_21F = self._places().index_select(1, state.cache.slot_1 - state.prompt_slots)
-        visible = state.cache.open_slot()
-        for index, layer in enumerate(self._layers()):
-            q, k, v = layer.project(x, places_21F)
-            x = layer.finish(x, q, *state.cache.extend(index, k, v), visible)
+        x_RD = self.transformer.tok_embeddings(tokens_B)
+        turns_131F = state.turns_S31F.index_select(0, state.cache.slot_1)
+
+        def turn(qkv_RN: Tensor) -> Tensor:
+            qkv_R3HE = qkv_RN.view(len(x_RD), 3, self.size.heads, -1)
+            return turned(qkv_R3HE, turns_131F).flatten(1, 2)
+
+        state.cache.open_slot()
+        for index, layer in enumerate(state.layers):
+            layer.advance(x_RD, turn, state.cache, index)
         state.cache.close_slot()
-        return self.head(self.transformer.norm(x[:, 0]))
+        return self.head(self.transformer.norm(x_RD))
 
     def work(self) -> Work:
         return Work(
@@ -403,6 +432,10 @@ class LlamaGen(nn.Module):
         parts = [self.vqmodel(part).float().cpu().numpy() for part in torch.split(codes_BHW, DECODE_ROWS)]
         pixels_BYXC = np.concatenate(parts).transpose(0, 2, 3, 1)
         return (127.5 * pixels_BYXC + 128).clip(0, 255).astype(np.uint8)  # rounds to the nearest, as released
+
+
+def _slots(tokens: int) -> int:
+    return min(up_to_multiple(tokens, PROMPT_MULTIPLE), MAX_TOKENS)
 
 
 def count(module: nn.Module) -> int:

@@ -67,16 +67,25 @@ class TextEncoder:
             self._states.move_to_end(text)
             return self._states[text].to(device)
 
-    def _read(self, text: str, device: torch.device) -> Tensor:
+    def length(self, text: str) -> int:
+        """Tokens of `text`, which is not read; at most `MAX_TOKENS`."""
+        with self._lock:
+            return min(len(self._ids(text)), MAX_TOKENS)
+
+    def _ids(self, text: str) -> list[int]:
         if self._encoder is None:
             self._encoder = self._load()
-        tokenizer, model = self._encoder
-        ids = tokenizer(clean(clean(text))).input_ids
+        return self._encoder[0](clean(clean(text))).input_ids  # type: ignore[no-any-return]
+
+    def _read(self, text: str, device: torch.device) -> Tensor:
+        ids = self._ids(text)
         if len(ids) > MAX_TOKENS:
             raise ConfigError(
                 f"a prompt of {len(ids)} text tokens, and LlamaGen reads {MAX_TOKENS}: {text[:60]!r}...",
                 hint="shorten the prompt, or leave it out of the prompt set",
             )
+        assert self._encoder is not None
+        model = self._encoder[1]
         # normal tensors also where the caller is in inference mode: a later update may need them
         with torch.inference_mode(False), torch.no_grad():
             model.to(device)  # type: ignore[arg-type]
