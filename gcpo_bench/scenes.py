@@ -75,7 +75,8 @@ WORLDS = {world.name: world for world in (World("scenes-12", 12, (12,), 4), Worl
 
 def get_world(name: str) -> World:
     if name not in WORLDS:
-        raise ConfigError(f"unknown world {name!r}", hint=did_you_mean(name, WORLDS))
+        others = "other models need another benchmark: -o evaluation.benchmark=geneval, or a --preset of theirs"
+        raise ConfigError(f"unknown world {name!r}", hint=f"{did_you_mean(name, WORLDS)}; {others}")
     return WORLDS[name]
 
 

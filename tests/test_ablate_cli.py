@@ -210,5 +210,25 @@ def test_a_dry_run_says_what_it_would_cost_and_writes_nothing(cli: Cli, tmp_path
     result = cli("ablate", "--ratio", "0.1", "--seeds", "0", "--model", "scenes-8", "--dry-run")
     assert result.code == 0
     assert "12 cells" in result.out
-    assert "core-hours" in result.err
+    assert "core-hours, one step measured here" in result.err
     assert not list(tmp_path.iterdir())
+
+
+def test_the_dry_run_of_a_large_model_gives_the_floor_and_what_is_missing(
+    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GCPO_BENCH_HOME", str(tmp_path / "home"))
+    preset = ("--preset", "janus-pro-1b-gcpo-geneval", "-o", "policy.random_init=true")
+    result = cli("ablate", "--ratio", "0.1", "--seeds", "0", *preset, "--dry-run")
+    assert result.code == 0, result.err
+    said = " ".join(result.err.split())
+    assert "hours of an H200, the floor of" in said
+    assert "measured here" not in said
+    assert "detectable: not known before the prompts of the evaluation are here" in said
+    for command in ("data fetch geneval", "models fetch geneval-server"):
+        assert f"gcpo-bench {command}" in said
+    planned = json.loads(cli("ablate", "--ratio", "0.1", "--seeds", "0", *preset, "--dry-run", "--json").out)
+    assert planned["seconds_measured"] is False
+    assert planned["missing"]
+    assert refused(cli("ablate", "--ratio", "0.1", "--seeds", "0", *preset), 4)
+    assert not (tmp_path / "runs").exists(), "what all cells would fail for is told before there is a grid"

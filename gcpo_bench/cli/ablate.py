@@ -85,6 +85,8 @@ def ablate_command(
         print_design(wanted, cells, parallel, runs_dir, as_json=as_json)
         return
     options = _options(executor_option or [])
+    if executor == "local" and not follow:
+        _require(cells, runs_dir)
     _run(cells, executor, parallel, runs_dir, options, follow=follow, retry=retry)
     if not no_report:
         _report(cells, runs_dir, out)
@@ -163,6 +165,15 @@ def _expand(plan: Plan, runs_dir: Path, *, num_threads: int) -> list[Cell]:
 
 
 # ---------------------------------------------------------------- running
+
+
+def _require(cells: Sequence[Cell], runs_dir: Path) -> None:
+    """What all cells would fail for on this machine is told once, before there is anything."""
+    from .design import is_done
+    from .work import require
+
+    if left := [cell for cell in cells if cell.config.num_steps and not is_done(cell, runs_dir)]:
+        require(left[0].config, runs_dir)
 
 
 def _options(texts: Sequence[str]) -> dict[str, str]:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .output import duration, note, print_json, print_table, size
+from .work import benchmark
 
 if TYPE_CHECKING:
     from gcpo_bench.ablations import Cell, Plan
@@ -34,6 +35,8 @@ def parse_points(text: str) -> float:
 
 def print_design(plan: Plan, cells: Sequence[Cell], parallel: int, runs_dir: Path, *, as_json: bool) -> None:
     """Cells, time, bytes, and the difference that would be found four times out of five."""
+    from gcpo_bench.errors import CorruptDataError, PrerequisiteError
+    from gcpo_bench.training import preflight
     from gcpo_bench.training.estimate import estimate
 
     trained = [cell for cell in cells if cell.config.num_steps]
@@ -43,7 +46,12 @@ def print_design(plan: Plan, cells: Sequence[Cell], parallel: int, runs_dir: Pat
     bytes_on_disk = cost.bytes_on_disk * len(open_cells)
     spread, source = spread_for(cells, runs_dir)
     of_shares = has_shares(trained[0])
-    design = design_of(plan, trained[0]) if of_shares else None
+    missing: list[PrerequisiteError | CorruptDataError] = preflight.missing(trained[0].config, runs_dir)
+    design = None
+    try:
+        design = design_of(plan, trained[0]) if of_shares else None
+    except (PrerequisiteError, CorruptDataError) as error:
+        missing.append(error)
     detectable = design.detectable(spread) if design else None
     if as_json:
         print_json(
@@ -51,10 +59,12 @@ def print_design(plan: Plan, cells: Sequence[Cell], parallel: int, runs_dir: Pat
                 "plan": plan.name,
                 "cells": [{"id": cell.id, "run": cell.name, "done": is_done(cell, runs_dir)} for cell in cells],
                 "seconds_per_step": cost.seconds_per_step,
-                "core_hours": seconds / 3600,
+                "seconds_measured": cost.measured,
+                "hours": seconds / 3600,
                 "wall_seconds": seconds / parallel,
                 "bytes": bytes_on_disk,
                 "detectable": detectable,
+                "missing": [str(error) for error in missing],
                 "spread": {"seed": spread.seed, "prompt": spread.prompt, "image": spread.image, "from": source}
                 if of_shares
                 else None,
@@ -76,10 +86,15 @@ def print_design(plan: Plan, cells: Sequence[Cell], parallel: int, runs_dir: Pat
         ],
         title=f"{len(cells)} cells",
     )
+    about, unit = (
+        ("about", "core-hours, one step measured here")
+        if cost.measured
+        else ("at least", "hours of an H200, the floor of its arithmetic and memory")
+    )
     note(
-        f"training: {seconds / 3600:.1f} core-hours for {len(open_cells)} runs, one step measured here "
-        f"({cost.seconds_per_step:.2f} s); about {duration(seconds / parallel)} with {parallel} at once, evaluation on "
-        f"top; {size(bytes_on_disk)} on disk"
+        f"training: {about} {seconds / 3600:.1f} {unit} ({cost.seconds_per_step:.2f} s a step), for {len(open_cells)} "
+        f"runs; {about} {duration(seconds / parallel)} with {parallel} at once, evaluation on top; "
+        f"{size(bytes_on_disk)} on disk"
     )
     if design and detectable is not None:
         seeds = "1 seed" if design.seeds == 1 else f"{design.seeds} seeds"
@@ -88,8 +103,12 @@ def print_design(plan: Plan, cells: Sequence[Cell], parallel: int, runs_dir: Pat
             f"detectable: a true difference of {100 * detectable:.1f} points between {about}, four times out of five "
             f"({seeds}, {design.prompts} prompts, {design.images} images of each; spread {source})"
         )
+    elif of_shares:
+        note("detectable: not known before the prompts of the evaluation are here")
     else:
         note(f"detectable: {NO_SHARES.format(trained[0].config.evaluation.benchmark)}")
+    for lacking in missing:
+        note(f"missing: {lacking}: {lacking.hint}")
     note("nothing was written")
 
 
@@ -124,19 +143,15 @@ def enough_seeds(plan: Plan, cells: Sequence[Cell], effect: float, runs_dir: Pat
 
 def has_shares(cell: Cell) -> bool:
     """Whether what the cell is evaluated on says right or wrong: only for that the spread is known."""
-    from gcpo_bench.registry import BENCHMARKS
-
-    benchmark = BENCHMARKS.load(cell.config.evaluation.benchmark)(world=cell.config.policy.name)
-    return getattr(benchmark, "headline", "correct") == "correct"
+    return getattr(benchmark(cell.config), "headline", "correct") == "correct"
 
 
 def design_of(plan: Plan, cell: Cell) -> Design:
     from gcpo_bench.evaluators.runner import first_per_task
-    from gcpo_bench.registry import BENCHMARKS
     from gcpo_bench.reports.design import Design
 
     evaluation = cell.config.evaluation
-    prompts = BENCHMARKS.load(evaluation.benchmark)(world=cell.config.policy.name).prompts()
+    prompts = benchmark(cell.config).prompts()
     return Design(
         seeds=len(plan.seeds),
         prompts=len(first_per_task(prompts, evaluation.prompts_per_task)),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -14,6 +14,7 @@ from .output import note
 
 if TYPE_CHECKING:
     from gcpo_bench.ablations import Cell
+    from gcpo_bench.config import RunConfig
     from gcpo_bench.ledger import Claim, Ledger
     from gcpo_bench.runs import Run
 
@@ -80,6 +81,21 @@ def run_cell(cell: Cell, runs_dir: Path) -> None:
     evaluate_run(_start(cell, runs_dir) if cell.config.num_steps == 0 else _trained(cell, runs_dir))
 
 
+def require(config: RunConfig, runs_dir: Path) -> None:
+    """Raises what would keep this machine from training or, hours later, from evaluating the run."""
+    from gcpo_bench.training import preflight
+
+    preflight.require(config, runs_dir)
+    benchmark(config).prompts()
+
+
+def benchmark(config: RunConfig) -> Any:
+    """That of the run's own evaluation."""
+    from gcpo_bench.registry import BENCHMARKS
+
+    return BENCHMARKS.load(config.evaluation.benchmark)(world=config.policy.name)
+
+
 def _start(cell: Cell, runs_dir: Path) -> Run:
     from gcpo_bench.training.starts import start_run
 
@@ -90,10 +106,9 @@ def _trained(cell: Cell, runs_dir: Path) -> Run:
     from gcpo_bench import runs
     from gcpo_bench.errors import RunError
     from gcpo_bench.resolve import config_diff
-    from gcpo_bench.training import preflight
     from gcpo_bench.training.loop import train
 
-    preflight.require(cell.config, runs_dir)
+    require(cell.config, runs_dir)
     if not (runs_dir / cell.name).exists():
         run = runs.create(runs_dir, cell.name, cell.config)
     else:
