@@ -153,7 +153,8 @@ def test_a_folder_loads_with_the_activation_asked_for(tmp_path: Path, model: CLI
         want: Any = model.get_image_features(
             pixel_values=torch.from_numpy(preprocess(Image.new("RGB", (9, 9)), 32))[None]
         )
-    assert torch.equal(outputs[0], want.pooler_output)
+    # weights read from a file lie elsewhere in memory, and matrix products of some CPUs then round otherwise
+    torch.testing.assert_close(outputs[0], want.pooler_output, rtol=1e-5, atol=1e-5)
 
 
 def test_a_folder_that_states_another_activation_is_refused(tmp_path: Path) -> None:
