@@ -211,6 +211,21 @@ def test_a_run_records_once(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
 
 @pytest.mark.parametrize("name", MODELS)
 @torch.no_grad()
+def test_the_memory_of_a_cache_of_as_many_slots_serves_prompts_of_another_length(name: str) -> None:
+    policy = make_policy(name)
+    noise = uniforms(policy, 3)
+    found, laid_out = [], []
+    for more in (2, 10):
+        policy.prompt_slots = policy.slots_for(TEXTS) + more
+        found.append(sample(policy, TEXTS, noise, guidance_scale=3.0, graphs=True))
+        laid_out.append(decoding._DECODERS[policy][1].state.cache)
+    assert laid_out[0] is laid_out[1]
+    assert torch.equal(found[0].tokens_BT, found[1].tokens_BT)
+    torch.testing.assert_close(found[0].logprobs_BT, found[1].logprobs_BT, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("name", MODELS)
+@torch.no_grad()
 def test_forced_tokens_are_put_in_place_of_drawn_ones(name: str) -> None:
     policy, noise = make_policy(name), uniforms(make_policy(name), 3)
     plain = sample(policy, TEXTS, noise).tokens_BT

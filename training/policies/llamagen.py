@@ -376,13 +376,15 @@ class LlamaGen(nn.Module):
         for index, (keys, values) in enumerate(prompts.keys_values):
             cache.fill(index, keys[prompt_R], values[prompt_R])
         first_RD = prompts.hidden_PD[prompt_R]
+        turns_TF = self._places()
+        turns_SF = torch.ones(cache.slots, turns_TF.shape[1], dtype=turns_TF.dtype, device=turns_TF.device)
+        turns_SF[cache.filled :][: len(turns_TF)] = turns_TF[: cache.slots - cache.filled]
+        turns_S31F = torch.stack([turns_SF, turns_SF, torch.ones_like(turns_SF)], dim=1)[:, :, None]
         if reuse is not None and reuse.cache is cache:
             reuse.layers, reuse.first_RD = layers, first_RD
+            reuse.turns_S31F.copy_(turns_S31F)
             return reuse
-        turns_TF = self._places()
-        turns_SF = torch.cat([turns_TF.new_ones(cache.filled, turns_TF.shape[1]), turns_TF])
-        turns_S3F = torch.stack([turns_SF, turns_SF, torch.ones_like(turns_SF)], dim=1)
-        return DecodeState(cache=cache, layers=layers, turns_S31F=turns_S3F[:, :, None], first_RD=first_RD)
+        return DecodeState(cache=cache, layers=layers, turns_S31F=turns_S31F, first_RD=first_RD)
 
     @torch.no_grad()
     def step(self, state: DecodeState, tokens_B: Tensor | None) -> Tensor:
