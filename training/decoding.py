@@ -98,14 +98,17 @@ def _stepwise(
     policy: Policy, texts_B: Sequence[str], uniforms_TB: Tensor, forced_TB: Tensor | None, settings: Distribution
 ) -> list[Tensor]:
     state = policy.start(texts_B, guided=settings.guided)
-    tokens_B: Tensor | None = None
-    found = []
+    # laid out before: small results that stay, each between two steps' large ones, would keep the C library from giving
+    # the large ones' memory to the next step
+    tokens_TB = torch.empty_like(uniforms_TB, dtype=torch.int64)
+    logprobs_TB, entropy_TB = torch.empty_like(uniforms_TB), torch.empty_like(uniforms_TB)
+    before_R: Tensor | None = None
     for token, uniforms_B in enumerate(uniforms_TB):
-        before = torch.cat([tokens_B, tokens_B]) if settings.guided and tokens_B is not None else tokens_B
         forced_B = None if forced_TB is None else forced_TB[token]
-        found.append(settings.choose(policy.step(state, before), uniforms_B, forced_B))
-        tokens_B = found[-1][0]
-    return [torch.stack(values) for values in zip(*found, strict=True)]
+        chosen = settings.choose(policy.step(state, before_R), uniforms_B, forced_B)
+        tokens_TB[token], logprobs_TB[token], entropy_TB[token] = chosen
+        before_R = tokens_TB[token].repeat(1 + settings.guided)
+    return [tokens_TB, logprobs_TB, entropy_TB]
 
 
 _DECODERS: WeakKeyDictionary[Policy, tuple[object, GraphedDecoder]] = WeakKeyDictionary()
