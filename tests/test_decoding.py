@@ -73,7 +73,7 @@ def test_a_layer_launches_few_kernels(
             counts.append(kernels.count)
         found[layers] = counts[2] - counts[1]
     assert (found[3] - found[1]) / 2 == per_layer
-    assert found[1] - per_layer <= 27  # reading and writing the token, guidance, the draw and what is recorded of it
+    assert found[1] - per_layer <= 30  # reading and writing the token, guidance, the draw and what is recorded of it
 
 
 def test_views_and_memory_are_no_kernels_and_a_norm_is_one() -> None:
