@@ -39,6 +39,8 @@ MEET = timedelta(minutes=5)
 """How long processes wait for each other at the start."""
 WAIT = timedelta(minutes=30)
 """How long one may be slower than another, as while a checkpoint is written; then a lost machine is noticed."""
+LET_GO_S = 0.1
+"""Before connections close."""
 LISTEN_S = 5.0
 """How long processes that fail wait for the one that tells why, and the one that keeps the store for the others."""
 FAILURE, TOLD, HEARD = "gcpo-bench/failure", "gcpo-bench/told", "gcpo-bench/heard"
@@ -225,6 +227,9 @@ class World:
         # modules of torch keep the group of all as a default argument, and with it its connections: those of the group
         # for small things close here, and the others notice
         if self._talk is not None:
+            # gloo's threads let go of what they sent a moment after it arrived, and need Python's lock for it; torch
+            # 2.7 seems to wait for them with that lock held, and a process then never ended
+            time.sleep(LET_GO_S)
             talk, self._talk = self._talk, None
             dist.destroy_process_group(talk)
         if dist.is_initialized():
