@@ -20,6 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .policies.shared import up_to_multiple
 from .types import Policy
 
 BUCKET = 128
@@ -106,7 +107,7 @@ class GraphedDecoder:
         first, slots = state.cache.filled, state.cache.slots
         self._keep(self.policy.step(state, None))
         for token in range(1, len(uniforms_TB)):
-            limit = min(-(-(first + token + 1) // BUCKET) * BUCKET, slots)
+            limit = min(up_to_multiple(first + token + 1, BUCKET), slots)
             if limit not in self.graphs:
                 self.graphs[limit] = self._record(limit)
             self.graphs[limit].replay()

@@ -90,21 +90,10 @@ def bench_command(
     if _handed_over(record, out, as_json=as_json):
         return
     first = rows[0]["seconds"]
+    measured = ("seconds>", "fastest>", "tokens/s>", "images/s>", "memory>", "floor>", "of floor>", "speed-up>")
+    kernels = ("kernels/token>",) if part is Part.rollout else ()
     print_table(
-        (
-            *(
-                "variant",
-                "seconds>",
-                "fastest>",
-                "tokens/s>",
-                "images/s>",
-                "memory>",
-                "floor>",
-                "of floor>",
-                "speed-up>",
-            ),
-            *(("kernels/token>",) if part is Part.rollout else ()),
-        ),
+        ("variant", *measured, *kernels),
         [
             (
                 row["variant"],
@@ -116,7 +105,7 @@ def bench_command(
                 f"{row['floor_s']:.3g} s" if row["floor_s"] else "-",
                 f"{row['ratio_to_floor']:.2f}x" if row["ratio_to_floor"] else "-",
                 f"{first / row['seconds']:.2f}x",
-                *((f"{row['kernels_per_token']:,}",) if part is Part.rollout else ()),
+                *(f"{row['kernels_per_token']:,}" for _ in kernels),
             )
             for row in rows
         ],

@@ -86,14 +86,14 @@ def print_design(plan: Plan, cells: Sequence[Cell], parallel: int, runs_dir: Pat
         ],
         title=f"{len(cells)} cells",
     )
-    about, unit = (
+    bound, unit = (
         ("about", "core-hours, one step measured here")
         if cost.measured
         else ("at least", "hours of an H200, the floor of its arithmetic and memory")
     )
     note(
-        f"training: {about} {seconds / 3600:.1f} {unit} ({cost.seconds_per_step:.2f} s a step), for {len(open_cells)} "
-        f"runs; {about} {duration(seconds / parallel)} with {parallel} at once, evaluation on top; "
+        f"training: {bound} {seconds / 3600:.1f} {unit} ({cost.seconds_per_step:.2f} s a step), for {len(open_cells)} "
+        f"runs; {bound} {duration(seconds / parallel)} with {parallel} at once, evaluation on top; "
         f"{size(bytes_on_disk)} on disk"
     )
     if design and detectable is not None:

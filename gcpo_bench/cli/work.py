@@ -91,9 +91,9 @@ def require(config: RunConfig, runs_dir: Path) -> None:
 
 def benchmark(config: RunConfig) -> Any:
     """That of the run's own evaluation."""
-    from gcpo_bench.registry import BENCHMARKS
+    from gcpo_bench.evaluators.runner import make_benchmark
 
-    return BENCHMARKS.load(config.evaluation.benchmark)(world=config.policy.name)
+    return make_benchmark(config.evaluation.benchmark, config.policy.name)
 
 
 def _start(cell: Cell, runs_dir: Path) -> Run:
