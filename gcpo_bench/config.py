@@ -116,8 +116,9 @@ class LossConfig(Config):
     clip_epsilon: float = Field(0.2, gt=0, lt=1)
     """Ratio clipping; inert with one update a rollout."""
     kl_tokens: Literal["selected", "all"] = "selected"
-    normalizer: Literal["selected", "all"] = "selected"
-    """What the policy term is divided by: the number of selected tokens, or of all."""
+    normalizer: Literal["selected", "all", "per-image"] = "selected"
+    """What the terms are divided by: the number of tokens they cover, of all, or of each image's own first, as printed:
+    a mean over images of the means over their selected tokens."""
 
 
 class AdvantageConfig(Config):

@@ -11,11 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from gcpo_bench.config import LossConfig
+from gcpo_bench.config import LossConfig, RunConfig
 from gcpo_bench.errors import TrainingError
-from gcpo_bench.training.losses import denominators, policy_loss
+from gcpo_bench.methods import get_method
+from gcpo_bench.training.losses import denominators, image_counts, policy_loss
 from gcpo_bench.training.types import Batch, LossOutput, Weighting
-from gcpo_bench.training.weighting import Confidence, Prefix, Uniform
+from gcpo_bench.training.weighting import Confidence, Prefix, Uniform, build_weighting
 
 from .reference import objective
 from .reference.inputs import make_batch
@@ -65,6 +66,50 @@ def test_official_gradient_equals_its_closed_form(spread: float, num_tokens: int
         beta=0.04,
     )
     torch.testing.assert_close(gradient_BT, torch.tensor(expected, dtype=torch.float64), atol=1e-10, rtol=0)
+
+
+def normalized(batch: Batch, loss_config: LossConfig) -> Batch:
+    """The batch with the denominators that an update with this configuration has."""
+    policy, kl = denominators(batch.selected_BT, loss_config.kl_tokens, loss_config.normalizer)
+    counts_B = image_counts(batch.selected_BT, loss_config.normalizer)
+    return dataclasses.replace(batch, policy_denominator=policy, kl_denominator=kl, image_counts_B=counts_B)
+
+
+@pytest.mark.parametrize("spread", SPREADS)
+@pytest.mark.parametrize("empty", [False, True])
+def test_the_printed_method_is_a_mean_over_images_of_the_means_over_their_selected_tokens(
+    spread: float, empty: bool
+) -> None:
+    method = RunConfig.model_validate(get_method("gcpo-paper").settings)
+    logprobs_BT, batch = make_batch(5, 64, seed=3, spread=spread)
+    batch.selected_BT[1, 20:] = False  # as where an image's sets overlap
+    if empty:
+        batch.selected_BT[2] = False
+    assert len(set(batch.selected_BT.sum(dim=1).tolist())) >= 4
+    weighting = build_weighting(method.weighting)
+    loss_config = method.loss.model_copy(update={"beta": 0.04})
+    output, gradient_BT = loss_and_gradient(logprobs_BT, normalized(batch, loss_config), weighting, loss_config)
+    leaf_BT = logprobs_BT.clone().requires_grad_()
+    expected = objective.printed_loss(leaf_BT, batch.ref_logprobs_BT, batch.advantages_B, batch.selected_BT, 0.04)
+    (expected_gradient_BT,) = torch.autograd.grad(expected, leaf_BT)
+    assert abs(float(output.loss.detach() - expected.detach())) < 1e-10
+    torch.testing.assert_close(gradient_BT, expected_gradient_BT, atol=1e-10, rtol=0)
+    if spread:  # dividing once over all rows is another loss here
+        once = loss_config.model_copy(update={"normalizer": "selected"})
+        other, _ = loss_and_gradient(logprobs_BT, normalized(batch, once), weighting, once)
+        assert float(other.loss.detach()) != pytest.approx(float(output.loss.detach()), rel=1e-3)
+
+
+def test_a_mean_an_image_is_a_mean_a_token_where_all_images_have_as_many() -> None:
+    logprobs_BT, batch = make_batch(4, 16, seed=8, spread=0.3)
+    batch = dataclasses.replace(batch, selected_BT=torch.arange(16).expand(4, 16) < 5)
+    for kl_tokens in ("selected", "all"):
+        (once, once_BT), (images, images_BT) = (
+            loss_and_gradient(logprobs_BT, normalized(batch, each), OFFICIAL, each)
+            for each in (config(kl_tokens=kl_tokens), config(kl_tokens=kl_tokens, normalizer="per-image"))
+        )
+        assert float(images.loss.detach()) == pytest.approx(float(once.loss.detach()), abs=1e-14)
+        torch.testing.assert_close(images_BT, once_BT, atol=1e-14, rtol=0)
 
 
 @pytest.mark.parametrize("old_spread", [None, 0.1, 1.0])
@@ -166,6 +211,8 @@ def test_the_divergence_may_cover_every_token() -> None:
         ("all", "selected", (3.0, 8.0)),
         ("selected", "all", (8.0, 8.0)),
         ("all", "all", (8.0, 8.0)),
+        ("selected", "per-image", (2.0, 2.0)),  # images
+        ("all", "per-image", (2.0, 8.0)),  # as many tokens in every image
     ],
 )
 def test_denominators_count_what_their_terms_cover(
@@ -185,15 +232,17 @@ def test_denominators_refuse_an_empty_selection() -> None:
     seed=st.integers(0, 99),
     cut=st.integers(1, 5),
     kl_tokens=st.sampled_from(["selected", "all"]),
+    normalizer=st.sampled_from(["selected", "all", "per-image"]),
     weighting=st.sampled_from([Uniform(), Prefix(), Confidence(), OFFICIAL, Confidence(form="linear")]),
     old_spread=st.sampled_from([None, 0.2]),
 )
 @settings(max_examples=40, deadline=None)
 def test_micro_batches_add_up(
-    seed: int, cut: int, kl_tokens: Any, weighting: Weighting, old_spread: float | None
+    seed: int, cut: int, kl_tokens: Any, normalizer: Any, weighting: Weighting, old_spread: float | None
 ) -> None:
     logprobs_BT, batch = make_batch(6, 20, seed=seed, spread=0.3, old_spread=old_spread)
-    loss_config = config(kl_tokens=kl_tokens, beta=0.1)
+    loss_config = config(kl_tokens=kl_tokens, normalizer=normalizer, beta=0.1)
+    batch = normalized(batch, loss_config)
     whole, whole_gradient_BT = loss_and_gradient(logprobs_BT, batch, weighting, loss_config)
     pieces = [
         loss_and_gradient(logprobs_BT[rows], batch.rows(rows), weighting, loss_config)

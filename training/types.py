@@ -108,6 +108,8 @@ class Batch:
     """What the summed policy term is divided by; global, so that micro-batches add up to the full batch."""
     kl_denominator: float
     """What the summed divergence is divided by."""
+    image_counts_B: Tensor | None = None
+    """Each image's selected tokens, where its own terms are divided by their number first; None where they are not."""
 
     def __post_init__(self) -> None:
         shape = tuple(self.selected_BT.shape)
@@ -117,6 +119,8 @@ class Batch:
         _require_shape("advantages_B", self.advantages_B, shape[:1])
         if self.old_logprobs_BT is not None:
             _require_shape("old_logprobs_BT", self.old_logprobs_BT, shape)
+        if self.image_counts_B is not None:
+            _require_shape("image_counts_B", self.image_counts_B, shape[:1])
 
     def rows(self, rows: slice) -> Batch:
         """The same batch, some rows only; denominators stay those of the whole."""
@@ -127,6 +131,7 @@ class Batch:
             selected_BT=self.selected_BT[rows],
             policy_denominator=self.policy_denominator,
             kl_denominator=self.kl_denominator,
+            image_counts_B=None if self.image_counts_B is None else self.image_counts_B[rows],
         )
 
 

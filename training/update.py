@@ -17,7 +17,7 @@ from . import health
 from .advantages import zero_variance_groups
 from .learner import Learner
 from .logprobs import token_logprobs
-from .losses import denominators, policy_loss
+from .losses import denominators, image_counts, policy_loss
 from .metrics import Metrics
 from .types import Batch, Observation, Weighting
 
@@ -61,6 +61,7 @@ def batch_of(config: RunConfig, seen: Observation, rows_B: Tensor, *, on_policy:
         selected_BT=selected_BT,
         policy_denominator=policy_denominator,
         kl_denominator=kl_denominator,
+        image_counts_B=image_counts(selected_BT, config.loss.normalizer),
     )
 
 

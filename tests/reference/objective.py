@@ -102,6 +102,26 @@ def released_gradient(
     return gradient
 
 
+def printed_loss(logprobs: Tensor, reference: Tensor, rewards_advantages: Tensor, mask: Tensor, beta: float) -> Tensor:
+    """The printed objective: a mean over images of the mean over each one's selected tokens, the linear weight.
+
+    Token by token on scalars, gradient left to autograd; an image without a selected token adds nothing.
+    """
+    images = []
+    for image in range(logprobs.shape[0]):
+        running = torch.zeros((), dtype=logprobs.dtype)
+        terms = []
+        for position in range(logprobs.shape[1]):
+            policy, ref = logprobs[image, position], reference[image, position]
+            running = running + torch.clamp(policy - ref, -0.5, 0.5)
+            if mask[image, position]:
+                ratio = torch.exp(policy - policy.detach())
+                divergence = torch.exp(ref - policy) - (ref - policy) - 1
+                terms.append(ratio * rewards_advantages[image] * running / (position + 1) - beta * divergence)
+        images.append(sum(terms) / len(terms) if terms else torch.zeros((), dtype=logprobs.dtype))
+    return -torch.stack(images).mean()
+
+
 def grpo_loss(
     logprobs: Rows,
     old: Rows,
