@@ -6,17 +6,40 @@ Methods (`methods.py`) and presets (`presets/*.yaml`) are data; nothing in train
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from collections.abc import Iterator
+from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
 Share = Annotated[float, Field(gt=0, le=1)]
+Decay = Annotated[float, Field(ge=0, lt=1)]
 
 
 class Config(BaseModel):
-    """Frozen; unknown keys, NaN and infinities are refused."""
+    """Frozen; unknown keys, NaN, infinities, and true and false in place of numbers are refused."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _refuse_truth_for_number(cls, value: Any, info: ValidationInfo) -> Any:
+        if is_truth_for_number(cls.model_fields[str(info.field_name)].annotation, value):
+            raise ValueError("true and false are no numbers")
+        return value
+
+
+def is_truth_for_number(annotation: Any, value: Any) -> bool:
+    """Whether true or false, or a list with one, stands where numbers are asked for: Python takes them for 1 and 0."""
+    kinds = list(_kinds(annotation))
+    asks_for_numbers = bool not in kinds and (int in kinds or float in kinds)
+    items = value if isinstance(value, (list, tuple)) else (value,)
+    return asks_for_numbers and any(isinstance(item, bool) for item in items)
+
+
+def _kinds(annotation: Any) -> Iterator[Any]:
+    yield annotation
+    for part in get_args(annotation):
+        yield from _kinds(part)
 
 
 class LoraConfig(Config):
@@ -129,7 +152,8 @@ class AdvantageConfig(Config):
 
 class OptimizerConfig(Config):
     learning_rate: float = Field(6e-4, gt=0)
-    betas: tuple[float, float] = (0.9, 0.999)
+    betas: tuple[Decay, Decay] = (0.9, 0.999)
+    """How slowly AdamW's running means of the gradient and of its square forget."""
     weight_decay: float = Field(0.0, ge=0)
     max_grad_norm: float = Field(1.0, gt=0)
     schedule: Literal["constant", "linear", "cosine"] = "constant"

@@ -14,7 +14,7 @@ import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, ClassVar
 
 import xxhash
 import yaml
@@ -216,8 +216,21 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+NUMBER_LIKE = list("-+.0123456789")
+INTEGER = re.compile(r"(?:[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+)$")
+FLOAT = re.compile(
+    r"(?:[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN))$"
+)
+"""What YAML 1.2 takes for numbers (its core schema). PyYAML follows 1.1, where 010 is 8, 08 a text and 1e-4 too."""
+
+
 class _PlainLoader(yaml.SafeLoader):
-    """YAML without aliases (they can swell a small file to gigabytes) and without doubled keys."""
+    """YAML 1.2 without aliases (they can swell a small file to gigabytes) and without doubled keys.
+
+    Where 1.1 differs it surprises: `no` is false there, 010 is 8, 1:30 is 90, 2024-01-01 a date.
+    """
+
+    yaml_implicit_resolvers: ClassVar[dict[str | None, list[Any]]] = {}  # none of those of 1.1
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         if self.check_event(yaml.AliasEvent):
@@ -234,8 +247,17 @@ class _PlainLoader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
     def construct_yaml_int(self, node: Any) -> Any:
-        # YAML 1.1 reads 1:30 as 90; nobody means that here
-        return str(node.value) if ":" in node.value else super().construct_yaml_int(node)
+        text = str(node.value)
+        return int(text, 0) if text[:2] in ("0o", "0x") else int(text)
+
+
+class _StoredLoader(_PlainLoader):
+    """For what `dump_yaml` wrote: no number with leading zeros, but in older versions a text like 08, unquoted."""
+
+    def construct_yaml_int(self, node: Any) -> Any:
+        text = str(node.value)
+        is_text = text.lstrip("-+")[:1] == "0" and text.lstrip("-+0") != ""
+        return text if is_text else super().construct_yaml_int(node)
 
 
 class _PlainDumper(yaml.SafeDumper):
@@ -245,19 +267,24 @@ class _PlainDumper(yaml.SafeDumper):
         return True  # a list that occurs twice is written twice
 
 
-_PlainLoader.add_constructor("tag:yaml.org,2002:int", _PlainLoader.construct_yaml_int)
-for _class in (_PlainLoader, _PlainDumper):
-    _class.add_implicit_resolver(  # PyYAML follows YAML 1.1, where 1e-4 is a string
-        "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
-    )
+for _loader in (_PlainLoader, _StoredLoader):
+    _loader.add_constructor("tag:yaml.org,2002:int", _loader.construct_yaml_int)
+_PlainLoader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"(?:true|True|TRUE|false|False|FALSE)$"), None)
+_PlainLoader.add_implicit_resolver("tag:yaml.org,2002:null", re.compile(r"(?:~|null|Null|NULL|)$"), None)
+for _class in (_PlainLoader, _PlainDumper):  # the dumper knows those of 1.1 too: it quotes what either takes for more
+    _class.add_implicit_resolver("tag:yaml.org,2002:int", INTEGER, NUMBER_LIKE)
+    _class.add_implicit_resolver("tag:yaml.org,2002:float", FLOAT, NUMBER_LIKE)
 
 
-def parse_yaml(text: str) -> Any:
-    """One YAML document of plain values. Raises ValueError with a one-line reason."""
+def parse_yaml(text: str, *, stored: bool = False) -> Any:
+    """One YAML document of plain values, `stored` by `dump_yaml` or written by somebody.
+
+    Raises ValueError with a one-line reason.
+    """
     if len(text) > MAX_YAML_BYTES:
         raise ValueError(f"it is larger than {MAX_YAML_BYTES:,} bytes")
     try:
-        return yaml.load(text, Loader=_PlainLoader)
+        return yaml.load(text, Loader=_StoredLoader if stored else _PlainLoader)
     except yaml.MarkedYAMLError as error:
         line = f" (line {error.problem_mark.line + 1})" if error.problem_mark else ""
         raise ValueError(f"{error.problem or error}{line}") from error

@@ -56,8 +56,8 @@ METHODS: dict[str, Method] = {
         ),
         _method(
             "gcpo-paper",
-            "GCPO as printed: linear weight, sets may overlap, a mean an image. While policy == reference every weight is "
-            "0 and the only gradient is the one through the weight; with weighting.detached=true training never starts",
+            "GCPO as printed: linear weight, sets may overlap, a mean an image. While policy == reference every weight "
+            "is 0 and the only gradient is that through the weight; with weighting.detached=true training never starts",
             [INITIAL, {"name": "structural", "ratio": 0.1, "options": {"window": [0.0, 1.0]}}, DIVERSE],
             {"name": "confidence", "form": "linear", "detached": False},
             selection={"overlap": "allow", "entropy_source": "conditional"},

@@ -380,7 +380,7 @@ def _read_config(folder: Path) -> RunConfig:
     with reading(path):
         text = path.read_text(encoding="utf-8")
     try:
-        values = parse_yaml(text)
+        values = parse_yaml(text, stored=True)
         if not isinstance(values, dict):
             raise ValueError("it is no mapping of keys to values")
         return RunConfig.model_validate(values)

@@ -173,3 +173,12 @@ def test_configurations_are_those_that_train_would_resolve() -> None:
     assert isinstance(cell.config, RunConfig)
     assert {item.ratio for item in cell.config.selection.selectors} == {0.05}
     assert cell.name == f"gcpo-r0.05-s0-{cell.id[:8]}"
+
+
+def test_true_is_no_seed_and_a_seed_may_have_leading_zeros(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text("variants: [{method: grpo}]\nseeds: [010, 08]\n")
+    assert ablations.load_plan(str(path)).seeds == (10, 8)
+    path.write_text("variants: [{method: grpo}]\nseeds: [true]\n")
+    with pytest.raises(ConfigError, match="seeds: Value error, true and false are no numbers"):
+        ablations.load_plan(str(path))

@@ -397,6 +397,7 @@ def test_default_names_are_plain_folder_names(
         (("--generator-option", "prompt=x"), "StableDiffusionPipeline has no option 'prompt'"),
         (("--generator-option", "latents=x"), "StableDiffusionPipeline has no option 'latents'"),
         (("--generator-option", "num_inference_steps=3"), "generator option num_inference_steps is given twice"),
+        (("--generator-option", "height=true"), "generator option height cannot be 'true'"),
         (("--generator-option", "height=many"), "generator option height cannot be 'many'"),
         (("--generator-option", "guidance_scale=.nan"), "generator option guidance_scale cannot be '.nan'"),
         (("--generator-option", "dtype=float8"), "generator option dtype cannot be 'float8'"),

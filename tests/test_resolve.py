@@ -173,6 +173,15 @@ def test_a_ratio_without_a_selector_for_it_is_refused() -> None:
         ("seed=[", "-o seed: '[' cannot be read", "quote it as YAML"),
         ("seed", "-o 'seed' is not key=value", "-o loss.beta=0.1"),
         ("=3", "-o '=3' is not key=value", "-o loss.beta=0.1"),
+        ("optimizer.betas=[2, 3]", "-o optimizer.betas.0 is 2: must be a finite number at least 0 and below 1", "show"),
+        (
+            "optimizer.betas=[0.9, 1]",
+            "-o optimizer.betas.1 is 1: must be a finite number at least 0 and below 1",
+            "show",
+        ),
+        ("optimizer.betas=[true, 0.9]", "-o optimizer.betas is [True, 0.9]: must be a list", "show"),
+        ("seed=true", "-o seed is True: must be a whole number", "show"),
+        ("loss.beta=false", "-o loss.beta is False: must be a finite number", "show"),
         ("optimizer.betas=[0.9]", "-o optimizer.betas.1 is missing: must be a finite number", "show"),
     ],
 )

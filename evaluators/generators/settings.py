@@ -16,6 +16,7 @@ from typing import Any
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
+from gcpo_bench.config import is_truth_for_number
 from gcpo_bench.errors import ConfigError, did_you_mean
 from gcpo_bench.files import parse_yaml
 
@@ -93,6 +94,8 @@ def _value(pipeline: type, parameter: inspect.Parameter, text: str) -> Any:
     adapter: TypeAdapter[Any] = TypeAdapter(kind, config=ConfigDict(allow_inf_nan=False))
     try:
         value = text if str in (kind, *typing.get_args(kind)) else parse_yaml(text)
+        if is_truth_for_number(kind, value):
+            raise ValueError("true and false are no numbers")
         return adapter.validate_python(value)
     except (ValidationError, ValueError) as error:
         shown = kind.__name__ if isinstance(kind, type) else str(kind)
