@@ -4,9 +4,15 @@ from __future__ import annotations
 
 
 def main() -> None:
-    from gcpo_bench.cli.app import run
+    from gcpo_bench import stops
 
-    run()
+    try:
+        stops.install()  # before anything that takes time to import
+        from gcpo_bench.cli.app import run
+
+        run()
+    except stops.Stopped as stopped:
+        stops.leave(stopped)
 
 
 if __name__ == "__main__":

@@ -50,7 +50,8 @@ def record(argv: Sequence[str] | None = None) -> dict[str, Any]:
 
 def command() -> list[str]:
     """What the user typed: this process's arguments, or for a worker of a grid those of the grid's command."""
-    return [str(word) for word in json.loads(os.environ[COMMAND])] if COMMAND in os.environ else sys.argv
+    typed = os.environ.get(COMMAND)
+    return [str(word) for word in json.loads(typed)] if typed else sys.argv
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +65,7 @@ class Place:
 
 
 def place() -> Place:
-    """As torchrun and `accelerate launch` say it; alone where WORLD_SIZE is not set.
+    """As torchrun and `accelerate launch` say it; alone where WORLD_SIZE is not set, or empty.
 
     Raises ConfigError for numbers that do not fit together.
     """
@@ -74,7 +75,7 @@ def place() -> Place:
     rank = int_of("RANK", 0)
     found = Place(rank, int_of("WORLD_SIZE", 1), int_of("LOCAL_RANK", rank))
     if not 0 <= found.local_rank <= found.rank < found.size:
-        told = ", ".join(f"{name}={os.environ[name]}" for name in names if name in os.environ)
+        told = ", ".join(f"{name}={os.environ[name]}" for name in names if os.environ.get(name))
         raise ConfigError(f"{told}: there is no such process", hint=PLACE_HINT)
     return found
 
@@ -83,9 +84,9 @@ PLACE_HINT = "start it with torchrun, or unset WORLD_SIZE to train in one proces
 
 
 def int_of(variable: str, default: int) -> int:
-    """An environment variable that holds a number. Raises ConfigError for anything else."""
-    text = os.environ.get(variable, str(default))
-    if not text.strip().isdecimal():
+    """An environment variable that holds a number; one that is set and empty is not set. Raises ConfigError."""
+    text = os.environ.get(variable, "").strip() or str(default)
+    if not text.isdecimal():
         raise ConfigError(f"{variable} is {text!r}, expected a number", hint=PLACE_HINT)
     return int(text)
 
@@ -93,7 +94,7 @@ def int_of(variable: str, default: int) -> int:
 def launcher() -> str:
     """Who started this process, as far as its variables show."""
     signs = {"ACCELERATE_MIXED_PRECISION": "accelerate", "TORCHELASTIC_RUN_ID": "torchrun", "SLURM_STEP_ID": "srun"}
-    return next((name for sign, name in signs.items() if sign in os.environ), "unknown")
+    return next((name for sign, name in signs.items() if os.environ.get(sign)), "unknown")
 
 
 def package_version(name: str) -> str | None:

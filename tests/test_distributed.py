@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from gcpo_bench import runs
 from gcpo_bench.cli.app import run as command_line
 from gcpo_bench.config import OptimizerConfig
-from gcpo_bench.environment import Place, place
+from gcpo_bench.environment import COMMAND, Place, command, place
 from gcpo_bench.errors import PrerequisiteError
 from gcpo_bench.resolve import resolve
 from gcpo_bench.training import checkpoints, distributed, sharding
@@ -398,6 +398,8 @@ def test_processes_that_start_from_different_weights_are_refused(tmp_path: Path)
     [
         ({"WORLD_SIZE": "2"}, "WORLD_SIZE is 2, but RANK is not set"),
         ({"WORLD_SIZE": "2", "RANK": "0"}, "but MASTER_ADDR is not set"),
+        ({"WORLD_SIZE": "2", "RANK": "0", "MASTER_ADDR": ""}, "but MASTER_ADDR is not set"),
+        ({"WORLD_SIZE": "2", "RANK": " "}, "but RANK is not set"),
         ({"WORLD_SIZE": "2", "RANK": "2"}, "RANK=2, WORLD_SIZE=2: there is no such process"),
         ({"WORLD_SIZE": "two"}, "WORLD_SIZE is 'two', expected a number"),
     ],
@@ -417,6 +419,15 @@ def test_one_process_of_a_launcher_is_alone(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setenv("RANK", "0")
     assert place() == Place(0, 1, 0)
     assert World().gather("me") == ["me"]
+
+
+@pytest.mark.parametrize("variables", [("WORLD_SIZE",), ("WORLD_SIZE", "RANK", "LOCAL_RANK", COMMAND)])
+def test_variables_that_are_set_and_empty_are_not_set(monkeypatch: pytest.MonkeyPatch, variables: list[str]) -> None:
+    """Job templates leave such."""
+    for name in variables:
+        monkeypatch.setenv(name, "")
+    assert place() == Place(0, 1, 0)
+    assert command() == sys.argv
 
 
 def test_every_process_of_a_machine_gets_a_gpu_of_its_own() -> None:

@@ -34,6 +34,7 @@ from gcpo_bench.evaluators.scorers.rewards import ScorerReward
 from gcpo_bench.evaluators.scorers.types import Score, Unscored
 from gcpo_bench.evaluators.scorers.unified_reward import (
     KEY_VARIABLE,
+    MODEL_VARIABLE,
     QUESTION,
     QUESTION_VARIABLE,
     URL_VARIABLE,
@@ -500,6 +501,7 @@ def test_the_question_is_part_of_the_identity(server: Server, tmp_path: Path, mo
         SCORERS.load("unified-reward")()
     monkeypatch.setenv(URL_VARIABLE, server.url)
     monkeypatch.setenv(KEY_VARIABLE, "k")
+    monkeypatch.setenv(MODEL_VARIABLE, "")  # set and empty is not set
     plain = SCORERS.load("unified-reward")()
     assert plain.key == "k"
     (tmp_path / "question.txt").write_text("Rate [{prompt}] as published.")

@@ -258,7 +258,7 @@ def join(place: Place) -> World:
         ConfigError: the launcher did not say where to meet.
         PrerequisiteError: they did not meet.
     """
-    if missing := [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]:
+    if missing := [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if not os.environ.get(name, "").strip()]:
         raise ConfigError(f"WORLD_SIZE is {place.size}, but {missing[0]} is not set", hint=PLACE_HINT)
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() and dist.is_nccl_available() else "gloo"
     try:

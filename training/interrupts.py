@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import threading
 import time
 from types import FrameType
 from typing import Any
 
+from gcpo_bench import stops
 from gcpo_bench.errors import GcpoBenchError, Interrupted, Preempted
 
 STOPPED_BY: dict[int, type[GcpoBenchError]] = {signal.SIGINT: Interrupted, signal.SIGTERM: Preempted}
@@ -17,12 +17,14 @@ STOPPED_BY: dict[int, type[GcpoBenchError]] = {signal.SIGINT: Interrupted, signa
 class StopRequests:
     """Context manager; `received` is the first signal that arrived inside it, or None.
 
+    One that came too late to raise for is handed on at the end, to whoever handled signals before.
+
     Args:
         echo_s: a signal so soon after the first is the same: a launcher hands on what it gets, and may not be the only
             one to do so.
     """
 
-    def __init__(self, echo_s: float = 0.0) -> None:
+    def __init__(self, echo_s: float = stops.ECHO_S) -> None:
         self.received: int | None = None
         self._at, self._echo_s = 0.0, echo_s
         self._previous: dict[int, Any] = {}
@@ -32,15 +34,18 @@ class StopRequests:
             self._previous = {number: signal.signal(number, self._handle) for number in STOPPED_BY}
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
+        handler = self._previous.get(self.received or 0)
+        if kind is None and callable(handler):
+            handler(self.received, None)
 
     def _handle(self, number: int, _frame: FrameType | None) -> None:
         if self.received is None:
             self.received, self._at = number, time.monotonic()
         elif time.monotonic() - self._at >= self._echo_s:
-            os._exit(STOPPED_BY[number].exit_code)
+            stops.end(number)
 
 
 def stopped(number: int, run_name: str, step: int) -> GcpoBenchError:

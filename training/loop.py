@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 
 import torch
 
-from gcpo_bench import __version__, environment
+from gcpo_bench import __version__, environment, stops
 from gcpo_bench.config import RunConfig
 from gcpo_bench.datasets import prompts_by_task
 from gcpo_bench.errors import GcpoBenchError, Interrupted, Preempted
@@ -63,7 +63,7 @@ def train(
         TrainingError: numbers went bad, or nothing could be learned; the last checkpoint is untouched.
         Interrupted, Preempted: a signal arrived; the state is saved.
     """
-    with run.lock(), StopRequests(ECHO_S if world.size > 1 else 0.0) as stop:
+    with run.lock():
         step = 0
         if resume:  # what the run began from is told in its record, which is the first process's
             world.from_first(lambda: None if run.is_empty() else starts.require_first_weights(run))
@@ -77,24 +77,25 @@ def train(
                 keep_one_layout(learner.policy, [prompt.text for prompt in prompts])
             step = _restore(learner, run) if resume else 0
             used = {"start_weights": start, "policy": starts.text_and_parts(learner.policy, config.policy)}
-            run.add_environment({**environment.record(), **world.record(), **used})
-            run.set_status("running", step)
-            if step == 0:
-                _keep(learner, run, 0, stopping=False)
-            while step < config.num_steps:
-                metrics = train_step(learner, step + 1)
-                step += 1
-                run.log(metrics)
-                if on_step:
-                    on_step(metrics)
-                if step == health.PATIENCE_STEPS and world.first:
-                    health.check_learning(run.metrics(), learner.parameters, learner.start)
-                # a signal that reached one process stops all of them, after the same step
-                signal = max(world.gather(stop.received or 0))
-                _keep(learner, run, step, stopping=signal != 0)
-                if signal and step < config.num_steps:
-                    raise stopped(signal, run.name, step)
-            run.set_status("finished", step)
+            with StopRequests(ECHO_S if world.size > 1 else stops.ECHO_S) as stop:  # before, there is nothing to save
+                run.add_environment({**environment.record(), **world.record(), **used})
+                run.set_status("running", step)
+                if step == 0:
+                    _keep(learner, run, 0, stopping=False)
+                while step < config.num_steps:
+                    metrics = train_step(learner, step + 1)
+                    step += 1
+                    run.log(metrics)
+                    if on_step:
+                        on_step(metrics)
+                    if step == health.PATIENCE_STEPS and world.first:
+                        health.check_learning(run.metrics(), learner.parameters, learner.start)
+                    # a signal that reached one process stops all of them, after the same step
+                    signal = max(world.gather(stop.received or 0))
+                    _keep(learner, run, step, stopping=signal != 0)
+                    if signal and step < config.num_steps:
+                        raise stopped(signal, run.name, step)
+                run.set_status("finished", step)
         except (Interrupted, Preempted) as error:
             run.set_status("interrupted" if isinstance(error, Interrupted) else "preempted", step)
             world.wait()  # as soon as one process is gone, the launcher ends the others

@@ -231,7 +231,7 @@ def unified_reward() -> UnifiedReward:
             question = Path(file).read_text(encoding="utf-8")
     return UnifiedReward(
         url=url,
-        model=os.environ.get(MODEL_VARIABLE, MODEL),
+        model=os.environ.get(MODEL_VARIABLE) or MODEL,
         key=os.environ.get(KEY_VARIABLE, ""),
         question=question,
     )

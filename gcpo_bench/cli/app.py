@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Sequence
@@ -11,7 +12,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from gcpo_bench import __version__
+from gcpo_bench import __version__, stops
 from gcpo_bench.errors import GcpoBenchError
 
 from . import (
@@ -102,9 +103,11 @@ def _guarded(arguments: list[str], debug: bool) -> int:
     try:
         result = app(args=arguments, prog_name="gcpo-bench", standalone_mode=False)
         sys.stdout.flush()
-        if result == INTERRUPTED:  # Typer makes this of Ctrl-C, without a word
-            raise KeyboardInterrupt
-        return result if isinstance(result, int) else 0
+        if result == INTERRUPTED:  # Typer makes this of KeyboardInterrupt, without a word
+            raise stops.Stopped(stops.received() or signal.SIGINT)
+        code = result if isinstance(result, int) else 0
+        stops.settle(code)
+        return code
     except BrokenPipeError:  # the reader, such as `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
@@ -114,6 +117,7 @@ def _guarded(arguments: list[str], debug: bool) -> int:
         message, hint, code = explain(error)
         if type(error).__name__ == "OutOfMemoryError" and arguments[:1] == ["evaluate"]:
             hint = FEWER_IMAGES
+        stops.settle(code)
         print(f"error: {_one_line(message)}\nhint: {_one_line(hint)}", file=sys.stderr)
         return code
 
@@ -122,8 +126,10 @@ def explain(error: BaseException) -> tuple[str, str, int]:
     """Message, hint and exit code."""
     if isinstance(error, GcpoBenchError):
         return str(error), error.hint, error.exit_code
+    if isinstance(error, stops.Stopped):
+        return str(error), stops.HINT, error.exit_code
     if isinstance(error, KeyboardInterrupt | typer.Abort):
-        return "interrupted", "what was finished is kept; a training run goes on with --resume", INTERRUPTED
+        return "interrupted", stops.HINT, INTERRUPTED
     if isinstance(error, UsageError):
         context = getattr(error, "ctx", None)
         command = context.command_path if context else "gcpo-bench"

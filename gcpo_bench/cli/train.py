@@ -186,7 +186,7 @@ def _train(plan: Plan, root: Path, world: World | None) -> None:
     run = run if world.first else WatchedRun(run.path, run.config)
     try:
         _trained(run, root, world, resume=plan.run is not None)
-    except Exception:
+    except (Exception, KeyboardInterrupt):
         if world.first and plan.run is None and run.discard():
             note(f"{run.path} had no step yet and was removed")
         raise
@@ -216,7 +216,7 @@ def _trained(run: Run, root: Path, world: World, *, resume: bool) -> None:
             print(f"policy.recompute auto: {activations}", file=log, flush=True)
         try:
             train(config, run, resume=resume, on_step=on_step, world=world)
-        except GcpoBenchError as error:
+        except (GcpoBenchError, KeyboardInterrupt) as error:
             print(f"stopped: {error}", file=log)
             raise
         except Exception as error:
