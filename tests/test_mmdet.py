@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from scipy.optimize import linear_sum_assignment
 
 from gcpo_bench.datasets import Prompt
 from gcpo_bench.errors import ConfigError, CorruptDataError, PrerequisiteError, RunError
@@ -105,11 +106,20 @@ def test_both_backends_find_the_same_instances(tmp_path: Path, version: int) -> 
     ours = Mask2Former(network).detect(pictures())
     for found, other in zip(ours, mmdet.MmdetMask2Former(theirs, rows=2).detect(pictures()), strict=True):
         assert len(found) == len(other) == 100
-        a, b = (sorted(each, key=lambda e: (e.label, round(e.confidence, 4), e.box)) for each in (found, other))
-        assert [each.label for each in a] == [each.label for each in b]
-        assert [each.confidence for each in a] == pytest.approx([each.confidence for each in b], abs=1e-5)
-        assert [each.box for each in a] == [each.box for each in b]
-        assert min((x.mask_YX == y.mask_YX).mean() for x, y in zip(a, b, strict=True)) > 0.999
+        # instances of nearly the same confidence come in either order, so each is compared with its best match
+        cost = np.array([[_difference(x, y) for y in other] for x in found])
+        pairs = [(found[row], other[column]) for row, column in zip(*linear_sum_assignment(cost), strict=True)]
+        for x, y in pairs:
+            assert (x.label, x.box) == (y.label, y.box)
+            turned = (x.mask_YX != y.mask_YX).sum()  # pixels at the edge, by rounding
+            assert turned <= 2
+            # the confidence holds the mean over the mask, of which such a pixel is one part
+            assert x.confidence == pytest.approx(y.confidence, rel=1e-4 + turned / max(x.mask_YX.sum(), 1))
+
+
+def _difference(a: Any, b: Any) -> float:
+    """0 for the same instance, 3 for one that shares nothing."""
+    return float(a.label != b.label) + abs(a.confidence - b.confidence) + float((a.mask_YX != b.mask_YX).mean())
 
 
 @needs_mmdet

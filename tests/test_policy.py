@@ -111,6 +111,22 @@ def test_top_k_and_top_p_keep_the_likeliest() -> None:
     assert torch.equal(truncate(logprobs, 0, 1.0), logprobs)
 
 
+@pytest.mark.parametrize("top_k", [0, 2000])
+def test_top_p_keeps_what_float64_keeps(top_k: int) -> None:
+    """In float32 the sum of 16,384 small terms, and the total that a softmax leaves, cut some rows elsewhere."""
+    logits_BV = torch.randn(600, 16_384, generator=torch.Generator().manual_seed(3))
+    logprobs_BV = torch.log_softmax(logits_BV, dim=-1)
+    exact_BV = np.exp(logprobs_BV.numpy().astype(np.float64))
+    exact_BV /= exact_BV.sum(axis=-1, keepdims=True)
+    order_BV = np.argsort(-exact_BV, axis=-1, kind="stable")
+    ordered_BV = np.take_along_axis(exact_BV, order_BV, axis=-1)
+    for top_p in (0.5, 0.9, 0.95):
+        wanted_BV = np.cumsum(ordered_BV, axis=-1) - ordered_BV < top_p
+        wanted_BV[:, top_k or 16_384 :] = False
+        kept_BV = truncate(logprobs_BV, top_k, top_p).isfinite().numpy()
+        assert (np.take_along_axis(kept_BV, order_BV, axis=-1) == wanted_BV).all()
+
+
 def test_unknown_words_and_long_prompts_are_refused(policy: ScenesPolicy) -> None:
     with pytest.raises(ConfigError, match="does not know 'dog'") as caught:
         policy.prompt_ids(["a photo of a dog"])

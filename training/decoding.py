@@ -161,15 +161,22 @@ def sample_in_batches(
 
 
 def truncate(logprobs_BV: Tensor, top_k: int, top_p: float) -> Tensor:
-    """Log-probabilities with everything outside the top k tokens and the top p mass at -inf; not renormalised."""
+    """Log-probabilities with everything outside the top k tokens and the top p mass at -inf; not renormalised.
+
+    The mass is that of the whole row, whatever `top_k`.
+    """
+    if top_p < 1.0:
+        ordered_BV, order_BV = logprobs_BV.sort(dim=-1, descending=True, stable=True)
+        # float64, and against the row's own sum: in float32 neither many small terms nor their total of 1 are exact
+        mass_BV = ordered_BV.double().exp()
+        mass_before_BV = mass_BV.cumsum(dim=-1) - mass_BV
+        outside_BV = mass_before_BV >= top_p * mass_BV.sum(dim=-1, keepdim=True)
+        logprobs_BV = logprobs_BV.masked_fill(
+            torch.zeros_like(outside_BV).scatter_(1, order_BV, outside_BV), float("-inf")
+        )
     if 0 < top_k < logprobs_BV.shape[1]:
         least = logprobs_BV.topk(top_k, dim=-1).values[:, -1:]
         logprobs_BV = logprobs_BV.masked_fill(logprobs_BV < least, float("-inf"))
-    if top_p < 1.0:
-        ordered, order = logprobs_BV.exp().sort(dim=-1, descending=True, stable=True)
-        mass_before = ordered.cumsum(dim=-1) - ordered
-        outside = (mass_before >= top_p).scatter(1, order, mass_before >= top_p)
-        logprobs_BV = logprobs_BV.masked_fill(outside, float("-inf"))
     return logprobs_BV
 
 

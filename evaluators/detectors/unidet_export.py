@@ -54,9 +54,10 @@ def depths(path: str, size: Sequence[int], boxes: Sequence[Sequence[float]]) -> 
     from PIL import Image
 
     picture = Image.open(path).convert("L").resize((size[1], size[0]), getattr(Image, "Resampling", Image).BILINEAR)
-    map_YX = numpy.asarray(picture, dtype=numpy.float64) / 255
-    means = (map_YX[int(left) : int(right), int(top) : int(bottom)] for left, top, right, bottom in boxes)
-    return [float(inside.mean()) if inside.size else None for inside in means]
+    map_YX = numpy.asarray(picture)
+    insides = (map_YX[int(left) : int(right), int(top) : int(bottom)] for left, top, right, bottom in boxes)
+    # whole levels add up exactly: where depth is flat, rounding must not say who is nearer
+    return [float(inside.mean()) / 255 if inside.size else None for inside in insides]
 
 
 def export(outputs: str, file: str, checkpoint: str, images_per_prompt: int, depth: str) -> int:

@@ -2,7 +2,8 @@
 
 Raw scale: the cosine, about 0.2 to 0.35. T2I-CompBench uses ViT-B/32. With ViT-L/14 there are two ways to resize, which
 are scorers of their own: `clip-score` as CLIP itself does it (Pillow, bicubic), `clip-score-tensor` as DiffusionNFT
-(bilinear, on floats; `images.CLIP_FLOAT_BILINEAR`). torchmetrics prints max(0, 100 * cosine).
+(bilinear, on floats; `images.CLIP_FLOAT_BILINEAR`). torchmetrics prints max(0, mean of 100 * cosine): its 0 lies under
+the mean over all pairs, not under each pair.
 Sources: Karine-Huang/T2I-CompBench `CLIPScore_eval`, NVlabs/DiffusionNFT `clip_scorer.py`.
 """
 

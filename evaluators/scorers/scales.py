@@ -3,7 +3,7 @@
 | scorer | raw | elsewhere |
 |---|---|---|
 | hps-v2.0, hps-v2.1 | cosine | `x100` in every HPS table |
-| clip-score | cosine | `x100` in torchmetrics, below 0 cut off |
+| clip-score | cosine | `x100` in torchmetrics, whose mean is cut off at 0 |
 | pickscore | exp(logit_scale) * cosine | `/26` in Flow-GRPO and DiffusionNFT, `/100` in the GCPO reward |
 | deqa, unified-reward | 1 to 5 | `/5` in Flow-GRPO |
 """
