@@ -7,10 +7,10 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
 import json
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,9 @@ import numpy.typing as npt
 from PIL import Image
 
 from gcpo_bench import streams
+from gcpo_bench.addresses import json_digest
 from gcpo_bench.datasets import Prompt
+from gcpo_bench.locks import beside, held
 from gcpo_bench.runs import append_jsonl, checksum, read_jsonl, write_bytes, write_text
 
 from .types import Drawn, Generator, Sampler
@@ -61,11 +63,6 @@ def first_per_task(prompts: Sequence[Prompt], limit: int | None) -> list[Prompt]
     return chosen
 
 
-def digest(value: Any) -> str:
-    """SHA-256 of a JSON value, independent of the order of keys."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
-
-
 def from_uniforms(sampler: Sampler, tokens: int, seed: int) -> Draw:
     """With a sampler that takes `tokens` uniform numbers an image."""
 
@@ -103,19 +100,22 @@ def generate(
     *,
     identity: Mapping[str, Any],
     batch_rows: int = 256,
+    is_shared: bool = False,
     on_batch: Callable[[int, int], None] | None = None,
-) -> None:
-    """Draw the images that are wanted and not in `folder` yet, whole and by the same hand.
+) -> str:
+    """Draw the images that are wanted and not in `folder` yet, whole and by the same hand. Returns that hand's key.
 
     Args:
         identity: what the images depend on beside the prompt; images made under another one are drawn anew.
         batch_rows: images drawn at once; it changes memory and speed, not the images.
+        is_shared: other processes draw into `folder` at the same time.
         on_batch: called with (images there, images wanted) before the first and after every batch.
     Raises:
         ValueError: where something else than uint8 RGB images is drawn, or not as many as were asked for.
     """
-    key = digest(dict(identity))
-    missing = _missing(folder, wanted, key)
+    key = json_digest(dict(identity))
+    with _manifest_held(folder, is_shared):
+        missing = _missing(folder, wanted, key)
     done = len(wanted) - len(missing)
     report = on_batch or (lambda done, total: None)
     report(done, len(wanted))
@@ -123,9 +123,17 @@ def generate(
         batch = missing[start : start + batch_rows]
         for request, drawn in zip(batch, draw(batch), strict=True):
             write_bytes(folder / request.file, _png(drawn.image_YXC), sync=False)
-            append_jsonl(folder / "manifest.jsonl", _record(request, folder, key, drawn.problem))
+            with _manifest_held(folder, is_shared):
+                append_jsonl(folder / "manifest.jsonl", _record(request, folder, key, drawn.problem))
         done += len(batch)
         report(done, len(wanted))
+    return key
+
+
+def _manifest_held(folder: Path, is_shared: bool) -> AbstractContextManager[None]:
+    """No other process changes the manifest meanwhile."""
+    lock = beside(folder.with_name(f"{folder.name}-manifest"))
+    return held(lock, on_wait=lambda owner: None) if is_shared else nullcontext()
 
 
 def read_manifest(folder: Path) -> dict[str, dict[str, Any]]:

@@ -55,10 +55,12 @@ class Picture:
     """What the file must have; empty where nobody says."""
     problem: str = ""
     """Why it cannot be scored, whatever the file holds."""
+    is_other: bool = False
+    """Whether the file is there, but drawn by another hand: this image is still missing."""
 
     @property
     def is_missing(self) -> bool:
-        return not self.problem and not self.path.is_file()
+        return not self.problem and (self.is_other or not self.path.is_file())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -134,7 +136,7 @@ def read(picture: Picture) -> tuple[bytes, str]:
     if picture.problem:
         return b"", picture.problem
     try:
-        if not picture.path.is_file():
+        if picture.is_missing:
             return b"", MISSING
         if picture.path.stat().st_size > MAX_FILE_BYTES:
             return b"", f"the image file has more than {MAX_FILE_BYTES:,} bytes"
@@ -149,20 +151,29 @@ def read(picture: Picture) -> tuple[bytes, str]:
 # ---------------------------------------------------------------- a run's folder
 
 
-def of_requests(folder: Path, wanted: Sequence[Request]) -> tuple[Picture, ...]:
+def of_requests(folder: Path, wanted: Sequence[Request], key: str = "") -> tuple[Picture, ...]:
     """The images `<prompt id>-<k>.png`; where there is a manifest, they must match their checksums there and are not
-    scored where it says why not, or that they were drawn for another prompt."""
+    scored where it says why not, or that they were drawn for another prompt.
+
+    Args:
+        key: of the hand that drew them (`generate.generate`); empty takes anybody's.
+    """
     manifest = read_manifest(folder)
-    return tuple(_of_request(folder, request, manifest.get(request.file, {})) for request in wanted)
+    return tuple(_of_request(folder, request, manifest.get(request.file, {}), key) for request in wanted)
 
 
-def _of_request(folder: Path, request: Request, record: Mapping[str, Any]) -> Picture:
+def _of_request(folder: Path, request: Request, record: Mapping[str, Any], key: str) -> Picture:
     problem = str(record.get("problem", ""))
     if (text := record.get("text", request.prompt.text)) != request.prompt.text:
         problem = f"it was drawn for another prompt: {text!r:.120}"  # ids are the same in many sets
     checksum = str(record.get("checksum", ""))
     return Picture(
-        prompt=request.prompt, index=request.index, path=folder / request.file, checksum=checksum, problem=problem
+        prompt=request.prompt,
+        index=request.index,
+        path=folder / request.file,
+        checksum=checksum,
+        problem=problem,
+        is_other=bool(key) and record.get("key") != key,
     )
 
 

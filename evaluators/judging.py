@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeGuard, TypeVar, cast
@@ -16,6 +17,7 @@ import numpy as np
 from gcpo_bench.datasets import Prompt
 from gcpo_bench.errors import ConfigError, RunError
 from gcpo_bench.files import checksum_of
+from gcpo_bench.locks import OnWait, beside, held
 
 from . import images
 from .images import Picture
@@ -56,6 +58,8 @@ class Place:
     """Folder of samples.jsonl and scores.json."""
     root: Path
     """What image paths are relative to."""
+    source: str = ""
+    """Digest of the benchmark's sources, where they are not ours: what it sees depends on them."""
     shard: Shard | None = None
     is_drawn_to: bool = False
     """Whether files that are missing come from other shards, and are waited for."""
@@ -65,6 +69,21 @@ class Place:
 
     def shown(self, picture: Picture) -> str:
         return picture.path.relative_to(self.root).as_posix()
+
+    @contextmanager
+    def held(self, on_wait: OnWait) -> Iterator[None]:
+        """Evaluate here alone; a share beside the other shares, but not beside a second process of the same share."""
+        lock = beside(self.out)
+        with held(lock, shared=self.shard is not None, on_wait=on_wait), ExitStack() as stack:
+            if self.shard is not None:
+                own = lock.with_stem("{}-shard-{}-of-{}".format(lock.stem, *self.shard))
+                stack.enter_context(held(own, on_wait=on_wait))
+            yield
+
+    def writing_scores(self) -> AbstractContextManager[None]:
+        """For shares that end at the same time; see `held`."""
+        lock = beside(self.out / "scores")
+        return nullcontext() if self.shard is None else held(lock, on_wait=lambda owner: None)
 
     def check(self, benchmark: Benchmark) -> None:
         if self.shard is None:
@@ -85,9 +104,12 @@ def _has_parts(benchmark: KeepingBenchmark) -> TypeGuard[PartedBenchmark]:
     return hasattr(benchmark, "parts")
 
 
-def looks_by_part(benchmark: KeepingBenchmark, look: Mapping[str, Any]) -> Mapping[str, Mapping[str, Any]]:
-    """What the observations of each part depend on."""
-    return benchmark.parts(look) if _has_parts(benchmark) else {WHOLE: look}
+def looks_by_part(
+    benchmark: KeepingBenchmark, look: Mapping[str, Any], source: str = ""
+) -> Mapping[str, Mapping[str, Any]]:
+    """What the observations of each part depend on; `source`: as in `Place`."""
+    parts = benchmark.parts(look) if _has_parts(benchmark) else {WHOLE: look}
+    return {part: {**each, "source": source} for part, each in parts.items()} if source else parts
 
 
 def is_numbering(benchmark: Benchmark) -> TypeGuard[NumberingBenchmark]:
@@ -186,7 +208,7 @@ def observe(
     An observation is kept as soon as the benchmark gives it, so that a stopped process loses one batch at most.
     """
     benchmark.self_test()
-    parts = looks_by_part(benchmark, benchmark.look())
+    parts = looks_by_part(benchmark, benchmark.look(), place.source)
     store = ObservationsByPart(place.out / "observations", parts, place.shard)
     own = place.share(pictures)
     digests, wanting = _look_at(benchmark, store, own, batch_rows, on_image or (lambda done, total: None))

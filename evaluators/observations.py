@@ -16,10 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from gcpo_bench.addresses import json_digest
 from gcpo_bench.errors import CorruptDataError, RunError
 from gcpo_bench.files import append_jsonl, read_jsonl
-
-from .generate import digest
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,7 +80,7 @@ class Observations:
 
     def __init__(self, folder: Path, look: Mapping[str, Any], shard: tuple[int, int] | None = None) -> None:
         self.look = dict(look)
-        key = digest(self.look)[:16]
+        key = json_digest(self.look)[:16]
         name = key if shard is None else f"{key}-shard-{shard[0]}-of-{shard[1]}"
         self._path = folder / f"{name}.jsonl"
         self._pattern = f"{key}*.jsonl"
@@ -136,7 +135,7 @@ class Observations:
 
 def address(image_digest: str, question: Any) -> str:
     """Under which an observation is found."""
-    return f"{image_digest} {digest(question)}"
+    return f"{image_digest} {json_digest(question)}"
 
 
 def looks(folder: Path) -> list[dict[str, Any]]:
@@ -145,7 +144,7 @@ def looks(folder: Path) -> list[dict[str, Any]]:
     for path in sorted(folder.glob("*.jsonl")):
         first = next(iter(read_jsonl(path)), {})
         if isinstance(first.get("look"), dict):
-            found[digest(first["look"])] = first["look"]
+            found[json_digest(first["look"])] = first["look"]
     if not found:
         raise RunError(f"{folder} holds no stored observations", hint="evaluate once without --rescore")
     return list(found.values())

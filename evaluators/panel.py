@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from gcpo_bench.addresses import outside_source
 from gcpo_bench.catalogue import require
 from gcpo_bench.datasets import Prompt
 from gcpo_bench.errors import ConfigError, CorruptDataError, RunError, did_you_mean
@@ -73,7 +74,7 @@ class Panel:
     def look(self) -> dict[str, Any]:
         """What its scores depend on beside image and text. Loads the scorers."""
         if not self._look:
-            self._look = {"scorers": {name: dict(self.scorer(name).identity) for name in self.names}}
+            self._look = {"scorers": {name: {**self.scorer(name).identity, **_sourced(name)} for name in self.names}}
         return self._look
 
     def score(self, name: str, images: Images, texts: Sequence[str]) -> list[Score]:
@@ -94,6 +95,11 @@ class Panel:
                 f"scorer {name!r} self-test failed: it gives {first} for a red disc and for stripes",
                 hint="its weights are not what they should be: fetch them again; no score of theirs can be trusted",
             )
+
+
+def _sourced(scorer: str) -> dict[str, str]:
+    """Digest of the sources of a scorer that is not ours."""
+    return {"source": source} if (source := outside_source(SCORERS, scorer)) else {}
 
 
 class PanelBenchmark:

@@ -13,19 +13,22 @@ from __future__ import annotations
 import inspect
 import json
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
+from gcpo_bench.addresses import outside_source, prompts_digest
 from gcpo_bench.datasets import Prompt
 from gcpo_bench.errors import ConfigError, CorruptDataError, RunError
-from gcpo_bench.registry import BENCHMARKS
+from gcpo_bench.locks import OnWait, beside, held
+from gcpo_bench.registry import BENCHMARKS, GENERATORS, POLICIES
 from gcpo_bench.runs import Run
 from gcpo_bench.sources import Collection, Source, claim_source, write_source
 
 from . import images, stored
 from .folders import find_whole
-from .generate import Draw, digest, first_per_task, from_seeds, from_uniforms, generate, requests
+from .generate import Draw, first_per_task, from_seeds, from_uniforms, generate, requests
 from .images import ImageSet, unscored_line
 from .judging import (
     LOOK_ROWS,
@@ -52,6 +55,7 @@ __all__ = [
     "evaluate",
     "evaluate_folder",
     "evaluate_generator",
+    "evaluating",
     "first_per_task",
     "load_evaluation",
     "load_samples",
@@ -88,6 +92,8 @@ class _Drawing:
     """What the images depend on beside their prompts."""
     record: Mapping[str, Any]
     """The same as the evaluation states it."""
+    claim: Callable[[], None] = lambda: None
+    """Called before anything is drawn, when no other process draws. Raises RunError where nothing may be."""
 
 
 def evaluate(
@@ -108,8 +114,11 @@ def evaluate(
     shard: Shard | None = None,
     on_batch: Callable[[int, int], None] | None = None,
     on_image: Callable[[int, int], None] | None = None,
+    on_wait: OnWait = lambda owner: None,
 ) -> Evaluation:
     """Score a run on a benchmark; picks up where an earlier call stopped, and returns at once what is already there.
+
+    Of processes that do so at the same time one works, the others wait for it and take what it found.
 
     Args:
         sampler: draws the images; None scores the images that lie in the run's folder, whoever made them.
@@ -125,6 +134,7 @@ def evaluate(
         shard: draw and look at this process's share only; the call that finds all shares done writes the scores.
         on_batch: called with (images drawn, images wanted).
         on_image: called with (images looked at, images wanted), for benchmarks that keep what they see.
+        on_wait: called with who it is, before another process is waited for that evaluates the same.
     Raises:
         ConfigError: unknown benchmark, world or option, a number below 1.
         CorruptDataError: the evaluator fails its self-test, or not a single image can be scored.
@@ -137,11 +147,13 @@ def evaluate(
         "world": world,
         "seed": seed,
         **distribution,
+        **_sourced("policy_source", outside_source(POLICIES, world)),
     }
     draw = None if sampler is None else from_uniforms(sampler, tokens, seed)
     return _draw_and_score(
         run,
         benchmark,
+        outside_source(BENCHMARKS, benchmark_name),
         _Drawing(draw=draw, identity=identity, record=identity),
         benchmark.prompts(),
         limit,
@@ -151,6 +163,7 @@ def evaluate(
         shard=shard,
         on_batch=on_batch,
         on_image=on_image,
+        on_wait=on_wait,
     )
 
 
@@ -169,6 +182,7 @@ def evaluate_generator(
     shard: Shard | None = None,
     on_batch: Callable[[int, int], None] | None = None,
     on_image: Callable[[int, int], None] | None = None,
+    on_wait: OnWait = lambda owner: None,
 ) -> Evaluation:
     """Draw a benchmark's images with something that is no run, and score them; else as `evaluate`.
 
@@ -183,15 +197,21 @@ def evaluate_generator(
     _check_numbers(images_per_prompt=images_per_prompt, limit=limit, batch_rows=batch_rows)
     benchmark = make_benchmark(benchmark_name, "", **(options or {}))
     prompts = benchmark.prompts()
-    identity = json.loads(json.dumps({**generator.settings(), "seed": seed}))  # as it is read back: lists, no tuples
+    own = outside_source(GENERATORS, ":".join(generator_name.split(":")[:2]))
+    settings = {**generator.settings(), **_sourced("source", own), "seed": seed}
+    identity = json.loads(json.dumps(settings))  # as it is read back: lists, no tuples
     record = {"generator": generator_name, **identity}
-    collection.claim(identity)
     source = Source(kind="generator", name=name or collection.name, images=collection.path, generator=record)
-    write_source(collection.evaluation_dir(benchmark.name), source)
+
+    def claim() -> None:
+        collection.claim(identity)
+        write_source(collection.evaluation_dir(benchmark.name), source)
+
     return _draw_and_score(
         collection,
         benchmark,
-        _Drawing(draw=from_seeds(generator, seed), identity=identity, record={"generator": record}),
+        outside_source(BENCHMARKS, benchmark_name),
+        _Drawing(draw=from_seeds(generator, seed), identity=identity, record={"generator": record}, claim=claim),
         prompts,
         limit,
         images_per_prompt or own_images_per_prompt(benchmark),
@@ -200,12 +220,22 @@ def evaluate_generator(
         shard=shard,
         on_batch=on_batch,
         on_image=on_image,
+        on_wait=on_wait,
     )
+
+
+def evaluating(home: Home, benchmark_name: str, shard: Shard | None, on_wait: OnWait) -> AbstractContextManager[None]:
+    """Keep other processes from evaluating `home` on this benchmark, but for other shards.
+
+    For who evaluates and then reads the scores again: they are those of that evaluation.
+    """
+    return Place(out=home.evaluation_dir(benchmark_name), root=home.path, shard=shard).held(on_wait)
 
 
 def _draw_and_score(
     home: Home,
     benchmark: Benchmark,
+    source: str,
     drawing: _Drawing,
     prompts_in_all: Sequence[Prompt],
     limit: int | None,
@@ -216,21 +246,39 @@ def _draw_and_score(
     shard: Shard | None,
     on_batch: Callable[[int, int], None] | None,
     on_image: Callable[[int, int], None] | None,
+    on_wait: OnWait,
 ) -> Evaluation:
-    is_drawn_to = drawing.draw is not None
-    place = Place(out=home.evaluation_dir(benchmark.name), root=home.path, shard=shard, is_drawn_to=is_drawn_to)
+    place = Place(
+        out=home.evaluation_dir(benchmark.name),
+        root=home.path,
+        source=source,
+        shard=shard,
+        is_drawn_to=drawing.draw is not None,
+    )
     place.check(benchmark)
     prompts = first_per_task(prompts_in_all, limit)
-    identity = {**_identity(benchmark, prompts, len(prompts_in_all), images_per_prompt), **drawing.record}
+    identity = {**_identity(benchmark, source, prompts, len(prompts_in_all), images_per_prompt), **drawing.record}
     if (known := stored.known(place.out, identity)) is not None:
         return known
     wanted = requests(prompts, images_per_prompt)
     folder = home.images_dir(benchmark.prompt_set)
-    if drawing.draw is not None:
-        share, who = place.share(wanted), drawing.identity
-        generate(folder, drawing.draw, share, identity=who, batch_rows=batch_rows or draw_rows, on_batch=on_batch)
-    image_set = ImageSet(pictures=images.of_requests(folder, wanted))
-    return _score(benchmark, place, image_set, identity, batch_rows, on_image)
+    with place.held(on_wait), held(beside(folder), shared=shard is not None, on_wait=on_wait):
+        if (known := stored.known(place.out, identity)) is not None:  # made while this process waited
+            return known
+        drawing.claim()
+        key = ""
+        if drawing.draw is not None:
+            key = generate(
+                folder,
+                drawing.draw,
+                place.share(wanted),
+                identity=drawing.identity,
+                batch_rows=batch_rows or draw_rows,
+                is_shared=shard is not None,
+                on_batch=on_batch,
+            )
+        image_set = ImageSet(pictures=images.of_requests(folder, wanted, key))
+        return _score(benchmark, place, image_set, identity, batch_rows, on_image)
 
 
 def evaluate_folder(
@@ -248,6 +296,7 @@ def evaluate_folder(
     name: str = "",
     on_image: Callable[[int, int], None] | None = None,
     on_note: Callable[[str], None] | None = None,
+    on_wait: OnWait = lambda owner: None,
 ) -> Evaluation:
     """Score images that somebody else made: in GenEval's layout, or named `<prompt id>-<k>.png`.
 
@@ -264,18 +313,27 @@ def evaluate_folder(
     _check_numbers(images_per_prompt=images_per_prompt, limit=limit, batch_rows=batch_rows)
     benchmark = make_benchmark(benchmark_name, world, **(options or {}))
     images_per_prompt = images_per_prompt or own_images_per_prompt(benchmark)
-    place = Place(out=out, root=folder, shard=shard)
+    place = Place(out=out, root=folder, source=outside_source(BENCHMARKS, benchmark_name), shard=shard)
     place.check(benchmark)
     found = find_whole(folder, benchmark, images_per_prompt, limit, allow_partial=allow_partial, on_note=on_note)
     prompts = list({picture.prompt.id: picture.prompt for picture in found.pictures}.values())
-    identity = _identity(benchmark, prompts, found.prompts_in_all, images_per_prompt) | {"missing": len(found.missing)}
+    identity = _identity(benchmark, place.source, prompts, found.prompts_in_all, images_per_prompt)
+    identity["missing"] = len(found.missing)
     shown = name or folder.resolve().name or str(folder)
-    claim_source(out, Source(kind="folder", name=shown, images=folder))
-    image_set = ImageSet(pictures=found.pictures, notes=found.notes)
-    return _score(benchmark, place, image_set, identity, batch_rows, on_image)
+    with place.held(on_wait):
+        claim_source(out, Source(kind="folder", name=shown, images=folder))
+        image_set = ImageSet(pictures=found.pictures, notes=found.notes)
+        return _score(benchmark, place, image_set, identity, batch_rows, on_image)
 
 
-def rescore(out: Path, benchmark_name: str, *, world: str = "", options: Mapping[str, Any] | None = None) -> Evaluation:
+def rescore(
+    out: Path,
+    benchmark_name: str,
+    *,
+    world: str = "",
+    options: Mapping[str, Any] | None = None,
+    on_wait: OnWait = lambda owner: None,
+) -> Evaluation:
     """Judge again what was seen before: no network is loaded and no image is opened.
 
     Raises:
@@ -289,14 +347,16 @@ def rescore(out: Path, benchmark_name: str, *, world: str = "", options: Mapping
             raise ConfigError(
                 f"--{name} has no effect on what was seen before", hint=f"leave out --rescore, or --{name}"
             )
-    before = stored.load(out)
+    stored.load(out)  # where nothing is, there is nothing to wait for
     benchmark = make_benchmark(benchmark_name, world, **given)
     if not is_keeping(benchmark):
         raise ConfigError(
             f"benchmark {benchmark_name!r} does not keep what it sees apart from its verdicts",
             hint="leave --rescore out: its images are judged again",
         )
-    return judge_again(benchmark, out, before, recalled_look(out, before, asked(benchmark)))
+    with held(beside(out), on_wait=on_wait):
+        before = stored.load(out)
+        return judge_again(benchmark, out, before, recalled_look(out, before, asked(benchmark)))
 
 
 def judge_again(benchmark: KeepingBenchmark, out: Path, before: Evaluation, look: Mapping[str, Any]) -> Evaluation:
@@ -304,7 +364,8 @@ def judge_again(benchmark: KeepingBenchmark, out: Path, before: Evaluation, look
     if is_numbering(benchmark):
         benchmark.recall(look)
     benchmark.self_test()
-    store = ObservationsByPart(out / "observations", looks_by_part(benchmark, look))
+    source = str(before.identity.get("benchmark_source", ""))  # of what was seen then
+    store = ObservationsByPart(out / "observations", looks_by_part(benchmark, look, source))
     prompts = stored.load_prompts(out)
     samples = []
     unanswered = 0
@@ -325,6 +386,11 @@ def judge_again(benchmark: KeepingBenchmark, out: Path, before: Evaluation, look
     return stored.save(out, benchmark, samples, identity, before.notes, unanswered=unanswered)
 
 
+def _sourced(key: str, source: str) -> dict[str, str]:
+    """For an identity: the digest of a part's sources, where they are not ours."""
+    return {key: source} if source else {}
+
+
 def own_images_per_prompt(benchmark: Benchmark) -> int:
     """As many as the benchmark asks for."""
     return int(getattr(benchmark, "images_per_prompt", IMAGES_PER_PROMPT))
@@ -337,13 +403,14 @@ def _check_numbers(**numbers: int | None) -> None:
 
 
 def _identity(
-    benchmark: Benchmark, prompts: Sequence[Prompt], prompts_in_all: int, images_per_prompt: int
+    benchmark: Benchmark, source: str, prompts: Sequence[Prompt], prompts_in_all: int, images_per_prompt: int
 ) -> dict[str, Any]:
     identity: dict[str, Any] = {
         "benchmark": benchmark.name,
         "version": benchmark.version,
         "prompts_digest": prompts_digest(prompts),
         "images_per_prompt": images_per_prompt,
+        **_sourced("benchmark_source", source),
     }
     if len(prompts) < prompts_in_all:
         identity["limited"] = {"prompts": len(prompts), "of": prompts_in_all}
@@ -367,17 +434,14 @@ def _score(
     if is_keeping(benchmark):
         seen = observe(benchmark, place, image_set.pictures, on_image, batch_rows=batch_rows or LOOK_ROWS)
         samples, notes, unanswered = seen.samples, (*notes, *seen.notes), seen.unanswered
-        prompts = {each.prompt.id: each.prompt for each in image_set.pictures}
-        stored.save_prompts(place.out, list(prompts.values()))
-        if is_exporting(benchmark):
-            stored.save_files(place.out, benchmark.export(samples, prompts))
     else:
         samples = score(benchmark, place, image_set.pictures, batch_rows or DRAW_ROWS)
     lines = (unscored_line(sample.image, sample.unscored) for sample in samples if sample.unscored)
     notes = (*image_set.notes, *notes, *lines)
-    return stored.save(place.out, benchmark, samples, identity, notes, unanswered=unanswered)
-
-
-def prompts_digest(prompts: Sequence[Prompt]) -> str:
-    """SHA-256 over ids, texts and metadata, in order."""
-    return digest([[prompt.id, prompt.text, prompt.metadata] for prompt in prompts])
+    with place.writing_scores():
+        if is_keeping(benchmark):
+            prompts = {each.prompt.id: each.prompt for each in image_set.pictures}
+            stored.save_prompts(place.out, list(prompts.values()))
+            if is_exporting(benchmark):
+                stored.save_files(place.out, benchmark.export(samples, prompts))
+        return stored.save(place.out, benchmark, samples, identity, notes, unanswered=unanswered)

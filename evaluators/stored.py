@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from gcpo_bench import __version__
+from gcpo_bench.addresses import JUDGING, code_digest
 from gcpo_bench.datasets import Prompt
 from gcpo_bench.environment import PACKAGES, package_version
 from gcpo_bench.errors import CorruptDataError, RunError
@@ -60,9 +61,10 @@ def save(
 
 
 def made_with(benchmark: str) -> dict[str, Any]:
-    """Versions in this process, and the digest of the published prompts, which is checked whenever they are read."""
+    """Versions and code of this process, and the digest of the published prompts, which is checked at each reading."""
     versions = {name: version for name in PACKAGES if (version := package_version(name))}
-    record: dict[str, Any] = {"gcpo-bench": __version__, "python": platform.python_version(), **versions}
+    ours = {"gcpo-bench": __version__, "code": code_digest(JUDGING)}
+    record: dict[str, Any] = {**ours, "python": platform.python_version(), **versions}
     published = SETS.get(benchmark)
     if published is not None and published.sha256:
         record["prompts"] = {"set": published.name, "sha256": published.sha256, "source": published.source}
@@ -79,8 +81,9 @@ def _jsonl(rows: Iterable[Mapping[str, Any]]) -> str:
 
 
 def known(out: Path, identity: Mapping[str, Any]) -> Evaluation | None:
-    """What an earlier call left, if it is whole and of the same identity; a damaged file is made again.
+    """What an earlier call left, if it is whole, of the same identity and judged by the same code.
 
+    A damaged file is made again, and so is what an earlier version left that did not say by which code it was judged.
     Nor is it enough where images could not be scored: they may have been mended, or what failed for a while may work.
     """
     try:
@@ -88,7 +91,8 @@ def known(out: Path, identity: Mapping[str, Any]) -> Evaluation | None:
     except (RunError, CorruptDataError):
         return None
     is_whole = (out / "samples.jsonl").is_file() and not any(metric.unscored for metric in found.metrics.values())
-    return found if is_whole and not found.unanswered and found.identity == identity else None
+    is_same = found.identity == identity and found.made_with.get("code") == code_digest(JUDGING)
+    return found if is_whole and is_same and not found.unanswered else None
 
 
 def load_evaluation(run: Run, benchmark: str) -> Evaluation:

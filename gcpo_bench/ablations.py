@@ -1,7 +1,8 @@
 """From a plan to the cells of a grid: which runs a question takes. Pure: no file is written, nothing is trained.
 
-A cell is one run, named by what it is made of: its configuration, the code that decides numbers, the weights it starts
-from. So plans share cells, a finished cell is never run again, and a change of any of these makes another cell.
+A cell is one run, named by what it is made of: its configuration, the code that decides numbers, parts and prompts from
+elsewhere, and the weights it starts from. So plans share cells, a finished cell is never run again, and a change of any
+of these makes another cell.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -18,7 +19,7 @@ from typing import Any
 import xxhash
 from pydantic import Field, ValidationError
 
-from gcpo_bench import scenes
+from gcpo_bench import addresses, scenes
 from gcpo_bench.config import Config, RunConfig, Share
 from gcpo_bench.errors import ConfigError, CorruptDataError, did_you_mean
 from gcpo_bench.files import MAX_YAML_BYTES, parse_yaml
@@ -30,8 +31,6 @@ STUDY = ("gcpo-init", "gcpo-struct", "gcpo-sim", "gcpo-no-daw", "gcpo")
 CONTROLS = ("random", "remaining", "top-entropy", "grpo-daw", "init-reweighted")
 COMPONENTS = {"init": "initial", "struct": "structural", "sim": "diverse"}
 """Component -> the selector it stands for; `daw` is the weight."""
-CODE = ("training", "evaluators", "scenes.py", "streams.py", "datasets.py")
-"""Sources that decide numbers. Documentation, command line and reports may change without a cell becoming another."""
 MAX_CELLS = 10_000
 
 
@@ -137,9 +136,20 @@ def _check_ratios(config: RunConfig, variant: VariantSpec) -> None:
             )
 
 
+def address(config: RunConfig, weights: str, code: str) -> str:
+    """16 hex digits over all that decides the numbers of a run, or of a start where the configuration has no steps."""
+    if config.num_steps:
+        settings = config.model_dump(mode="json", exclude={"logging", "num_threads"})
+        parts = addresses.run_parts(config)
+    else:
+        settings = config.model_dump(mode="json", include={"method", "policy", "evaluation"})
+        parts = addresses.evaluation_parts(config)
+    text = json.dumps({"settings": settings, "weights": weights, "code": code, "parts": parts}, sort_keys=True)
+    return xxhash.xxh3_64_hexdigest(text.encode())
+
+
 def trained_cell(config: RunConfig, weights: str, code: str, ratio: float | None = None) -> Cell:
-    settings = config.model_dump(mode="json", exclude={"logging", "num_threads"})
-    cell_id = _address(settings, weights, code)
+    cell_id = address(config, weights, code)
     share = "" if ratio is None else f"-r{ratio:g}"
     return Cell(id=cell_id, name=f"{config.method}{share}-s{config.seed}-{cell_id[:8]}", config=config)
 
@@ -147,8 +157,7 @@ def trained_cell(config: RunConfig, weights: str, code: str, ratio: float | None
 def start_cell(config: RunConfig, weights: str, code: str) -> Cell:
     """What `config` starts from, as a run of 0 steps; one for all methods and seeds."""
     start = start_config(config)
-    settings = start.model_dump(mode="json", include={"method", "policy", "evaluation"})
-    return Cell(id=_address(settings, weights, code), name=start_name(config, weights), config=start)
+    return Cell(id=address(start, weights, code), name=start_name(config, weights), config=start)
 
 
 def start_config(config: RunConfig) -> RunConfig:
@@ -157,23 +166,9 @@ def start_config(config: RunConfig) -> RunConfig:
 
 def start_name(config: RunConfig, weights: str) -> str:
     short = weights.removeprefix("xxh3:").replace(":", "-")[:8]  # random weights are named "random:<model>"
-    return f"start-{config.policy.name}-{short}"[:64]
-
-
-def _address(settings: Mapping[str, Any], weights: str, code: str) -> str:
-    text = json.dumps({"settings": settings, "weights": weights, "code": code}, sort_keys=True)
-    return xxhash.xxh3_64_hexdigest(text.encode())
-
-
-def code_digest() -> str:
-    """Of the sources that decide numbers, as they are on disk now."""
-    root = Path(__file__).resolve().parent
-    digest = xxhash.xxh3_64()
-    for part in CODE:
-        path = (root / part).resolve()
-        for source in sorted(path.rglob("*.py")) if path.is_dir() else [path]:
-            digest.update(source.relative_to(path.parent).as_posix().encode() + b"\0" + source.read_bytes())
-    return digest.hexdigest()
+    policy = config.policy
+    differing = [value for value, usual in ((policy.dtype, "float32"), (policy.template, "")) if value != usual]
+    return "-".join([f"start-{policy.name}-{short}"[:40], *differing])[:64]
 
 
 def describe(variant: VariantSpec) -> str:

@@ -15,16 +15,16 @@
 
 from __future__ import annotations
 
-import fcntl
 import io
 import math
 import os
 import re
 import shutil
+import uuid
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
@@ -47,6 +47,7 @@ from gcpo_bench.files import (
     write_text,
     writing,
 )
+from gcpo_bench.locks import Held, OnWait, held
 
 if TYPE_CHECKING:
     import numpy as np
@@ -212,9 +213,10 @@ class Run:
 
     def save_analysis(self, name: str, record: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> Path:
         """Write `analyses/<name>.npz`, then `.json`; returns the latter's path."""
-        write_bytes(self.path / "analyses" / f"{name}.npz", _archive(arrays))
         path = self.path / "analyses" / f"{name}.json"
-        write_json(path, dict(record))
+        with held(path.with_suffix(".lock"), on_wait=lambda owner: None):  # the two files belong together
+            write_bytes(path.with_suffix(".npz"), _archive(arrays))
+            write_json(path, dict(record))
         return path
 
     def analyses(self) -> dict[str, tuple[dict[str, Any], dict[str, np.ndarray]]]:
@@ -241,15 +243,17 @@ class Run:
         return empty
 
     @contextmanager
-    def lock(self) -> Iterator[None]:
-        """Hold the run for this process. Raises RunError where another process holds it; a killed one holds nothing."""
-        path = self.path / "run.lock"
-        with writing(path), path.open("a") as file:
+    def lock(self, on_wait: OnWait | None = None) -> Iterator[None]:
+        """Hold the run for this process; a killed one holds nothing.
+
+        Raises RunError where another process holds it, unless `on_wait` is given: then it is waited for.
+        """
+        with ExitStack() as stack:
             try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
+                stack.enter_context(held(self.path / "run.lock", on_wait=on_wait))
+            except Held as holder:
                 raise RunError(
-                    f"{self.path} is in use: another process is training it",
+                    f"{self.path} is in use: {holder} is training it",
                     hint="wait for it or stop it, or choose another --name",
                 ) from None
             yield
@@ -284,7 +288,7 @@ class WatchedRun(Run):
         pass
 
     @contextmanager
-    def lock(self) -> Iterator[None]:
+    def lock(self, on_wait: OnWait | None = None) -> Iterator[None]:
         yield
 
 
@@ -334,7 +338,7 @@ def create(root: Path, name: str, config: RunConfig) -> Run:
     Raises RunError for a bad name or one that is taken, PrerequisiteError where `root` cannot be written.
     """
     path = check_new(root, name)
-    building = root / f"~{name}.{os.getpid()}"  # "~" is not allowed in a name, so this is never taken for a run
+    building = root / f"~{name}.{uuid.uuid4().hex[:8]}"  # no name has a "~", so this is never taken for a run
     with writing(root):
         try:
             building.mkdir(parents=True)
@@ -348,6 +352,29 @@ def create(root: Path, name: str, config: RunConfig) -> Run:
                 raise _taken(path) from None  # another process was faster
             raise
     return Run(path, config)
+
+
+def create_unused(root: Path, stem: str, config: RunConfig) -> Run:
+    """A new run under `stem`, `stem-2`, ...: the first name that no other process takes. Raises else as `create`."""
+    while True:
+        name = unused_name(root, stem)
+        try:
+            return create(root, name, config)
+        except RunError:
+            if not (root / name).exists():
+                raise
+
+
+def open_or_create(root: Path, name: str, config: RunConfig) -> Run:
+    """The run of this name, made with `config` where there is none, also by another process at the same time."""
+    path = root / name
+    if not path.is_dir():
+        try:
+            return create(root, name, config)
+        except RunError:
+            if not path.is_dir():
+                raise
+    return open_run(path, root)
 
 
 def _taken(path: Path) -> RunError:

@@ -17,7 +17,7 @@ from .measures import Measure, headline_of, measures, panel_of, spread
 
 NOT_COMPARED = ("weights", "checkpoint", "policy", "run", "step")
 """Parts of an evaluation's identity that say what was evaluated rather than how."""
-JUDGED = ("version", "prompts_digest", "images_per_prompt", "look", "settings")
+JUDGED = ("version", "benchmark_source", "prompts_digest", "images_per_prompt", "look", "settings")
 """Parts that say how images were judged, whoever drew them and however."""
 
 
@@ -83,13 +83,17 @@ def load_evaluation(run: Run, benchmark: str) -> Evaluation:
 
 
 def read_evaluation(folder: Path) -> Evaluation:
-    """What lies in the folder of an evaluation, whose name is the benchmark's. Raises CorruptDataError."""
-    samples = tuple(
-        _sample(row, folder / "samples.jsonl", number)
-        for number, row in enumerate(read_jsonl(folder / "samples.jsonl"), start=1)
-    )
+    """What lies in the folder of an evaluation, whose name is the benchmark's. Raises CorruptDataError.
+
+    Another process may evaluate again meanwhile. It removes the scores before it writes samples, so samples between two
+    equal looks at the scores are those that these sum up.
+    """
     scores_path = folder / "scores.json"
-    scores = read_json(scores_path) if scores_path.exists() else {}
+    before, scores = object(), _scores(scores_path)
+    while before != scores:
+        before, rows = scores, read_jsonl(folder / "samples.jsonl")
+        scores = _scores(scores_path)
+    samples = tuple(_sample(row, folder / "samples.jsonl", number) for number, row in enumerate(rows, start=1))
     if not isinstance(scores, dict) or not isinstance(scores.get("identity", {}), dict):
         raise CorruptDataError(f"{scores_path} is damaged: not an evaluation", hint="evaluate the run again")
     scored = [sample for sample in samples if not sample.unscored]
@@ -115,6 +119,16 @@ def read_evaluation(folder: Path) -> Evaluation:
         panel=panel,
         measures=known,
     )
+
+
+def _scores(path: Path) -> Any:
+    """What the file holds; an empty object where there is none."""
+    try:
+        return read_json(path)
+    except CorruptDataError as error:
+        if isinstance(error.__cause__, FileNotFoundError):
+            return {}
+        raise
 
 
 def _prompt_means(frame: pd.DataFrame) -> pd.DataFrame:

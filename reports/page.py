@@ -15,6 +15,7 @@ from typing import Any
 from markupsafe import Markup
 
 from gcpo_bench.errors import ConfigError
+from gcpo_bench.locks import OnWait, held
 from gcpo_bench.registry import SECTIONS
 from gcpo_bench.runs import write_bytes
 
@@ -34,12 +35,14 @@ def write_report(
     *,
     references: Sequence[Path] = (),
     refresh_s: int = 0,
+    on_wait: OnWait = lambda owner: None,
 ) -> list[Path]:
     """Write `report.html`, `report.md`, `report.csv` (and its siblings), `report.json` and `figures/` into `out`.
 
     Args:
         references: folders of image sets that are no runs, `evaluations/<name>`.
         refresh_s: seconds after which an open page loads itself again; 0: never.
+        on_wait: called with who it is, before another process is waited for that writes into `out`.
 
     Raises:
         ConfigError: an unknown format, or `out` is a file.
@@ -58,8 +61,9 @@ def write_report(
     files = {name: text.encode() for name, text in texts(data, fragments, formats, refresh_s).items()}
     if "figures" in formats:
         files |= figures(fragments)
-    for name, content in files.items():
-        write_bytes(out / name, content)
+    with held(out / ".lock", on_wait=on_wait):  # so that the files of one folder are of one report
+        for name, content in files.items():
+            write_bytes(out / name, content)
     return [out / name for name in files]
 
 

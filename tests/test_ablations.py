@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gcpo_bench import ablations
+from gcpo_bench import ablations, addresses
 from gcpo_bench.ablations import Cell, Plan, VariantSpec, expand
 from gcpo_bench.config import RunConfig
 from gcpo_bench.errors import ConfigError, CorruptDataError
@@ -59,16 +59,16 @@ def test_other_weights_or_code_make_other_cells() -> None:
 
 
 def test_the_code_digest_follows_what_decides_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for part in ablations.CODE:
+    for part in addresses.CODE:
         path = tmp_path / part
         (path if path.suffix else path / "inner.py").parent.mkdir(parents=True, exist_ok=True)
         (path if path.suffix else path / "inner.py").write_text("x = 1\n")
-    monkeypatch.setattr(ablations, "__file__", str(tmp_path / "ablations.py"))
-    before = ablations.code_digest()
+    monkeypatch.setattr(addresses, "__file__", str(tmp_path / "addresses.py"))
+    before = addresses.code_digest()
     (tmp_path / "reports.py").write_text("y = 2\n")
-    assert ablations.code_digest() == before
+    assert addresses.code_digest() == before
     (tmp_path / "training/inner.py").write_text("x = 2\n")
-    assert ablations.code_digest() != before
+    assert addresses.code_digest() != before
 
 
 def test_the_start_comes_first_and_is_shared() -> None:

@@ -13,6 +13,7 @@ import pytest
 
 from gcpo_bench import ablations
 from gcpo_bench.ablations import Plan, VariantSpec
+from gcpo_bench.addresses import code_digest
 from gcpo_bench.errors import ConfigError, PrerequisiteError, TrainingError
 from gcpo_bench.ledger import Ledger
 from gcpo_bench.registry import EXECUTORS
@@ -34,7 +35,7 @@ SMALL = (
 def planned(folder: Path, steps: int = 3) -> tuple[Path, list[str]]:
     variants = tuple(VariantSpec(method=method) for method in ("grpo", "gcpo"))
     plan = Plan(variants=variants, seeds=(0,), model="scenes-8", num_steps=steps, overrides=SMALL)
-    cells = ablations.expand(plan, lambda config: start_weights(config)[1], "code")
+    cells = ablations.expand(plan, lambda config: start_weights(config)[1], code_digest())
     Ledger(folder / "runs").plan(cells)
     return folder / "runs", [cell.id for cell in cells]
 

@@ -58,7 +58,7 @@ def run(tmp_path: Path) -> Run:
     return runs.create(tmp_path, "one", RunConfig())
 
 
-def go(run: Run, sampler: Sampler | None, **changes: Any) -> Evaluation:
+def go(run: Run, sampler: Sampler | None, benchmark: str = "scenes", **changes: Any) -> Evaluation:
     settings: dict[str, Any] = {
         "world": "scenes-8",
         "images_per_prompt": 2,
@@ -68,7 +68,7 @@ def go(run: Run, sampler: Sampler | None, **changes: Any) -> Evaluation:
         "limit": 2,
         "batch_rows": 5,
     }
-    return evaluate(run, sampler, TOKENS, "scenes", **{**settings, **changes})
+    return evaluate(run, sampler, TOKENS, benchmark, **{**settings, **changes})
 
 
 def images(run: Run) -> Path:

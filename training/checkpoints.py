@@ -10,6 +10,7 @@ import json
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -68,13 +69,21 @@ def load_weights(policy: nn.Module, path: Path, *, expected_checksum: str | None
 
     Raises CorruptDataError if the file is damaged or of another architecture.
     """
-    if expected_checksum is not None:
-        _check(path, expected_checksum)
     filled = _tensors(policy, whole)
+    before = _inode(path)
     with _opened(path) as file, torch.no_grad():
+        if expected_checksum is not None:
+            _check(path, expected_checksum)
+        if _inode(path) != before:  # files are replaced, not changed: what was checked is what is open
+            raise CorruptDataError(f"{path} was replaced while it was read", hint="run the same command again")
         _compare(path, filled, _shapes(file))
         for name, tensor in filled.items():
             tensor.copy_(file.get_tensor(name))
+
+
+def _inode(path: Path) -> int:
+    with runs.reading(path):
+        return path.stat().st_ino
 
 
 def check_names(policy: nn.Module, path: Path, *, whole: bool = False) -> None:
@@ -146,6 +155,67 @@ def _write_state(path: Path, state: dict[str, Any]) -> None:
             raise
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Checkpoint:
+    """A complete checkpoint, as its record said when it was read."""
+
+    folder: Path
+    step: int
+    checksums: Mapping[str, str]
+
+    @property
+    def weights(self) -> Path:
+        return self.folder / WEIGHTS
+
+    @property
+    def digest(self) -> str:
+        """Checksum of the weights."""
+        return self.checksums[WEIGHTS]
+
+    def is_as_read(self) -> bool:
+        """False once training has removed it or written it anew."""
+        try:
+            return read(self.folder, self.step) == self
+        except CorruptDataError:
+            return False
+
+
+def read(folder: Path, step: int) -> Checkpoint:
+    """Raises CorruptDataError where the record is damaged, or no longer there."""
+    return Checkpoint(folder=folder, step=step, checksums=_read_state(folder)["checksums"])
+
+
+def newest(run: runs.Run) -> Checkpoint:
+    """The newest complete checkpoint now; a run that is being trained has another one later.
+
+    Raises RunError where there is none, CorruptDataError where its record is damaged.
+    """
+    while True:
+        step = latest_step(run)
+        folder = run.checkpoint_path(step)
+        try:
+            return read(folder, step)
+        except CorruptDataError as error:
+            if not isinstance(error.__cause__, FileNotFoundError):  # else training removed it just now
+                raise
+
+
+def load_newest(run: runs.Run, policy: nn.Module) -> Checkpoint:
+    """Fill `policy` from the newest checkpoint, and say which one that was.
+
+    Training may remove a checkpoint, or write it anew, while it is read: then the one that is newest by then is taken.
+    Raises as `newest`, and CorruptDataError where the weights are damaged or of another model.
+    """
+    while True:
+        checkpoint = newest(run)
+        try:
+            load_weights(policy, checkpoint.weights, expected_checksum=checkpoint.digest)
+            return checkpoint
+        except CorruptDataError:
+            if checkpoint.is_as_read():
+                raise
+
+
 def latest_step(run: runs.Run) -> int:
     """Raises RunError where the run has no complete checkpoint."""
     steps = run.checkpoint_steps()
@@ -188,5 +258,5 @@ def weights_checksum(folder: Path) -> str:
 
 
 def weights_digest(run: runs.Run) -> str:
-    """Checksum of the newest checkpoint's weights."""
-    return weights_checksum(run.checkpoint_path(latest_step(run)))
+    """Checksum of the newest checkpoint's weights; who loads them takes it from `load_newest`."""
+    return newest(run).digest

@@ -52,9 +52,12 @@ class Learner:
                 yield self.policy
 
 
-def build_learner(config: RunConfig, run: Run | None = None, world: World = ALONE) -> Learner:
+def build_learner(
+    config: RunConfig, run: Run | None = None, world: World = ALONE, start_weights: starts.Start | None = None
+) -> Learner:
+    """`start_weights`: what training starts from, if it was looked up before."""
     config, _ = memory.settled(world.settled(config), world.size)
-    policy = starts.start_policy(config, run.path.parent if run else None)
+    policy = starts.start_policy(config, run.path.parent if run else None, start_weights)
     module = as_module(policy)
     trained = {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
     frozen_copy = None if config.policy.lora else copy.deepcopy(module).requires_grad_(False)

@@ -65,18 +65,18 @@ def train(
     """
     with run.lock():
         step = 0
+        start = starts.start_weights(config, run.path.parent)
         if resume:  # what the run began from is told in its record, which is the first process's
-            world.from_first(lambda: None if run.is_empty() else starts.require_first_weights(run))
+            world.from_first(lambda: None if run.is_empty() else starts.require_first_weights(run, start))
         try:
-            start = starts.start_weights(config, run.path.parent)[1]
             world.require_equal("version", f"{__version__} on torch {torch.__version__}")
-            world.require_equal("start weights", start)
-            learner = build_learner(config, run, world)
+            world.require_equal("start weights", start[1])
+            learner = build_learner(config, run, world, start)
             if torch.device(config.policy.device).type == "cuda":  # on a CPU nothing is recorded
                 prompts = [prompt for task in prompts_by_task(config.data.prompts).values() for prompt in task]
                 keep_one_layout(learner.policy, [prompt.text for prompt in prompts])
             step = _restore(learner, run) if resume else 0
-            used = {"start_weights": start, "policy": starts.text_and_parts(learner.policy, config.policy)}
+            used = {"start_weights": start[1], "policy": starts.text_and_parts(learner.policy, config.policy)}
             with StopRequests(ECHO_S if world.size > 1 else stops.ECHO_S) as stop:  # before, there is nothing to save
                 run.add_environment({**environment.record(), **world.record(), **used})
                 run.set_status("running", step)

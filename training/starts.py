@@ -20,6 +20,7 @@ from gcpo_bench import catalogue, runs
 from gcpo_bench.ablations import start_config, start_name
 from gcpo_bench.config import PolicyConfig, RunConfig
 from gcpo_bench.errors import ConfigError, CorruptDataError, PrerequisiteError, RunError
+from gcpo_bench.locks import OnWait
 from gcpo_bench.registry import POLICIES
 from gcpo_bench.weights import local, locate
 
@@ -29,6 +30,9 @@ from .types import Policy
 DEVICES = "use cpu, cuda or cuda:1"
 SHOWN = len("xxh3:") + 12
 """Of a checksum, in a message."""
+Start = tuple[Path | None, str]
+"""Where weights are read, and their checksum; see `start_weights`. Looked up once and handed on: a run that others
+start from may be trained meanwhile."""
 
 
 def packaged_weights(model: str) -> tuple[Path, str]:
@@ -56,7 +60,7 @@ def _pretrained(folder: Path, model: str) -> tuple[Path, str]:
     return folder / f"{model}.safetensors", record["checksum"]
 
 
-def start_weights(config: RunConfig, runs_root: Path | None = None) -> tuple[Path | None, str]:
+def start_weights(config: RunConfig, runs_root: Path | None = None) -> Start:
     """Where training starts from, and its checksum: a file of ours, a folder as others publish it, or no file.
 
     `policy.weights` is `packaged` (what ships, else what `gcpo-bench models fetch` brought), a folder (published
@@ -87,8 +91,8 @@ def start_weights(config: RunConfig, runs_root: Path | None = None) -> tuple[Pat
             f"{run.path} trained adapters, which another run cannot start from",
             hint="resume it, or start from its base",
         )
-    folder = run.checkpoint_path(checkpoints.latest_step(run))
-    return folder / checkpoints.WEIGHTS, checkpoints.weights_checksum(folder)
+    checkpoint = checkpoints.newest(run)
+    return checkpoint.weights, checkpoint.digest
 
 
 def _source_run(source: str, root: Path) -> runs.Run:
@@ -106,10 +110,14 @@ def _source_run(source: str, root: Path) -> runs.Run:
         ) from error
 
 
-def start_policy(config: RunConfig, runs_root: Path | None = None) -> Policy:
-    """The policy before reinforcement learning, in evaluation mode (no policy here uses dropout)."""
+def start_policy(config: RunConfig, runs_root: Path | None = None, start: Start | None = None) -> Policy:
+    """The policy before reinforcement learning, in evaluation mode (no policy here uses dropout).
+
+    Args:
+        start: its weights, if they were looked up before.
+    """
     device = usable_device(config.policy.device)  # before anything large is built
-    path, expected = start_weights(config, runs_root)
+    path, expected = start or start_weights(config, runs_root)
     policy = build(config.policy, path)
     _require_outside(policy, config.policy)
     for source, checksum in _sources(policy, path, expected, runs_root):
@@ -159,8 +167,9 @@ def _sources(
     if partial and not all(parameter.requires_grad for parameter in policy.parameters()):
         assert path is not None
         run = runs.open_run(path.parents[2])
-        require_first_weights(run, runs_root)
-        yield from _sources(policy, *start_weights(run.config, runs_root or run.path.parent), runs_root)
+        start = start_weights(run.config, runs_root or run.path.parent)
+        require_first_weights(run, start)
+        yield from _sources(policy, *start, runs_root)
     yield path, expected
 
 
@@ -296,12 +305,12 @@ def usable_device(name: str) -> torch.device:
     return device
 
 
-def require_first_weights(run: runs.Run, runs_root: Path | None = None) -> None:
-    """Raises RunError where what `run` starts from is no longer what it began from.
+def require_first_weights(run: runs.Run, start: Start) -> None:
+    """Raises RunError where `start`, which `run` starts from now, is not what it began from.
 
     The reference, and what is frozen, are read from there again: with other weights it would be another run.
     """
-    now = start_weights(run.config, runs_root or run.path.parent)[1]
+    now = start[1]
     first = next((found for record in run.environments() if (found := record.get("start_weights"))), now)
     if first != now:
         raise RunError(
@@ -311,25 +320,34 @@ def require_first_weights(run: runs.Run, runs_root: Path | None = None) -> None:
 
 
 def load_policy(run: runs.Run, config: RunConfig | None = None) -> Policy:
-    """The run's policy at its newest checkpoint, ready to sample; `config` may name another device or precision.
+    """As `load_newest`, where it does not matter which checkpoint that was."""
+    return load_newest(run, config)[0]
 
-    Raises as `start_policy` does, and as `require_first_weights` where not all of it was trained.
+
+def load_newest(run: runs.Run, config: RunConfig | None = None) -> tuple[Policy, checkpoints.Checkpoint]:
+    """The run's policy at its newest checkpoint, ready to sample, and that checkpoint: nobody needs to ask again.
+
+    `config` may name another device or precision. Raises as `start_policy` does, and as `require_first_weights` where
+    not all of it was trained.
     """
-    policy: Any = start_policy(config or run.config, run.path.parent)
+    checkpoints.latest_step(run)  # a run without one is told before anything large is built
+    start = start_weights(run.config, run.path.parent)
+    policy: Any = start_policy(config or run.config, run.path.parent, start)
     if not all(parameter.requires_grad for parameter in policy.parameters()):
-        require_first_weights(run)
-    checkpoints.load(run, checkpoints.latest_step(run), policy)
-    return policy  # type: ignore[no-any-return]
+        require_first_weights(run, start)
+    return policy, checkpoints.load_newest(run, policy)
 
 
-def start_run(config: RunConfig, root: Path) -> runs.Run:
-    """The weights that `config` starts from, as a run of 0 steps in `root`: what a report calls the start."""
-    name = start_name(config, start_weights(config, root)[1])
-    try:
-        start = runs.open_run(name, root)
-    except RunError:
-        start = runs.create(root, name, start_config(config))
-    if not start.checkpoint_steps():
-        checkpoints.save(start, 0, start_policy(config, root), None, keep=1)  # type: ignore[arg-type]
-        start.set_status("finished", 0)
-    return start
+def start_run(config: RunConfig, root: Path, on_wait: OnWait = lambda owner: None) -> runs.Run:
+    """The weights that `config` starts from, as a run of 0 steps in `root`: what a report calls the start.
+
+    Processes that need it at the same time make it once; `on_wait` is called where another one is doing so.
+    """
+    start = start_weights(config, root)
+    run = runs.open_or_create(root, start_name(config, start[1]), start_config(config))
+    if not run.checkpoint_steps():
+        with run.lock(on_wait):
+            if not run.checkpoint_steps():
+                run.set_status("finished", 0)
+                checkpoints.save(run, 0, start_policy(config, root, start), None, keep=1)  # type: ignore[arg-type]
+    return run

@@ -151,7 +151,8 @@ def _variants(methods: str | None, components: str | None, ratios: Sequence[floa
 
 def _expand(plan: Plan, runs_dir: Path, *, num_threads: int) -> list[Cell]:
     """Threads change no result and are no part of a cell's address, so they are set last."""
-    from gcpo_bench.ablations import code_digest, expand
+    from gcpo_bench.ablations import expand
+    from gcpo_bench.addresses import code_digest
     from gcpo_bench.training.starts import start_weights
 
     @cache

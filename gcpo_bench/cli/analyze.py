@@ -40,13 +40,13 @@ def perturb_command(
     folder = open_run(run, runs_dir)
     from gcpo_bench.evaluators.runner import first_per_task
     from gcpo_bench.registry import PROMPT_SETS
-    from gcpo_bench.training import checkpoints, starts
+    from gcpo_bench.training import starts
     from gcpo_bench.training.perturbation import perturb
     from gcpo_bench.training.rewards import WeightedSum
 
     config = folder.config
     prompts = first_per_task(PROMPT_SETS.load(config.logging.tracked_prompt_set)(), prompts_per_task)
-    policy = starts.load_policy(folder)
+    policy, checkpoint = starts.load_newest(folder)
     study = perturb(
         policy,
         WeightedSum(config.rewards),
@@ -59,7 +59,7 @@ def perturb_command(
     )
     record = {
         "noise": noise,
-        "step": checkpoints.latest_step(folder),
+        "step": checkpoint.step,
         "grid": list(policy.grid),
         "prompts": [prompt.text for prompt in prompts],
         "tags": [prompt.tag for prompt in prompts],

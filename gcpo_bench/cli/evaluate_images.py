@@ -14,6 +14,7 @@ from .progress import progress
 
 if TYPE_CHECKING:
     from gcpo_bench.evaluators.types import Evaluation
+    from gcpo_bench.locks import OnWait
 
     from .evaluate_usage import Asked
 
@@ -75,6 +76,7 @@ def evaluated_folder(
                 name=place.name,
                 on_image=show,
                 on_note=told,
+                on_wait=_on_wait(place, benchmark),
             )
 
     return (_evaluated(evaluate, str(images), place, benchmark, asked) for benchmark in benchmarks)
@@ -106,9 +108,14 @@ def evaluated_generator(
                 shard=asked.shard,
                 on_batch=show,
                 on_image=lambda done, total: show(done, total, "looked at"),
+                on_wait=_on_wait(place, benchmark),
             )
 
     return (_evaluated(evaluate, generator, place, benchmark, asked) for benchmark in benchmarks)
+
+
+def _on_wait(place: Place, benchmark: str) -> OnWait:
+    return lambda owner: note(f"{place.path}: waiting for {owner}, which evaluates it on {benchmark}")
 
 
 def _evaluated(
@@ -118,7 +125,8 @@ def _evaluated(
 
     result = place.result(benchmark)
     if asked.rescore:
-        evaluation = rescore(place.path / benchmark, benchmark, options=asked.of(benchmark))
+        waits = _on_wait(place, benchmark)
+        evaluation = rescore(place.path / benchmark, benchmark, options=asked.of(benchmark), on_wait=waits)
         return [evaluation], {**result, **outcome(evaluation)}
     note(f"evaluating {shown} on {benchmark}")
     told = Notes()

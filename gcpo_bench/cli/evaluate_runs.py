@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import asdict, replace
 from functools import cache
 from typing import TYPE_CHECKING, Any
@@ -13,7 +14,9 @@ from .output import note
 from .progress import progress
 
 if TYPE_CHECKING:
+    from gcpo_bench.config import RunConfig
     from gcpo_bench.evaluators.types import Evaluation
+    from gcpo_bench.locks import OnWait
     from gcpo_bench.reports.statistics import Interval
     from gcpo_bench.runs import Run
 
@@ -21,8 +24,10 @@ if TYPE_CHECKING:
 class Settings:
     """How a run and its start are looked at: alike, or they could not be compared."""
 
-    def __init__(self, run: Run, benchmark: str | None = None, asked: Asked | None = None) -> None:
-        config = run.config
+    def __init__(
+        self, run: Run, benchmark: str | None = None, asked: Asked | None = None, config: RunConfig | None = None
+    ) -> None:
+        config = config or run.config
         asked = asked or Asked()
         self.asked = asked
         self.benchmark = benchmark or config.evaluation.benchmark
@@ -35,6 +40,8 @@ class Settings:
         self.images_per_prompt = asked.images_per_prompt or own
         """None: as many as the benchmark asks for."""
         self.limit = asked.limit or config.evaluation.prompts_per_task
+        self.evaluates = f"evaluates it on {self.benchmark}"
+        """What another process does that is waited for."""
 
 
 def evaluated_runs(
@@ -52,23 +59,38 @@ def evaluated_run(settings: Settings, run: Run, *, with_start: bool) -> tuple[li
     from gcpo_bench.training.starts import start_run
 
     result: dict[str, Any] = {"run": run.name, "path": str(run.path), "benchmark": settings.benchmark}
-    evaluation = _evaluate(settings, run)
-    started = None
-    if with_start:
-        start = start_run(run.config, run.path.parent)
-        started = _evaluate(settings, start)
-    if evaluation is None or (with_start and started is None):
-        return [evaluation, started], {**result, "shard": settings.asked.shard}
-    result |= outcome(evaluation)
-    if started is not None:
-        result["start"] = {"run": start.name, **outcome(started)}
-        result["difference"] = finite(asdict(_difference(run, start, settings.benchmark)))
-    return [evaluation, started], result
+    with ExitStack() as stack:  # so that what is compared in the end is what was found here
+        stack.enter_context(_held(settings, run))
+        evaluation = _evaluate(settings, run)
+        started = None
+        if with_start:
+            start = start_run(run.config, run.path.parent, on_wait=_on_wait(run, "makes its start"))
+            stack.enter_context(_held(settings, start))
+            started = _evaluate(settings, start)
+        if evaluation is None or (with_start and started is None):
+            return [evaluation, started], {**result, "shard": settings.asked.shard}
+        result |= outcome(evaluation)
+        if started is not None:
+            result["start"] = {"run": start.name, **outcome(started)}
+            result["difference"] = finite(asdict(_difference(run, start, evaluation.benchmark)))
+        return [evaluation, started], result
 
 
-def evaluate_run(run: Run) -> None:
-    """The run's own benchmark with the run's own settings; what is there already is not made again."""
-    _evaluate(Settings(run), run)
+def evaluate_run(run: Run, config: RunConfig | None = None) -> None:
+    """The run's own benchmark with the settings of `config`, or its own; what is there already is not made again."""
+    _evaluate(Settings(run, config=config), run)
+
+
+def _held(settings: Settings, run: Run) -> AbstractContextManager[None]:
+    """Nobody else changes the scores of this run meanwhile."""
+    from gcpo_bench.evaluators.runner import evaluating, make_benchmark
+
+    benchmark = make_benchmark(settings.benchmark, settings.world, **settings.asked.of(settings.benchmark))
+    return evaluating(run, benchmark.name, settings.asked.shard, on_wait=_on_wait(run, settings.evaluates))
+
+
+def _on_wait(run: Run, what: str) -> OnWait:
+    return lambda owner: note(f"{run.name}: waiting for {owner}, which {what}")
 
 
 def _evaluate(settings: Settings, run: Run) -> Evaluation | None:
@@ -76,17 +98,17 @@ def _evaluate(settings: Settings, run: Run) -> Evaluation | None:
     import torch
 
     from gcpo_bench.evaluators.runner import DRAW_ROWS, ShardDone, evaluate, make_benchmark, rescore
-    from gcpo_bench.training.checkpoints import weights_digest
     from gcpo_bench.training.decoding import keep_one_layout, sample_in_batches
     from gcpo_bench.training.parallel import Workers
-    from gcpo_bench.training.starts import load_policy
+    from gcpo_bench.training.starts import load_newest
 
     options = settings.asked.of(settings.benchmark)
+    waits = _on_wait(run, settings.evaluates)
     if settings.asked.rescore:
         place = run.evaluation_dir(settings.benchmark)
-        return rescore(place, settings.benchmark, world=settings.world, options=options)
+        return rescore(place, settings.benchmark, world=settings.world, options=options, on_wait=waits)
     workers = Workers(settings.num_threads, run.config.policy.device)
-    policy = load_policy(run)
+    policy, checkpoint = load_newest(run)
     on_gpu = torch.device(run.config.policy.device).type == "cuda"
 
     @cache
@@ -119,7 +141,7 @@ def _evaluate(settings: Settings, run: Run) -> Evaluation | None:
                 images_per_prompt=settings.images_per_prompt,
                 seed=settings.seed,
                 distribution=settings.distribution,
-                weights_digest=weights_digest(run),
+                weights_digest=checkpoint.digest,
                 limit=settings.limit,
                 batch_rows=settings.batch_rows,
                 draw_rows=run.config.sampling.batch_rows if on_gpu else DRAW_ROWS,
@@ -127,6 +149,7 @@ def _evaluate(settings: Settings, run: Run) -> Evaluation | None:
                 shard=settings.asked.shard,
                 on_batch=show,
                 on_image=lambda done, total: show(done, total, "looked at"),
+                on_wait=waits,
             )
     except ShardDone as done:
         note(f"{run.name}: {done}; {done.hint}")

@@ -107,7 +107,11 @@ def _write(places: _Places, out: Path, wanted: list[str], refresh_s: int = 0) ->
 
     references = places.references()
     paths = places.run_paths(may_be_none=bool(references))
-    return write_report(paths, out, wanted, references=references, refresh_s=refresh_s)
+
+    def waits(owner: str) -> None:
+        note(f"{out}: waiting for {owner}, which writes a report there")
+
+    return write_report(paths, out, wanted, references=references, refresh_s=refresh_s, on_wait=waits)
 
 
 def _shown(written: list[Path], out: Path) -> list[Path]:

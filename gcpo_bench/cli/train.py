@@ -78,7 +78,8 @@ Flags = Mapping[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    name: str
+    name: str | None
+    """None: made from the settings, the first that is free when the run is made."""
     config: RunConfig
     run: Run | None
     """To go on with; None is a new one."""
@@ -110,19 +111,25 @@ def _new(
     from gcpo_bench.resolve import resolve
 
     config = resolve(preset, override, flags).config
-    if name is None:
-        name = runs.unused_name(root, f"{config.method}-{config.policy.name}-seed{config.seed}")
-    runs.check_new(root, name)
+    if name is not None:
+        runs.check_new(root, name)
     if dry_run:
-        _print_plan(config, root / name, root)
+        _print_plan(config, root / (name or runs.unused_name(root, _stem(config))), root)
         return None
     return Plan(name, config, None)
+
+
+def _stem(config: RunConfig) -> str:
+    """Name of a run that nobody named."""
+    return f"{config.method}-{config.policy.name}-seed{config.seed}"
 
 
 def _begun(plan: Plan, root: Path) -> Run:
     """The run's folder, made or brought up to date."""
     from gcpo_bench import runs
 
+    if plan.run is None and plan.name is None:
+        return runs.create_unused(root, _stem(plan.config), plan.config)
     if plan.run is None:
         return runs.create(root, plan.name, plan.config)
     if plan.config != plan.run.config:

@@ -75,10 +75,29 @@ def _attempt(claim: Claim, runs_dir: Path) -> None:
 
 
 def run_cell(cell: Cell, runs_dir: Path) -> None:
-    """Train from where the run stands, if at all, and evaluate; nothing that is there is made again."""
+    """Train from where the run stands, if at all, and evaluate; nothing that is there is made again.
+
+    Raises RunError where code, parts, prompts or weights are not those that the cell was planned with, or change while
+    it runs: what comes out would be filed under the wrong address.
+    """
     from .evaluate_runs import evaluate_run
 
-    evaluate_run(_start(cell, runs_dir) if cell.config.num_steps == 0 else _trained(cell, runs_dir))
+    _require_address(cell, runs_dir)
+    evaluate_run(_start(cell, runs_dir) if cell.config.num_steps == 0 else _trained(cell, runs_dir), cell.config)
+    _require_address(cell, runs_dir)
+
+
+def _require_address(cell: Cell, runs_dir: Path) -> None:
+    from gcpo_bench.ablations import address
+    from gcpo_bench.addresses import code_digest
+    from gcpo_bench.errors import RunError
+    from gcpo_bench.training.starts import start_weights
+
+    if address(cell.config, start_weights(cell.config, runs_dir)[1], code_digest()) != cell.id:
+        raise RunError(
+            f"{cell.name} was planned with other code, prompts or weights than there are now",
+            hint="the same ablate command plans it anew; where they were edited by mistake, put them back",
+        )
 
 
 def require(config: RunConfig, runs_dir: Path) -> None:
