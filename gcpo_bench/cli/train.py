@@ -128,9 +128,9 @@ def _begun(plan: Plan, root: Path) -> Run:
     """The run's folder, made or brought up to date."""
     from gcpo_bench import runs
 
-    if plan.run is None and plan.name is None:
-        return runs.create_unused(root, _stem(plan.config), plan.config)
     if plan.run is None:
+        if plan.name is None:
+            return runs.create_unused(root, _stem(plan.config), plan.config)
         return runs.create(root, plan.name, plan.config)
     if plan.config != plan.run.config:
         with plan.run.lock():
