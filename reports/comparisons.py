@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -12,18 +13,17 @@ import numpy as np
 from .evaluations import Evaluation, flatten
 from .load import ReportData, Variant, other_settings
 from .measures import Measure
+from .power import LEVEL, data_factor, minimum_detectable_effect
 from .references import Reference
+from .seeds import SeedVariance, seed_variance
 from .statistics import (
     Interval,
     PromptScores,
-    data_factor,
     equivalence_p,
     holm,
-    minimum_detectable_effect,
     never_certain,
     paired_difference,
     score_interval,
-    sign_flip_test,
     two_way_difference,
     wilson,
 )
@@ -31,8 +31,6 @@ from .tables import plain
 
 Against = Literal["baseline", "start", "reference"]
 Verdict = Literal["better", "worse", "equivalent", "cannot tell"]
-LEVEL = 0.05
-SIGN_FLIP_SEED = 0
 MOST_KEYS = 4
 """Of an identity that are named where they differ."""
 
@@ -48,9 +46,11 @@ class Comparison:
     measure: Measure
     interval: Interval
     p_value: float
-    """Sign-flip test for one seed, two-way t test for several."""
+    """Below 5 % where the interval leaves out 0: of the same standard error and degrees of freedom."""
     p_holm: float
     """Adjusted over all comparisons of the report on this benchmark."""
+    level: float = LEVEL
+    """What p must be below to count, with the other comparisons of the family as they are."""
     settings_that_differ: tuple[str, ...]
     """Configuration keys that differ though the methods do not ask for it."""
     dropped_prompts: int
@@ -58,7 +58,8 @@ class Comparison:
 
     @property
     def detectable(self) -> float:
-        return minimum_detectable_effect(self.interval.stderr, self.interval.df)
+        """The true difference that would be found four times in five, as one of its family."""
+        return minimum_detectable_effect(self.interval, level=self.level)
 
     @property
     def verdict(self) -> Verdict:
@@ -78,7 +79,7 @@ class Comparison:
     def effort(self) -> float:
         """How many times the data it would take to detect the difference seen, or one point if it is smaller."""
         wanted = max(abs(self.interval.value), self.measure.worth_knowing)
-        return data_factor(self.interval, wanted) if wanted else math.inf
+        return data_factor(self.interval, wanted, level=self.level) if wanted else math.inf
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -120,11 +121,12 @@ def compare_all(data: ReportData, benchmark: str) -> tuple[list[Comparison], lis
     refused: list[NotCompared] = []
     panel = data.panel(benchmark)
     for variant in data.trained:
+        peers = data.peers_of(variant)
         for against, other in (("baseline", data.baseline_of(variant)), ("start", data.start_of(variant))):
             if other is None:
                 continue
             kind: Against = "baseline" if against == "baseline" else "start"
-            outcomes = [compare(variant, other, benchmark, measure, kind) for measure in panel]
+            outcomes = [compare(variant, other, benchmark, measure, kind, peers) for measure in panel]
             found += [outcome for outcome in outcomes if isinstance(outcome, Comparison)]
             refused += _once([outcome for outcome in outcomes if isinstance(outcome, NotCompared)])
     return adjusted(found), refused
@@ -138,7 +140,7 @@ def compare_references(data: ReportData, benchmark: str) -> tuple[list[Compariso
         for reference in data.references:
             for variant in data.trained:
                 if variant.evaluations(benchmark) and reference.evaluations(benchmark):
-                    outcome = compare(variant, reference, benchmark, measure, "reference")
+                    outcome = compare(variant, reference, benchmark, measure, "reference", data.peers_of(variant))
                     (found if isinstance(outcome, Comparison) else refused).append(outcome)  # type: ignore[arg-type]
     return adjusted(found), list({(each.a, each.b, each.reason): each for each in refused}.values())
 
@@ -146,7 +148,13 @@ def compare_references(data: ReportData, benchmark: str) -> tuple[list[Compariso
 def adjusted(found: list[Comparison]) -> list[Comparison]:
     """Holm over one family."""
     p_values = holm([comparison.p_value for comparison in found])
-    return [replace(comparison, p_holm=p) for comparison, p in zip(found, p_values, strict=True)]
+    proven = sum(p < LEVEL for p in p_values)
+    # Holm asks of the k-th smallest p to be below 5 % over those that are left
+    left = [len(found) - proven + (p < LEVEL) for p in p_values]
+    return [
+        replace(comparison, p_holm=p, level=LEVEL / max(others, 1))
+        for comparison, p, others in zip(found, p_values, left, strict=True)
+    ]
 
 
 def _once(refused: list[NotCompared]) -> list[NotCompared]:
@@ -155,10 +163,20 @@ def _once(refused: list[NotCompared]) -> list[NotCompared]:
 
 
 def compare(
-    a: Variant, b: Variant | Reference, benchmark: str, measure: Measure, against: Against
+    a: Variant,
+    b: Variant | Reference,
+    benchmark: str,
+    measure: Measure,
+    against: Against,
+    peers: Sequence[Variant] = (),
 ) -> Comparison | NotCompared:
     """Paired by prompt, and by seed where both have it; what has no seeds (the start, other image sets) stands against
-    each of them."""
+    each of them.
+
+    Args:
+        peers: variants of the same grid, `a` among them (and `b`, where it was trained), that lend each other what
+            they show of how much seeds vary; see `ReportData.peers_of`.
+    """
 
     def refuse(reason: str) -> NotCompared:
         return NotCompared(a=a.label, b=b.label, benchmark=benchmark, reason=reason)
@@ -182,8 +200,9 @@ def compare(
     prompts, tags = _common([scores for pair in pairs for scores in pair])
     if not prompts:
         return refuse("they share no scored prompt")
-    interval = interval_of(pairs, prompts, tags, measure)
-    p_value = _p_value(interval, pairs, prompts, measure)
+    seeds_of_peers = _seed_variance(peers, benchmark, measure, paired=against == "baseline") if len(pairs) > 1 else None
+    interval = interval_of(pairs, prompts, tags, measure, seeds_of_peers)
+    p_value = 1.0 if math.isnan(interval.p_value) else interval.p_value
     everything = {prompt for pair in pairs for scores in pair for prompt in scores}
     return Comparison(
         a=a.label,
@@ -200,7 +219,11 @@ def compare(
 
 
 def interval_of(
-    pairs: Sequence[tuple[PromptScores, PromptScores]], prompts: Sequence[str], tags: Sequence[str], measure: Measure
+    pairs: Sequence[tuple[PromptScores, PromptScores]],
+    prompts: Sequence[str],
+    tags: Sequence[str],
+    measure: Measure,
+    seeds: SeedVariance | None = None,
 ) -> Interval:
     """Of the first minus the second of each pair (one pair a seed) on these prompts; never certain.
 
@@ -211,20 +234,27 @@ def interval_of(
         interval = paired_difference(first, second, by_prompt=measure.by_prompt)
     else:
         a_SP, b_SP = (np.array([[pair[side][prompt][1] for prompt in prompts] for pair in pairs]) for side in (0, 1))
-        interval = two_way_difference(a_SP, b_SP, tags, by_prompt=measure.by_prompt)
+        interval = two_way_difference(a_SP, b_SP, tags, by_prompt=measure.by_prompt, seeds=seeds)
     if measure.is_share:
         return never_certain(interval)
     seen = [scores[prompt][1] for pair in pairs for scores in pair for prompt in prompts]
     return never_certain(interval, reach=max(seen) - min(seen), limit=math.inf)
 
 
-def _p_value(
-    interval: Interval, pairs: Sequence[tuple[PromptScores, PromptScores]], prompts: Sequence[str], measure: Measure
-) -> float:
-    if len(pairs) > 1:
-        return 1.0 if math.isnan(interval.p_value) else interval.p_value
-    first, second = ({prompt: scores[prompt] for prompt in prompts} for scores in pairs[0])
-    return sign_flip_test(first, second, seed=SIGN_FLIP_SEED, by_prompt=measure.by_prompt)
+def _seed_variance(peers: Sequence[Variant], benchmark: str, measure: Measure, *, paired: bool) -> SeedVariance | None:
+    """From the seeds and prompts that all peers of several seeds share; None where there are too few."""
+    by_variant = [scores for peer in peers if len(scores := peer.scores(benchmark, measure.name)) > 1]
+    seeds = sorted(set.intersection(*(set(scores) for scores in by_variant))) if by_variant else []
+    prompts, tags = _common([table for scores in by_variant for table in scores.values()]) if by_variant else ([], [])
+    if len(seeds) < 2 or not prompts:
+        return None
+    sizes = Counter(tags)
+    weights_P = np.array([1 / len(prompts) if measure.by_prompt else 1 / len(sizes) / sizes[tag] for tag in tags])
+    scores_RS = [
+        [float(weights_P @ [scores[seed][prompt][1] for prompt in prompts]) for seed in seeds] for scores in by_variant
+    ]
+    distinct_RS = np.unique(scores_RS, axis=0)  # the same run under two names is no second example
+    return seed_variance(distinct_RS, paired=paired) if len(distinct_RS) > 1 else None
 
 
 def _common(tables: Sequence[PromptScores]) -> tuple[list[str], list[str]]:

@@ -7,19 +7,21 @@ of seeds, prompts and images (`Spread.stderr`).
 
 from __future__ import annotations
 
+import bisect
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import optimize, stats
+from scipy import optimize, special
 
 from .load import ReportData
-from .statistics import POWER_FACTOR, Floats
+from .power import LEVEL, POWER
+from .seeds import moderated, seed_variance
+from .statistics import FLOOR, Floats, critical_value
 
 MAX_SEEDS = 50
-POWER = 0.8
-SIMULATED = 20_000
+SIMULATED = 4_000
 """Draws of what the data might show."""
 
 
@@ -48,6 +50,9 @@ class Design:
     """Of all tasks."""
     images: int
     """Of a prompt."""
+    comparisons: int = 1
+    """Variants that are compared with one baseline on the same seeds: they lend each other their seeds' variance, and
+    each must be found as one of so many."""
 
     def stderr(self, spread: Spread) -> float:
         """Standard error of the difference: seeds, prompts and images averaged.
@@ -60,35 +65,40 @@ class Design:
     def _image(self, spread: Spread) -> float:
         return spread.image**2 / (self.seeds * self.prompts * self.images)
 
+    @property
+    def level(self) -> float:
+        """Of one comparison where none of the others is found."""
+        return LEVEL / self.comparisons
+
     def power(self, spread: Spread, effect: float) -> float:
-        """Chance that a true difference `effect` is found, at two-sided 5 %."""
-        return float(np.mean(np.abs(effect + self._errors(spread)) > self._half_widths(spread)))
+        """Chance that a true difference `effect` is found."""
+        return self._found(effect, self.stderr(spread), self._half_widths(spread))
 
     def detectable(self, spread: Spread) -> float:
-        """The true difference that is found four times out of five, at two-sided 5 %."""
-        errors, half_widths = self._errors(spread), self._half_widths(spread)
-        stderr = self.stderr(spread)
+        """The true difference that is found four times out of five."""
+        stderr, half_widths = self.stderr(spread), self._half_widths(spread)
         if stderr == 0:
             return 0.0
-
-        def excess(effect: float) -> float:
-            return float(np.mean(np.abs(effect + errors) > half_widths)) - POWER
-
-        return float(optimize.brentq(excess, 0.0, 100 * stderr, xtol=1e-6))
+        most = float(half_widths.max()) + 10 * stderr
+        return float(optimize.brentq(lambda effect: self._found(effect, stderr, half_widths) - POWER, 0.0, most))
 
     def floor(self, spread: Spread) -> float:
         """What no number of seeds gets below: the prompts' share of `detectable`."""
-        return POWER_FACTOR * spread.prompt / math.sqrt(self.prompts)
+        factor = float(special.ndtri(1 - self.level / 2) + special.ndtri(POWER))
+        return factor * spread.prompt / math.sqrt(self.prompts)
 
-    def _errors(self, spread: Spread) -> Floats:
-        """What a difference might be off by."""
-        return np.random.default_rng(0).normal(0.0, self.stderr(spread), SIMULATED)
+    @staticmethod
+    def _found(effect: float, stderr: float, half_widths: Floats) -> float:
+        if stderr == 0:
+            return float(effect != 0)
+        beyond = special.ndtr((effect - half_widths) / stderr) + special.ndtr((-effect - half_widths) / stderr)
+        return float(np.mean(beyond))
 
     def _half_widths(self, spread: Spread) -> Floats:
         """What the half width of the interval might be, for the variances that such data might show.
 
-        Drawn, because with few seeds the estimated variance and its degrees of freedom vary too much for the mean of
-        both to stand for them: at 3 seeds the plain noncentral t is off by 5 points of power.
+        Drawn, because with few seeds what the data show of their variances varies too much for its mean to stand for
+        it.
         """
         generator = np.random.default_rng(1)
         image = self._image(spread)
@@ -98,13 +108,19 @@ class Design:
 
         v_prompt = estimated(spread.prompt**2 / self.prompts + image, self.prompts - 1)
         if self.seeds == 1:
-            return np.asarray(stats.t.ppf(0.975, self.prompts - 1) * np.sqrt(v_prompt))
-        v_seed = estimated(spread.seed**2 / self.seeds + image, self.seeds - 1)
-        variance = np.maximum(v_prompt + np.maximum(v_seed - image, -image / 2), image / 2)
-        with np.errstate(divide="ignore", invalid="ignore"):
-            df = variance**2 / (v_seed**2 / (self.seeds - 1) + v_prompt**2 / (self.prompts - 1))
-        df = np.fmax(df, self.seeds - 1.0)
-        return np.asarray(stats.t.ppf(0.975, df) * np.sqrt(variance))
+            return np.sqrt(v_prompt) * critical_value([(1.0, self.prompts - 1)], self.level)
+        # scores of the baseline and of the variants; half of a difference's variance is each one's
+        sd = math.sqrt((spread.seed**2 + self.seeds * image) / 2)
+        scores_NRS = generator.normal(0, sd, (SIMULATED, self.comparisons + 1, self.seeds))
+        own = (scores_NRS[:, 1] - scores_NRS[:, 0]).var(axis=-1, ddof=1)
+        terms = moderated(own, self.seeds - 1.0, seed_variance(scores_NRS, paired=True))
+        parts = [(variance / self.seeds, df) for variance, df in terms]
+        v_image = estimated(image, (self.seeds - 1) * (self.prompts - 1)) if image else np.zeros(SIMULATED)
+        parts.append((np.maximum(v_prompt - v_image, 0), self.prompts - 1.0))
+        variance = np.maximum(sum(part for part, _ in parts), FLOOR * v_image)
+        with np.errstate(invalid="ignore"):
+            shares = [(np.nan_to_num(part / variance), df) for part, df in parts]
+        return np.sqrt(variance) * critical_value(shares, self.level)
 
 
 def estimate_spread(differences_SP: Floats, tags: Sequence[str], images: int) -> Spread:
@@ -159,12 +175,16 @@ def pooled(spreads: Sequence[Spread]) -> Spread:
     )
 
 
-def seeds_to_detect(effect: float, prompts: int, images: int, spread: Spread) -> int | None:
+def seeds_to_detect(effect: float, prompts: int, images: int, spread: Spread, comparisons: int = 1) -> int | None:
     """The fewest seeds (from 2 on) with which `effect` is found four times out of five; None if 50 are not enough."""
-    for seeds in range(2, MAX_SEEDS + 1):
-        if Design(seeds=seeds, prompts=prompts, images=images).detectable(spread) <= effect:
-            return seeds
-    return None
+
+    def enough(seeds: int) -> bool:
+        design = Design(seeds=seeds, prompts=prompts, images=images, comparisons=comparisons)
+        return design.detectable(spread) <= effect
+
+    if not enough(MAX_SEEDS):
+        return None
+    return 2 + bisect.bisect_left(range(2, MAX_SEEDS), True, key=enough)
 
 
 def measured_spread(data: ReportData) -> Spread | None:

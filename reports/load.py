@@ -186,6 +186,11 @@ class ReportData:
         candidates = [other for other in self.trained if other.method == "grpo" and other.policy == variant.policy]
         return min(candidates, key=lambda other: (len(other_settings(variant, other)), other.label), default=None)
 
+    def peers_of(self, variant: Variant) -> list[Variant]:
+        """The variants that have the same baseline, and that baseline: one grid, as far as seeds are concerned."""
+        baseline = self.baseline_of(variant) or variant
+        return [other for other in self.trained if (self.baseline_of(other) or other) is baseline]
+
 
 def other_settings(a: Variant, b: Variant) -> list[str]:
     """Dotted keys in which two variants differ although their methods do not ask for it."""

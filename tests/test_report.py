@@ -181,7 +181,7 @@ def test_a_difference_inside_the_noise_cannot_be_told_and_the_text_says_what_it_
     assert unclear.verdict == "cannot tell"
     text = sentence(unclear, 2)
     assert text.startswith("Cannot tell gcpo from grpo: +1.0 [−1.0, +3.0] points")
-    assert "A true difference of 2.8 points would be found four times in five" in text
+    assert "A true difference of 2.9 points would be found four times in five" in text
     assert re.search(r"to find the difference seen takes about [78]\.\d times as many prompts and seeds", text)
 
 

@@ -13,18 +13,15 @@ from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.power import TTestPower
 from statsmodels.stats.proportion import proportion_confint
 
+from gcpo_bench.reports.power import data_factor, minimum_detectable_effect
+from gcpo_bench.reports.resampling import interquartile_mean, paired_bootstrap, probability_of_improvement
 from gcpo_bench.reports.statistics import (
     Interval,
-    data_factor,
     equivalence_p,
     holm,
-    interquartile_mean,
-    minimum_detectable_effect,
     never_certain,
     non_inferiority,
-    paired_bootstrap,
     paired_difference,
-    probability_of_improvement,
     score_interval,
     sign_flip_test,
     two_way_difference,
@@ -116,20 +113,34 @@ def test_wilson_agrees_with_statsmodels(n: int, data: st.DataObject) -> None:
     assert 0 <= ours.low <= ours.value <= ours.high <= 1
 
 
+def known(stderr: float, df: float, seeds: int = 1) -> Interval:
+    return Interval(value=0, low=-1, high=1, n=600, seeds=seeds, method="t", stderr=stderr, df=df)
+
+
 def test_the_detectable_effect_is_two_point_eight_standard_errors() -> None:
-    assert minimum_detectable_effect(0.01) == pytest.approx(0.0280, abs=1e-4)
+    assert minimum_detectable_effect(known(0.01, math.inf)) == pytest.approx(0.0280, abs=1e-4)
+    # with ten comparisons: 2.81 + 0.84 standard errors
+    assert minimum_detectable_effect(known(0.01, math.inf), level=0.005) == pytest.approx(0.0365, abs=1e-4)
 
 
-@pytest.mark.parametrize("df", [2, 4, 30, 287])
-def test_the_detectable_effect_has_80_percent_power(df: int) -> None:
-    effect = minimum_detectable_effect(1.0, df)  # in standard errors; statsmodels wants standard deviations
-    power = TTestPower().power(effect / math.sqrt(df + 1), nobs=df + 1, alpha=0.05, df=df)
-    assert power == pytest.approx(0.80, abs=1e-3)
+@pytest.mark.parametrize("df", [1, 2, 4, 30, 287])
+def test_what_would_be_found_four_times_in_five_is_found_so_often(df: int) -> None:
+    """A study prints what it would find; another like it is made with a true difference of that size."""
+    generator = np.random.default_rng(df)
+    shown, again = (generator.chisquare(df, 20_000) / df for _ in range(2))
+    effects = minimum_detectable_effect(known(1.0, df)) * np.sqrt(shown)
+    found = np.abs(effects + generator.standard_normal(20_000)) > stats.t.ppf(0.975, df) * np.sqrt(again)
+    assert found.mean() == pytest.approx(0.80, abs=0.02)
+
+
+def test_a_known_spread_gives_the_power_of_statsmodels() -> None:
+    effect = minimum_detectable_effect(known(1.0, 287))  # in standard errors; statsmodels wants standard deviations
+    assert TTestPower().power(effect / math.sqrt(288), nobs=288, alpha=0.05, df=287) == pytest.approx(0.80, abs=5e-3)
 
 
 def test_twice_the_precision_takes_four_times_the_prompts() -> None:
-    interval = Interval(value=0, low=-1, high=1, n=600, seeds=1, method="t", stderr=0.01, df=599)
-    assert data_factor(interval, minimum_detectable_effect(0.005)) == pytest.approx(4, rel=0.01)
+    interval = known(0.01, 599)
+    assert data_factor(interval, minimum_detectable_effect(known(0.005, 599))) == pytest.approx(4, rel=0.01)
     assert data_factor(interval, 0.5) == 1
 
 
@@ -199,7 +210,7 @@ def test_equal_scores_give_a_difference_of_exactly_zero() -> None:
 def test_a_single_prompt_says_nothing_about_its_spread() -> None:
     interval = score_interval(table({"t": [1.0]}))
     assert (interval.low, interval.high) == (-math.inf, math.inf)
-    assert minimum_detectable_effect(interval.stderr, interval.df) == math.inf
+    assert minimum_detectable_effect(interval) == math.inf
 
 
 def test_a_task_with_one_prompt_borrows_the_spread_of_the_others() -> None:
