@@ -27,7 +27,7 @@ from gcpo_bench.registry import BENCHMARKS, POLICIES, PROMPT_SETS, REWARDS, SELE
 
 JUDGING = ("evaluators", "scenes.py", "datasets.py")
 """Sources that decide what an image scores."""
-CODE = ("training", *JUDGING, "streams.py", "geneval_prompts.py", "prompt_sets.py", "catalogue.py")
+CODE = ("training", *JUDGING, "streams.py", "geneval_prompts.py", "prompt_files.py", "prompt_sets.py", "catalogue.py")
 """Sources that decide a run's numbers. Documentation, command line and reports are none of them."""
 PACKAGE = "gcpo_bench"
 

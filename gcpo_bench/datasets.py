@@ -7,7 +7,14 @@ from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
 
+from gcpo_bench.errors import ConfigError
 from gcpo_bench.registry import PROMPT_SETS
+
+OWN_PROMPTS = (
+    "write a function that returns the file's prompts as gcpo_bench.datasets.Prompt, and name it module:function; "
+    "see docs/extending.md"
+)
+"""What to do with a file of prompts where a set is asked for."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,8 +32,16 @@ class Prompt:
 
 @cache
 def prompts_by_task(prompt_set: str) -> Mapping[str, tuple[Prompt, ...]]:
-    """The prompts of a registered set by tag, in their order; grouped once, since training asks at every step."""
+    """The prompts of a registered set by tag, in their order; grouped once, since training asks at every step.
+
+    Raises ConfigError where a function of one's own returns something else than prompts with an id each.
+    """
+    prompts = tuple(PROMPT_SETS.load(prompt_set)())
+    ids = {prompt.id for prompt in prompts if isinstance(prompt, Prompt)}
+    if not prompts or len(ids) < len(prompts):
+        what = f"returns {len(prompts)} entries that hold {len(ids)} prompts with an id of their own"
+        raise ConfigError(f"prompt set {prompt_set!r} {what}", hint=OWN_PROMPTS)
     tasks: dict[str, list[Prompt]] = {}
-    for prompt in PROMPT_SETS.load(prompt_set)():
+    for prompt in prompts:
         tasks.setdefault(prompt.tag, []).append(prompt)
     return {tag: tuple(prompts) for tag, prompts in tasks.items()}

@@ -7,93 +7,22 @@ known, form and number of the prompts are checked; every evaluation records the 
 
 from __future__ import annotations
 
-import csv
+import codecs
 import hashlib
-import json
 import re
 import unicodedata
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from gcpo_bench.datasets import Prompt
 from gcpo_bench.errors import ConfigError, CorruptDataError, GcpoBenchError, PrerequisiteError, did_you_mean
 from gcpo_bench.files import reading, storage, write_bytes
+from gcpo_bench.prompt_files import Rows, read_csv, read_geneval, read_lines, read_own, read_t2i_r1, read_texts
 from gcpo_bench.registry import BENCHMARK_GROUPS, PROMPT_SETS
 
-Rows = list[tuple[str, dict[str, Any]]]
-"""Text and metadata of each prompt, in order."""
 TIMEOUT_S = 30
 MAX_BYTES = 20_000_000
-
-
-# ---------------------------------------------------------------- readers
-
-
-def read_geneval(text: str) -> Rows:
-    """One JSON object a line: `prompt`, `tag`, `include`, perhaps `exclude`."""
-    rows: Rows = []
-    for number, line in enumerate(_lines(text), start=1):
-        record = _object(line, number)
-        rows.append((_text(record, number), {key: value for key, value in record.items() if key != "prompt"}))
-    return rows
-
-
-def read_lines(text: str) -> Rows:
-    """One prompt a line."""
-    return [(line.strip(), {}) for line in _lines(text) if line.strip()]
-
-
-def read_csv(text: str) -> Rows:
-    """Columns `Prompts` and `Category`."""
-    rows = list(csv.DictReader(_lines(text)))
-    if rows and "Prompts" not in rows[0]:
-        raise ValueError("it has no column 'Prompts'")
-    return [(row["Prompts"], {"tag": (row.get("Category") or "").strip()}) for row in rows]
-
-
-def read_t2i_r1(text: str) -> Rows:
-    """One JSON object a line: `prompt`, `task_type` and what is in the picture."""
-    rows: Rows = []
-    for number, line in enumerate(_lines(text), start=1):
-        record = _object(line, number)
-        rest = {key: value for key, value in record.items() if key not in {"prompt", "task_type"}}
-        rows.append((_text(record, number), {"tag": str(record.get("task_type", "")), **rest}))
-    return rows
-
-
-def read_texts(text: str) -> Rows:
-    """A JSON list of prompts."""
-    try:
-        texts = json.loads(text)
-    except RecursionError as error:
-        raise ValueError("it is no JSON list of texts") from error
-    if not isinstance(texts, list) or not all(isinstance(each, str) and each.strip() for each in texts):
-        raise ValueError("it is no JSON list of texts")
-    return [(each, {}) for each in texts]
-
-
-def _lines(text: str) -> list[str]:
-    """Without their ends, which may be CRLF. `str.splitlines` would also split at characters that prompts may hold."""
-    return text.removesuffix("\n").replace("\r\n", "\n").split("\n")
-
-
-def _object(line: str, number: int) -> dict[str, Any]:
-    try:
-        record = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"line {number} is not JSON ({error})") from error
-    if not isinstance(record, dict):
-        raise ValueError(f"line {number} is no JSON object")
-    return record
-
-
-def _text(record: Mapping[str, Any], number: int) -> str:
-    text = record.get("prompt")
-    if not isinstance(text, str) or not text:
-        raise ValueError(f"line {number} has no text in 'prompt'")
-    return text
 
 
 # ---------------------------------------------------------------- what there is
@@ -348,7 +277,7 @@ def parse(prompt_set: PromptSet, *contents: bytes) -> tuple[Prompt, ...]:
 def _rows(prompt_set: PromptSet, path: Path, content: bytes) -> Rows:
     """Of one file of a set."""
     try:
-        rows = prompt_set.read(content.decode("utf-8"))
+        rows = prompt_set.read(content.decode("utf-8-sig"))
     except (ValueError, KeyError) as error:
         raise CorruptDataError(f"{path} is damaged: {error}", hint=prompt_set.mend) from error
     if prompt_set.files and len(rows) * len(prompt_set.files) != prompt_set.count:
@@ -390,7 +319,8 @@ def check_content(prompt_set: PromptSet, path: Path, content: bytes, where: Path
 def check_digest(prompt_set: PromptSet, content: bytes, where: Path | str) -> None:
     """Raises CorruptDataError where this is not the published content."""
     digest = hashlib.sha256(content).hexdigest()
-    with_lf = hashlib.sha256(content.replace(b"\r\n", b"\n").removesuffix(b"\n") + b"\n").hexdigest()
+    plain = content.removeprefix(codecs.BOM_UTF8).replace(b"\r\n", b"\n").removesuffix(b"\n")
+    with_lf = hashlib.sha256(plain + b"\n").hexdigest()
     if digest == prompt_set.sha256 or with_lf == prompt_set.sha256_with_lf:
         return
     if other := prompt_set.others.get(digest, prompt_set.others.get(with_lf)):
@@ -503,24 +433,18 @@ def leaks(train: Iterable[str]) -> dict[str, Overlap]:
 
 
 def texts(name_or_file: str) -> list[str]:
-    """The prompts of a published set, a registered one, or a file: .jsonl (field `prompt`), .csv (`Prompts`), .txt.
+    """The prompts of a published set, a registered one, a function of one's own (`module:function`), or a file.
 
-    Raises ConfigError for a name that is neither, CorruptDataError for a file that cannot be read.
+    Raises ConfigError for a name that is none of these, and as `read_own` does.
     """
     if name_or_file in SETS:
         return [prompt.text for prompt in load(name_or_file)]
-    if name_or_file in PROMPT_SETS.entries:
-        return [prompt.text for prompt in PROMPT_SETS.load(name_or_file)()]
     path = Path(name_or_file)
-    if not path.is_file():
-        raise ConfigError(
-            f"{name_or_file!r} is neither a prompt set nor a file",
-            hint=did_you_mean(name_or_file, {*SETS, *PROMPT_SETS.entries}),
-        )
-    read = {".jsonl": read_geneval, ".csv": read_csv}.get(path.suffix, read_lines)
-    with reading(path):
-        content = path.read_text(encoding="utf-8")
-    try:
-        return [text for text, _ in read(content)]
-    except (ValueError, KeyError) as error:
-        raise CorruptDataError(f"{path} is damaged: {error}", hint="one prompt a line: .txt, .jsonl or .csv") from error
+    if name_or_file not in PROMPT_SETS.entries and path.is_file():
+        return read_own(path)
+    if name_or_file in PROMPT_SETS:
+        return [prompt.text for prompt in PROMPT_SETS.load(name_or_file)()]
+    raise ConfigError(
+        f"{name_or_file!r} is neither a prompt set nor a file",
+        hint=did_you_mean(name_or_file, {*SETS, *PROMPT_SETS.entries}),
+    )

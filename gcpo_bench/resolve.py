@@ -16,6 +16,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from gcpo_bench.config import RunConfig
+from gcpo_bench.datasets import OWN_PROMPTS
 from gcpo_bench.errors import ConfigError, did_you_mean
 from gcpo_bench.files import MAX_YAML_BYTES, parse_yaml
 from gcpo_bench.methods import METHODS
@@ -373,7 +374,8 @@ def _check_names(draft: _Draft, problems: _Problems) -> None:
         name = _get(draft.values, path)
         if isinstance(name, str) and name not in names:
             where = _label(draft, path)
-            problems.add(f"unknown {kind} {name!r} ({where})", did_you_mean(name, names))
+            is_file = kind == "prompt set" and Path(name).is_file()
+            problems.add(f"unknown {kind} {name!r} ({where})", OWN_PROMPTS if is_file else did_you_mean(name, names))
 
 
 def _check_options(draft: _Draft, problems: _Problems) -> None:

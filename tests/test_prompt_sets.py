@@ -99,8 +99,12 @@ def test_another_published_version_is_told_by_name(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("ends", ["\r\n", "\n"])
 @pytest.mark.parametrize("last", [True, False])
-def test_converted_line_ends_are_the_same_set(tmp_path: Path, tiny: PromptSet, ends: str, last: bool) -> None:
+@pytest.mark.parametrize("mark", ["", "\ufeff"])
+def test_converted_line_ends_are_the_same_set(
+    tmp_path: Path, tiny: PromptSet, ends: str, last: bool, mark: str
+) -> None:
     def converted(text: str) -> str:
+        text = mark + text
         return text.replace("\n", ends) if last else text.removesuffix("\n").replace("\n", ends)
 
     fetch("tiny", put(tmp_path / "stick", "metadata.jsonl", converted(LINES)))
@@ -192,7 +196,8 @@ def test_prompts_come_from_sets_and_files(tmp_path: Path) -> None:
     put(tmp_path, "own.csv", '"Prompts","Category"\n"a, b","x"\n')
     assert texts(str(tmp_path / "own.csv")) == ["a, b"]
     assert texts(str(put(tmp_path, "own.txt", "one\ntwo") / "own.txt")) == ["one", "two"]
-    with pytest.raises(CorruptDataError, match=r"bad\.jsonl is damaged: line 1"):
+    assert texts("tests.test_prompt_sets:leaky") == ["a photo of two cats"]
+    with pytest.raises(CorruptDataError, match=r"bad\.jsonl cannot be read as prompts: line 1"):
         texts(str(put(tmp_path, "bad.jsonl", "x") / "bad.jsonl"))
     with pytest.raises(ConfigError, match="'tinny' is neither") as error:
         texts("tinny")
