@@ -9,10 +9,14 @@ from pathlib import Path
 
 import pytest
 
-from gcpo_bench import addresses
-from gcpo_bench.ablations import address, start_config
+from gcpo_bench import addresses, runs
+from gcpo_bench.ablations import address, start_config, trained_cell
 from gcpo_bench.config import RunConfig
+from gcpo_bench.errors import RunError
 from gcpo_bench.resolve import resolve
+from gcpo_bench.training.starts import start_weights
+
+from .test_runner import Painter, go
 
 SELECTOR = """
 from dataclasses import dataclass
@@ -171,3 +175,147 @@ def test_source_is_read_and_not_run(write: Write, tmp_path: Path) -> None:
     assert len({addresses.source_digest(name) for name in ("outside_part", "outside_lab.part", "nowhere")}) == 3
     assert addresses.source_digest("nowhere") == ""
     assert not (tmp_path / "ran").exists()
+
+
+# ---------------------------------------------------------------- stored scores, and what was seen
+
+JUDGE = """
+from tests.keeping_benchmark import Keeping
+
+class Mine(Keeping):
+    name = "mine"
+
+    def observe(self, images, questions):
+        (Path(__file__).parent / "looked").open("a").write("x" * len(images))
+        yield from ({value} for image in images)
+
+from pathlib import Path
+"""
+PLAIN = """
+from gcpo_bench.evaluators.scenes import ScenesBenchmark, judge
+
+class Mine(ScenesBenchmark):
+    name = "mine"
+
+    def score(self, images_BYXC, prompts_B):
+        return [({{**values, "correct": {value}}}, "", ()) for values, *_ in judge(images_BYXC, prompts_B)]
+"""
+
+
+def fresh(write: Write, text: str) -> None:
+    """Write the benchmark's module and have it imported anew, as another process would."""
+    write("outside_judge.py", text)
+    sys.modules.pop("outside_judge", None)
+
+
+@pytest.mark.parametrize("source", [JUDGE, PLAIN])
+def test_an_edited_benchmark_judges_and_looks_again(write: Write, tmp_path: Path, source: str) -> None:
+    run, painter = runs.create(tmp_path, "one", RunConfig()), Painter(1.0)
+
+    def overall() -> float:
+        return go(run, painter, benchmark="outside_judge:Mine").metrics["overall"].value
+
+    fresh(write, source.format(value="0"))
+    assert overall() == overall() == 0
+    looked = [(tmp_path / "looked").stat().st_size] if source == JUDGE else []
+    fresh(write, source.format(value="255" if source == JUDGE else "1"))
+    assert overall() == 1
+    assert painter.rows == 24  # images are drawn by something else, and kept
+    if looked:
+        assert (tmp_path / "looked").stat().st_size == 2 * looked[0]
+    fresh(write, source.format(value="0"))
+    assert overall() == 0
+    if looked:  # what was seen with that source is still there
+        assert (tmp_path / "looked").stat().st_size == 2 * looked[0]
+
+
+def test_scores_of_another_judges_code_are_made_again(tmp_path: Path) -> None:
+    run, painter = runs.create(tmp_path, "one", RunConfig()), Painter(1.0)
+    scores = run.evaluation_dir("scenes") / "scores.json"
+    go(run, painter)
+    kept = scores.stat().st_ino
+    go(run, painter)
+    assert scores.stat().st_ino == kept
+    record = runs.read_json(scores)
+    for code in ("other", None):  # None: by a version that did not say
+        record["made_with"] = {"code": code} if code else {}
+        runs.write_json(scores, record)
+        go(run, painter)
+        assert runs.read_json(scores)["made_with"]["code"] == addresses.code_digest(addresses.JUDGING)
+    assert painter.rows == 24
+
+
+def test_an_edited_scorer_from_elsewhere_is_asked_again(write: Write) -> None:
+    from gcpo_bench.evaluators.panel import Panel
+
+    scorer = """
+class Mine:
+    name = "outside_scorer:make"
+    identity = {{"weights": "w"}}
+
+    def score(self, images, texts):
+        return [{value}] * len(images)
+
+def make():
+    return Mine()
+"""
+    looks = []
+    for value in (1.0, 2.0):
+        write("outside_scorer.py", scorer.format(value=value))
+        looks.append(Panel(["outside_scorer:make"]).look()["scorers"]["outside_scorer:make"])
+    assert looks[0]["weights"] == looks[1]["weights"] == "w"
+    assert looks[0] != looks[1]
+
+
+def test_images_of_an_edited_policy_are_drawn_again(
+    write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from gcpo_bench.registry import POLICIES, Entry
+
+    monkeypatch.setitem(POLICIES.entries, "scenes-8", Entry("outside_policy:Mine", "for this test"))
+    run, painter = runs.create(tmp_path, "one", RunConfig()), Painter(1.0)
+    for edit in ("", "", "\nLATER = 1\n"):
+        write("outside_policy.py", POLICY + edit)
+        go(run, painter)
+    assert painter.rows == 2 * 24
+
+
+# ---------------------------------------------------------------- workers
+
+
+def test_a_worker_refuses_a_cell_that_was_planned_with_something_else(write: Write, tmp_path: Path) -> None:
+    from gcpo_bench.cli.work import run_cell
+
+    write("outside_part.py", SELECTOR.format(helper="math"))
+    wanted = with_part(selector="outside_part:Mine")
+    planned = trained_cell(wanted, start_weights(wanted)[1], addresses.code_digest())
+    write("outside_part.py", SELECTOR.format(helper="cmath"))
+    with pytest.raises(RunError, match="was planned with other code, prompts or weights") as error:
+        run_cell(planned, tmp_path / "runs")
+    assert "plans it anew" in error.value.hint
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_cell_whose_code_changes_while_it_runs_is_not_done(write: Write, tmp_path: Path) -> None:
+    """The reward edits its own module, as a person would in an editor."""
+    from gcpo_bench.cli.work import work
+    from gcpo_bench.ledger import Ledger
+
+    reward = """
+class Mine:
+    def __call__(self, images_BYXC, prompts_B):
+        open(__file__, "a").write("# a later thought\\n")
+        from gcpo_bench.evaluators.pixels import Redness
+        return Redness()(images_BYXC, prompts_B)
+"""
+    write("outside_part.py", reward)
+    small = ["sampling.prompts_per_step=2", "sampling.group_size=2", "logging.tracked_prompts=1", "num_threads=1"]
+    small += ["evaluation.prompts_per_task=1", "evaluation.images_per_prompt=1", "logging.token_maps_every=0"]
+    wanted = resolve(None, [*small, "rewards=[{name: 'outside_part:Mine'}]"], {"model": "scenes-8", "num_steps": 1})
+    cell = trained_cell(wanted.config, start_weights(wanted.config)[1], addresses.code_digest())
+    ledger = Ledger(tmp_path / "runs", max_failures=1)
+    ledger.plan([cell])
+    work(ledger, [cell.id], "test")
+    state = ledger.state(cell.id)
+    assert (state.state, state.failures) == ("failed", 1)
+    assert "was planned with other code" in state.error
