@@ -23,7 +23,7 @@ import socket
 import threading
 import time
 import uuid
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -251,14 +251,14 @@ class Claim:
         _create(self._file("released"), {"reason": reason})
 
     @contextmanager
-    def heartbeat(self, *, parent: int = 0) -> Iterator[None]:
-        """Keeps the claim fresh from a thread of its own; stops this process where `parent` is gone."""
+    def heartbeat(self, abandoned: Callable[[], bool] = lambda: False) -> Iterator[None]:
+        """Keeps the claim fresh from a thread of its own; stops this process once nobody waits for it any more."""
         stop = threading.Event()
 
         def beat() -> None:
             last = 0.0
             while not stop.wait(1.0):
-                if parent and os.getppid() != parent:
+                if abandoned():
                     os.kill(os.getpid(), signal.SIGTERM)  # saves, gives the cell back, ends
                     return
                 if time.monotonic() - last >= HEARTBEAT_S:

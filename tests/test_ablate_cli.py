@@ -17,7 +17,7 @@ import pytest
 from gcpo_bench import runs
 from gcpo_bench.ledger import Ledger
 
-from .conftest import Cli
+from .conftest import Cli, CliResult
 from .test_cli import refused
 
 KILLS = int(os.environ.get("GCPO_BENCH_TEST_KILLS", "4"))
@@ -135,15 +135,18 @@ def kill_all(driver: subprocess.Popen[str], folder: Path) -> None:
             continue
 
 
-def test_ctrl_c_stops_the_workers_and_the_same_command_goes_on(grid: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 75)])
+def test_a_signal_stops_the_workers_and_the_same_command_goes_on(
+    grid: Path, tmp_path: Path, number: int, code: int
+) -> None:
     process = launch(tmp_path)
-    deadline = time.monotonic() + 60
-    while not list((tmp_path / "runs").glob("*/metrics.jsonl")) and time.monotonic() < deadline:
-        time.sleep(0.1)
-    process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=60)
-    assert process.returncode == 130, err
+    while not list((tmp_path / "runs").glob("*/metrics.jsonl")) and process.poll() is None:
+        time.sleep(0.05)
+    process.send_signal(number)
+    out, err = process.communicate()
+    refused(CliResult(process.returncode, out, err), code)
     assert not [s for s in Ledger(tmp_path / "runs").states() if s.state == "claimed"]
+    assert not [path for path in tmp_path.rglob("*") if path.name.startswith(("~", "order-")) or ".tmp" in path.name]
     assert completed(tmp_path)[0] == 0
     assert numbers(tmp_path) == numbers(grid)
 

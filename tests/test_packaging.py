@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
+import tomllib
 import zipfile
 from pathlib import Path
 
 import pytest
+
+from gcpo_bench.cli.doctor import EXTRAS
 
 ROOT = Path(__file__).parent.parent
 FOLDERS = {"gcpo_bench": "gcpo_bench"} | {f"gcpo_bench/{name}": name for name in ("training", "evaluators", "reports")}
@@ -57,6 +61,18 @@ def test_the_wheel_holds_what_the_tree_holds(wheel: Path) -> None:
         }
     packed = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
     assert packed == expected
+
+
+def test_every_extra_has_code_that_uses_it() -> None:
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
+    code = "\n".join(
+        path.read_text(encoding="utf-8") for folder in FOLDERS.values() for path in (ROOT / folder).glob("**/*.py")
+    )
+    imported = set(re.findall(r"^\s*(?:import|from) (\w+)", code, re.MULTILINE))
+    imported |= set(re.findall(r"import_module\(\"(\w+)", code))
+    for extra in extras.keys() - {"test", "dev"}:
+        assert imported & {re.split(r"[^\w]", need)[0] for need in extras[extra]}, extra
+    assert set(EXTRAS.values()) == extras.keys() - {"test", "dev"}
 
 
 def test_a_run_works_from_the_wheel_outside_the_checkout(installed: Path, tmp_path: Path) -> None:

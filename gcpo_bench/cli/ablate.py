@@ -23,6 +23,7 @@ from .together import require_alone
 if TYPE_CHECKING:
     from gcpo_bench.ablations import Cell, Plan
     from gcpo_bench.config import RunConfig
+    from gcpo_bench.executors import Executor
     from gcpo_bench.ledger import CellState, Ledger
 
 PLAIN_EVERY_S = 30.0
@@ -67,11 +68,19 @@ def ablate_command(
 ) -> None:
     """Train and evaluate every variant over several seeds; the same command continues an interrupted grid."""
     from gcpo_bench.environment import usable_cores
-    from gcpo_bench.errors import ConfigError
+    from gcpo_bench.errors import ConfigError, PrerequisiteError
+    from gcpo_bench.executors import load as load_executor
 
     from .design import enough_seeds, parse_points, print_design
 
     require_alone("start ablate without a launcher; it starts the processes of its cells itself")
+    options = _options(executor_option or [])
+    try:
+        start = load_executor(executor, options)
+    except PrerequisiteError as error:
+        if not dry_run:
+            raise
+        note(f"missing: {error}; {error.hint}")
     wanted = _plan(plan, ratio, methods, components, seeds, preset, model, num_steps, override or [])
     parallel = max_parallel or usable_cores()
     threads = max(1, usable_cores() // parallel)
@@ -84,10 +93,9 @@ def ablate_command(
     if dry_run:
         print_design(wanted, cells, parallel, runs_dir, as_json=as_json)
         return
-    options = _options(executor_option or [])
     if executor == "local" and not follow:
         _require(cells, runs_dir)
-    _run(cells, executor, parallel, runs_dir, options, follow=follow, retry=retry)
+    _run(cells, start, parallel, runs_dir, options, follow=follow, retry=retry)
     if not no_report:
         _report(cells, runs_dir, out)
     _raise_for_failed(cells, runs_dir)
@@ -190,7 +198,7 @@ def _options(texts: Sequence[str]) -> dict[str, str]:
 
 def _run(
     cells: Sequence[Cell],
-    executor: str,
+    start: Executor,
     parallel: int,
     runs_dir: Path,
     options: dict[str, str],
@@ -200,9 +208,7 @@ def _run(
 ) -> None:
     from gcpo_bench import environment
     from gcpo_bench.ledger import Ledger
-    from gcpo_bench.registry import EXECUTORS
 
-    start = EXECUTORS.load(executor)
     os.environ[environment.COMMAND] = json.dumps(sys.argv)  # workers inherit it, so that runs record what was typed
     ledger = Ledger(runs_dir)
     ledger.plan(cells)

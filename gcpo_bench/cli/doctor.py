@@ -23,8 +23,6 @@ EXTRAS = {
     "peft": "peft",
     "submitit": "slurm",
     "ray": "ray",
-    "wandb": "wandb",
-    "tensorboard": "tensorboard",
     "spacy": "spacy",
 }
 """Optional package -> the extra that installs it."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -23,34 +24,40 @@ POLL_S = 1.0
 
 
 def work_command(
-    ids: Annotated[
-        Path | None, typer.Option(help="File with the cells to work on, one id a line; default: all.")
+    order: Annotated[
+        Path | None, typer.Option(help="File with the cells to work on, as long as it is there; default: all.")
     ] = None,
     worker: Annotated[str, typer.Option(help="Name of this worker in the ledger.")] = "worker",
     parent: Annotated[int, typer.Option(help="Stop when this process is gone; 0 for none.")] = 0,
     runs_dir: RunsDirOption = Path("runs"),
 ) -> None:
     """Work on planned cells until none is left."""
+    from gcpo_bench.files import read_object
     from gcpo_bench.ledger import Ledger
 
     ledger = Ledger(runs_dir)
-    wanted = ids.read_text(encoding="ascii").split() if ids else ledger.ids()
-    work(ledger, wanted, worker, parent=parent)
+
+    def abandoned() -> bool:
+        return bool(parent and os.getppid() != parent) or bool(order and not order.exists())
+
+    if not abandoned():
+        wanted = read_object(order)["ids"] if order else ledger.ids()
+        work(ledger, wanted, worker, abandoned)
 
 
-def work(ledger: Ledger, ids: Sequence[str], worker: str, *, parent: int = 0) -> None:
-    """Claim and run cells until all of `ids` are done or finally failed.
+def work(ledger: Ledger, ids: Sequence[str], worker: str, abandoned: Callable[[], bool] = lambda: False) -> None:
+    """Claim and run cells until all of `ids` are done or finally failed, or nobody waits for them any more.
 
     Raises Preempted or Interrupted where a signal arrived: the cell's state is saved and the cell given back.
     """
-    while True:
+    while not abandoned():
         claim = ledger.claim(ids, worker)
         if claim is None:
             if not ledger.unfinished(ids):
                 return
             time.sleep(POLL_S)
             continue
-        with claim.heartbeat(parent=parent):
+        with claim.heartbeat(abandoned):
             _attempt(claim, ledger.runs_dir)
 
 

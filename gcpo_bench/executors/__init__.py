@@ -5,16 +5,25 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
+import time
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import asdict
 from pathlib import Path
 from typing import Protocol
 
-from gcpo_bench.errors import ConfigError, TrainingError
-from gcpo_bench.files import write_text
-from gcpo_bench.ledger import Ledger
+from gcpo_bench.errors import ConfigError, CorruptDataError, TrainingError
+from gcpo_bench.files import read_object, write_json
+from gcpo_bench.ledger import Ledger, Owner
+from gcpo_bench.registry import EXECUTORS
+from gcpo_bench.runs import Run
 
 MAX_DEATHS = 5
-"""Workers that may die in a row without a cell being finished, such as for want of memory."""
+"""Workers that may die in a row without a step of any cell being kept, such as for want of memory."""
+STOP_S = 30.0
+"""How long workers may take to save their state when the driver is stopped."""
+POLL_S = 0.2
 
 
 class Executor(Protocol):
@@ -36,22 +45,51 @@ class Executor(Protocol):
         ...
 
 
-def write_ids(ledger: Ledger, ids: Sequence[str]) -> Path:
-    """A file with the cells that this driver's workers are for."""
-    path = ledger.path / f"ids-{os.getpid()}.txt"
-    write_text(path, "\n".join(ids) + "\n")
-    return path
+def load(name: str, options: Mapping[str, str]) -> Executor:
+    """The executor, which may have a `check` of its options. Raises ConfigError, PrerequisiteError."""
+    executor: Executor = EXECUTORS.load(name)
+    getattr(executor, "check", lambda options: None)(options)
+    return executor
+
+
+@contextmanager
+def ordered(ledger: Ledger, ids: Sequence[str]) -> Iterator[Path]:
+    """A file with the cells that this driver's workers are for. When it goes, they save, give back and stop."""
+    _remove_orphans(ledger)
+    path = ledger.path / f"order-{uuid.uuid4().hex[:8]}.json"
+    try:
+        write_json(path, {"ids": list(ids), "owner": asdict(Owner.this_process("driver"))})
+        yield path
+    finally:
+        path.unlink(missing_ok=True)
+
+
+def _remove_orphans(ledger: Ledger) -> None:
+    """Orders of drivers that are gone; their workers are, or are about to be."""
+    for path in ledger.path.glob("order-*.json"):
+        with suppress(CorruptDataError, TypeError):  # gone meanwhile; of another version
+            if Owner(**read_object(path)["owner"]).is_gone():
+                path.unlink(missing_ok=True)
+
+
+def wait_until_given_back(ledger: Ledger, ids: Sequence[str], ended: Callable[[], bool]) -> None:
+    """After the order is gone: until the workers have ended, or hold none of `ids`, but no longer than `STOP_S`."""
+    deadline = time.monotonic() + STOP_S
+    while not ended() and time.monotonic() < deadline:
+        if all(state.state != "claimed" for state in ledger.states(ids)):
+            return
+        time.sleep(POLL_S)
 
 
 def log_path(ledger: Ledger, worker: str) -> Path:
     return ledger.path / "logs" / f"{worker}.log"
 
 
-def start_worker(ledger: Ledger, listed: Path, name: str) -> subprocess.Popen[bytes]:
+def start_worker(ledger: Ledger, order: Path, name: str) -> subprocess.Popen[bytes]:
     """A worker process; it stops by itself when this process is gone."""
     log = log_path(ledger, name)
     log.parent.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, "-m", "gcpo_bench", "work", "--runs-dir", str(ledger.runs_dir), "--ids", str(listed)]
+    command = [sys.executable, "-m", "gcpo_bench", "work", "--runs-dir", str(ledger.runs_dir), "--order", str(order)]
     with log.open("ab") as output:
         # a session of its own: Ctrl-C reaches the driver only, which then asks the workers to save and stop
         return subprocess.Popen(
@@ -63,26 +101,30 @@ def start_worker(ledger: Ledger, listed: Path, name: str) -> subprocess.Popen[by
         )
 
 
-def run_worker(runs_dir: Path, listed: Path, name: str) -> int:
+def run_worker(runs_dir: Path, order: Path, name: str) -> int:
     """`start_worker`, waited for: what a job of a scheduler does. Its exit code."""
-    return start_worker(Ledger(runs_dir), listed, name).wait()
+    return start_worker(Ledger(runs_dir), order, name).wait()
 
 
 class Deaths:
-    """Counts workers that die while no cell gets finished, and gives up when there are too many."""
+    """Counts workers that die while nothing gets done, and gives up when there are too many."""
 
-    def __init__(self, ledger: Ledger) -> None:
-        self.ledger = ledger
+    def __init__(self, ledger: Ledger, ids: Sequence[str]) -> None:
+        self.ledger, self.ids = ledger, ids
         self.count = 0
-        self.left: int | None = None
+        self.done = self._done()
 
-    def progress(self, left: int) -> None:
-        if self.left is not None and left < self.left:
-            self.count = 0
-        self.left = left
+    def _done(self) -> list[tuple[str, list[int]]]:
+        """State and kept steps of every cell: a job that reaches its time limit has done something too."""
+        done = []
+        for each in self.ledger.states(self.ids):
+            run = Run(self.ledger.runs_dir / each.cell.name, each.cell.config)
+            done.append((each.state, run.checkpoint_steps()))
+        return done
 
     def add(self, worker: str, exit_code: int | str) -> None:
-        self.count += 1
+        before, self.done = self.done, self._done()
+        self.count = self.count + 1 if self.done == before else 1
         if self.count >= MAX_DEATHS:
             raise TrainingError(
                 f"{self.count} workers in a row died, the last ({worker}) with {exit_code}",

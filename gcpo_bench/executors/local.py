@@ -5,16 +5,15 @@ from __future__ import annotations
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from gcpo_bench.ledger import Ledger
 
-from . import Deaths, refuse_options, start_worker, write_ids
+from . import STOP_S, Deaths, ordered, refuse_options, start_worker
 
 TICK_S = 0.5
-STOP_S = 30.0
-"""How long workers may take to save their state after Ctrl-C."""
 
 
 def run(
@@ -26,14 +25,12 @@ def run(
     on_tick: Callable[[], None],
 ) -> None:
     """See `Executor`."""
-    refuse_options(options, "local")
+    check(options)
     ledger = Ledger(runs_dir)
-    listed = write_ids(ledger, ids)
-    deaths = Deaths(ledger)
+    deaths = Deaths(ledger, ids)
     workers: dict[str, subprocess.Popen[bytes]] = {}
-    try:
+    with ordered(ledger, ids) as order, _stopped(workers):
         while left := ledger.unfinished(ids):
-            deaths.progress(len(left))
             for name, worker in list(workers.items()):
                 if worker.poll() is not None:
                     del workers[name]
@@ -41,13 +38,19 @@ def run(
                         deaths.add(name, f"exit code {worker.returncode}")
             for slot in range(min(max_parallel, len(left))):
                 if f"local-{slot}" not in workers:
-                    workers[f"local-{slot}"] = start_worker(ledger, listed, f"local-{slot}")
+                    workers[f"local-{slot}"] = start_worker(ledger, order, f"local-{slot}")
             on_tick()
             time.sleep(TICK_S)
         on_tick()
+
+
+@contextmanager
+def _stopped(workers: Mapping[str, subprocess.Popen[bytes]]) -> Iterator[None]:
+    """At the end they save, give their cells back and are gone."""
+    try:
+        yield
     finally:
         _stop(list(workers.values()))
-        listed.unlink(missing_ok=True)
 
 
 def _stop(workers: Sequence[subprocess.Popen[bytes]]) -> None:
@@ -61,3 +64,11 @@ def _stop(workers: Sequence[subprocess.Popen[bytes]]) -> None:
         except subprocess.TimeoutExpired:
             worker.kill()
             worker.wait()
+
+
+def check(options: Mapping[str, str]) -> None:
+    """Raises what `run` would for options."""
+    refuse_options(options, "local")
+
+
+run.check = check  # type: ignore[attr-defined]
