@@ -7,6 +7,7 @@ of these makes another cell.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import re
@@ -25,6 +26,7 @@ from gcpo_bench.errors import ConfigError, CorruptDataError, did_you_mean
 from gcpo_bench.files import MAX_YAML_BYTES, parse_yaml
 from gcpo_bench.methods import METHODS, get_method
 from gcpo_bench.resolve import resolve
+from gcpo_bench.variants import describe, name_of, run_prefix
 
 STUDY = ("gcpo-init", "gcpo-struct", "gcpo-sim", "gcpo-no-daw", "gcpo")
 """The published ladder: each component alone, their union, the union with the dynamic advantage weight."""
@@ -35,6 +37,8 @@ MAX_CELLS = 10_000
 
 
 class VariantSpec(Config):
+    name: str | None = Field(None, pattern=r"^[^\W_][\w .+%()\[\]=-]{0,39}$")
+    """What reports, lists and folders call it; None: what its settings say."""
     method: str
     ratio: Share | None = None
     """Share of the tokens each selector takes; None leaves the method's own."""
@@ -62,6 +66,8 @@ class Cell:
     """Of its run in the runs folder."""
     config: RunConfig
     """`num_steps` 0 means the start: weights that are evaluated only."""
+    variant: str = dataclasses.field(default="", compare=False)
+    """What lists show of it: method, ratio, overrides. Not written down."""
 
     def to_json(self) -> dict[str, Any]:
         return {"id": self.id, "name": self.name, "config": self.config.model_dump(mode="json")}
@@ -100,10 +106,10 @@ def expand(plan: Plan, weights_of: WeightsOf, code: str) -> list[Cell]:
             weights = weights_of(config)
             start = start_cell(config, weights, code)
             starts[start.id] = start
-            cell = trained_cell(config, weights, code, ratio=variant.ratio)
+            cell = trained_cell(config, weights, code, variant.overrides)
             if cell.id in cells:
                 raise ConfigError(
-                    f"plan {plan.name}: {describe(variant)} with seed {seed} is there twice",
+                    f"plan {plan.name}: {cell.variant} with seed {seed} is there twice",
                     hint="name every variant and every seed once",
                 )
             cells[cell.id] = cell
@@ -119,8 +125,23 @@ def _config(plan: Plan, variant: VariantSpec, seed: int) -> RunConfig:
         "ratio": variant.ratio,
     }
     config = resolve(plan.preset, [*plan.overrides, *variant.overrides], flags).config
+    if variant.name:
+        _check_name(plan, variant, config)
+        config = config.model_copy(update={"logging": config.logging.model_copy(update={"variant": variant.name})})
     _check_ratios(config, variant)
     return config
+
+
+def _check_name(plan: Plan, variant: VariantSpec, config: RunConfig) -> None:
+    if sum(other.name == variant.name for other in plan.variants) > 1:
+        raise ConfigError(
+            f"plan {plan.name}: two variants are called {variant.name!r}", hint="give every variant its own name"
+        )
+    if variant.name in (*METHODS, "start") and variant.name != name_of(config):
+        raise ConfigError(
+            f"plan {plan.name}: a variant is called {variant.name!r} and is {name_of(config)}",
+            hint="names of methods are for their own settings; call it otherwise, or leave its name out",
+        )
 
 
 def _check_ratios(config: RunConfig, variant: VariantSpec) -> None:
@@ -131,7 +152,7 @@ def _check_ratios(config: RunConfig, variant: VariantSpec) -> None:
     for selector in config.selection.selectors:
         if selector.ratio is not None and math.floor(selector.ratio * rows * cols + 1e-9) < 1:
             raise ConfigError(
-                f"{describe(variant)}: ratio {selector.ratio:g} of {rows}x{cols} tokens selects none",
+                f"{describe(config, variant.overrides)}: ratio {selector.ratio:g} of {rows}x{cols} tokens selects none",
                 hint=f"use a ratio of at least {1 / (rows * cols):.4f} for {config.policy.name}",
             )
 
@@ -148,20 +169,21 @@ def address(config: RunConfig, weights: str, code: str) -> str:
     return xxhash.xxh3_64_hexdigest(text.encode())
 
 
-def trained_cell(config: RunConfig, weights: str, code: str, ratio: float | None = None) -> Cell:
+def trained_cell(config: RunConfig, weights: str, code: str, overrides: Sequence[str] = ()) -> Cell:
     cell_id = address(config, weights, code)
-    share = "" if ratio is None else f"-r{ratio:g}"
-    return Cell(id=cell_id, name=f"{config.method}{share}-s{config.seed}-{cell_id[:8]}", config=config)
+    name = f"{run_prefix(config, overrides)}-s{config.seed}-{cell_id[:8]}"
+    return Cell(id=cell_id, name=name, config=config, variant=describe(config, overrides))
 
 
 def start_cell(config: RunConfig, weights: str, code: str) -> Cell:
     """What `config` starts from, as a run of 0 steps; one for all methods and seeds."""
     start = start_config(config)
-    return Cell(id=address(start, weights, code), name=start_name(config, weights), config=start)
+    return Cell(id=address(start, weights, code), name=start_name(config, weights), config=start, variant="start")
 
 
 def start_config(config: RunConfig) -> RunConfig:
-    return config.model_copy(update={"method": "start", "num_steps": 0, "seed": 0})
+    logging = config.logging.model_copy(update={"variant": ""})
+    return config.model_copy(update={"method": "start", "num_steps": 0, "seed": 0, "logging": logging})
 
 
 def start_name(config: RunConfig, weights: str) -> str:
@@ -169,11 +191,6 @@ def start_name(config: RunConfig, weights: str) -> str:
     policy = config.policy
     differing = [value for value, usual in ((policy.dtype, "float32"), (policy.template, "")) if value != usual]
     return "-".join([f"start-{policy.name}-{short}"[:40], *differing])[:64]
-
-
-def describe(variant: VariantSpec) -> str:
-    ratio = "" if variant.ratio is None else f" at ratio {variant.ratio:g}"
-    return f"{variant.method}{ratio}{''.join(f' {text}' for text in variant.overrides)}"
 
 
 # ---------------------------------------------------------------- plans

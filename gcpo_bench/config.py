@@ -195,6 +195,8 @@ class LoggingConfig(Config):
     """Steps between saved token maps of the tracked prompts; 0 saves none."""
     tracked_prompts: int = Field(6, ge=1)
     tracked_prompt_set: str = "scenes-heldout"
+    variant: str = ""
+    """What reports call it, as a plan named it; empty: what its settings say."""
 
 
 RESOURCES = ("policy.recompute", "sampling.batch_rows", "optimizer.micro_batch_rows")

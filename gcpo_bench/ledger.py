@@ -73,6 +73,12 @@ class CellState:
     """Time of the attempt that finished it."""
 
 
+def run_names(runs_dir: Path, ids: Collection[str]) -> dict[str, str]:
+    """Cell -> its run's name, of the cells that were planned before: a cell keeps the name it was planned with."""
+    paths = {cell_id: runs_dir / FOLDER / "cells" / cell_id / "cell.json" for cell_id in ids}
+    return {cell_id: Cell.from_json(read_json(path), path).name for cell_id, path in paths.items() if path.exists()}
+
+
 class Ledger:
     """The ledger of one runs folder."""
 

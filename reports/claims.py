@@ -11,13 +11,13 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-import numpy as np
-from scipy import stats
+from gcpo_bench.variants import PUBLISHED_RATIO
 
+from .analyses import Measured, initial_tokens_matter, selection_overhead
 from .comparisons import LEVEL, NotCompared, compare
 from .load import ReportData, Variant, other_settings
 from .measures import MARGIN, Measure
@@ -25,13 +25,13 @@ from .statistics import Interval, at_least, holm, mirrored
 from .tables import MINUS, number
 
 Status = Literal["supported", "contradicted", "not decided", "not tested"]
-OVERHEAD = 0.02
-"""What "about 1 %" of a step's time is allowed to be."""
+SAME_SHARE = 0.005
+"""Shares of tokens that differ by less are the same: half a point, less than a token of the smallest grid."""
 
 
 @dataclass(frozen=True, slots=True)
 class Role:
-    """A variant by its method, and by the share of tokens each of its sets takes."""
+    """A variant by its settings, called by the method that has them, and by the share of tokens each set takes."""
 
     method: str
     ratio: float | None = None
@@ -47,6 +47,8 @@ class Statement:
     b: Role
     kind: Literal["more", "same"] = "more"
     """`more`: a scores more than b. `same`: a scores less than a margin more than b."""
+    as_many: bool = False
+    """It is about two choices of as many tokens, and says nothing where one side trains on more of them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,8 +58,8 @@ class Claim:
     note: str = ""
     """What to know about the claim itself."""
     statements: tuple[Statement, ...] = ()
-    judge: Callable[[ReportData], Finding] | None = None
-    """Decides a claim that is not about scores."""
+    judge: Callable[[ReportData], list[Measured]] | None = None
+    """What decides a claim that is not about scores: of each method that was studied."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,6 +74,9 @@ class Outcome:
     p_against: float = math.nan
     """Small: the opposite holds."""
     problem: str = ""
+    a: str = ""
+    b: str = ""
+    """Labels of the variants; empty where one is missing."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,17 +96,38 @@ class Finding:
 
 def judge_all(data: ReportData, benchmark: str) -> list[Finding]:
     """Every claim, for each group of variants that differ in nothing but the method; Holm over all claims tested."""
-    findings = []
+    findings: list[Finding] = []
     measure = data.headline(benchmark)
     groups = _groups(data)
     for setting, variants in groups:
         for claim in CLAIMS:
             if claim.judge is None:
-                findings.append(_test(claim, variants, benchmark, measure, setting if len(groups) > 1 else ""))
+                finding = _test(claim, variants, benchmark, measure, setting if len(groups) > 1 else "")
+                if not any(_same_test(finding, other) for other in findings):
+                    findings.append(finding)
     for claim in CLAIMS:
-        if claim.judge is not None:
-            findings.append(replace(claim.judge(data), claim=claim.name, text=claim.text, note=claim.note))
-    return _decided(findings)
+        found = claim.judge(data) if claim.judge else []
+        findings += [_measured(claim, each, each.method if len(found) > 1 else "") for each in found]
+    return decided(findings)
+
+
+def _same_test(finding: Finding, other: Finding) -> bool:
+    """Of the same variants, which belong to several groups."""
+    pairs = [(outcome.a, outcome.b) for outcome in finding.outcomes]
+    return finding.claim == other.claim and all(map(all, pairs)) and pairs == [(o.a, o.b) for o in other.outcomes]
+
+
+def _measured(claim: Claim, found: Measured, setting: str) -> Finding:
+    return Finding(
+        claim=claim.name,
+        text=claim.text,
+        note=claim.note,
+        status="not tested",
+        words=found.words,
+        setting=setting,
+        p_for=found.p_for,
+        p_against=found.p_against,
+    )
 
 
 def _test(claim: Claim, variants: Sequence[Variant], benchmark: str, measure: Measure, setting: str) -> Finding:
@@ -124,34 +150,39 @@ def _test(claim: Claim, variants: Sequence[Variant], benchmark: str, measure: Me
 
 
 def _outcome(statement: Statement, variants: Sequence[Variant], benchmark: str, measure: Measure) -> Outcome:
+    """The variants of the group lend each other what they show of how much seeds vary."""
     a, b = (find(variants, role) for role in (statement.a, statement.b))
     if a is None or b is None:
         missing = statement.a if a is None else statement.b
         return Outcome(text="", interval=None, status="not tested", problem=f"there is no run of {missing}")
-    found = compare(a, b, benchmark, measure, "baseline")
+    untested = Outcome(text="", interval=None, status="not tested", a=a.label, b=b.label)
+    if statement.as_many and abs(a.share - b.share) > SAME_SHARE:
+        shares = f"{a.label} trains on {_percent(a.share)} of the tokens, {b.label} on {_percent(b.share)}"
+        return replace(untested, problem=f"{shares}; the claim is about as many")
+    found = compare(a, b, benchmark, measure, "baseline", variants)
     if isinstance(found, NotCompared):
-        return Outcome(text="", interval=None, status="not tested", problem=found.reason)
+        return replace(untested, problem=found.reason)
     interval = found.interval
     if interval.seeds < 2:
-        return Outcome(
-            text="",
-            interval=interval,
-            status="not tested",
-            problem=f"one training seed of {a.label} and {b.label} is about two checkpoints, not about a method",
-        )
+        problem = f"one training seed of {a.label} and {b.label} is about two checkpoints, not about a method"
+        return replace(untested, interval=interval, problem=problem)
     text = f"{a.label} {MINUS} {b.label}: {measure.interval(interval, signed=True)}{measure.points}"
     flipped = mirrored(interval)
     if statement.kind == "more":
         p_for, p_against = at_least(interval, 0.0), at_least(flipped, 0.0)
     elif measure.margin is None:
         problem = f'"almost nothing" has no meaning on the scale of {measure.label}'
-        return Outcome(text="", interval=interval, status="not tested", problem=problem)
+        return replace(untested, interval=interval, problem=problem)
     else:
         p_for, p_against = at_least(flipped, -measure.margin), at_least(interval, measure.margin)
-    return Outcome(text=text, interval=interval, status="not decided", p_for=p_for, p_against=p_against)
+    return replace(untested, text=text, interval=interval, status="not decided", p_for=p_for, p_against=p_against)
 
 
-def _decided(findings: list[Finding]) -> list[Finding]:
+def _percent(share: float) -> str:
+    return f"{number(100 * share, 1)} %"
+
+
+def decided(findings: list[Finding]) -> list[Finding]:
     """Two-sided: the smaller p doubled, Holm over the claims that were tested, then its direction."""
     tested = [index for index, finding in enumerate(findings) if not math.isnan(finding.p_for)]
     adjusted = holm([min(1.0, 2 * min(findings[i].p_for, findings[i].p_against)) for i in tested])
@@ -168,107 +199,50 @@ def _decided(findings: list[Finding]) -> list[Finding]:
 # --- who is meant ---------------------------------------------------------------------------------------------------
 
 
-def ratios_of(variant: Variant) -> tuple[float, ...]:
-    """Share of the tokens that each of its selectors takes; () where they take no share."""
-    found = [
-        value
-        for key, value in sorted(variant.settings.items())
-        if key.startswith("selection.") and key.endswith(".ratio")
-    ]
-    return tuple(float(value) for value in found if value is not None)
-
-
-def even_ratio(variant: Variant) -> float | None:
-    """The share that all of its selectors take; None where there is none or they differ."""
-    ratios = set(ratios_of(variant))
-    return ratios.pop() if len(ratios) == 1 else None
-
-
 def find(variants: Sequence[Variant], role: Role) -> Variant | None:
-    """The variant that plays a role; without a ratio, the one of the ratio that the study is about."""
+    """The variant that plays a role, by its settings; without a ratio, the one of the ratio that the study is about."""
     named = [variant for variant in variants if variant.method == role.method]
     if role.ratio is not None:
-        return next((variant for variant in named if even_ratio(variant) == role.ratio), None)
-    usual = _usual_ratio(variants)
-    return next((v for v in named if even_ratio(v) in (usual, None) and len(set(ratios_of(v))) < 2), None)
+        return next((variant for variant in named if variant.ratio == role.ratio), None)
+    return next((variant for variant in named if variant.has_ratio(_usual_ratio(variants))), None)
 
 
-def _usual_ratio(variants: Sequence[Variant]) -> float | None:
-    count = Counter(ratio for variant in variants if (ratio := even_ratio(variant)) is not None)
+def _usual_ratio(variants: Sequence[Variant]) -> float:
+    count = Counter(variant.ratio for variant in variants if variant.ratio is not None)
     return PUBLISHED_RATIO if PUBLISHED_RATIO in count or not count else min(count, key=lambda r: (-count[r], r))
 
 
 def _groups(data: ReportData) -> list[tuple[str, list[Variant]]]:
-    """Trained variants that differ in nothing but the method, with what tells their group from the others."""
+    """Trained variants that differ in nothing but the method, with what tells their group from the others.
+
+    A method that looks at no signal belongs to all groups that differ only in how signals are made.
+    """
     groups: list[list[Variant]] = []
-    for variant in data.trained:
-        home = next((group for group in groups if not other_settings(group[0], variant)), None)
-        if home is None:
-            groups.append([variant])
-        else:
-            home.append(variant)
+    made: list[dict[str, Any]] = []
+    for variant in sorted(data.trained, key=lambda each: -len(each.signals)):
+        homes = [
+            index
+            for index, group in enumerate(groups)
+            if not other_settings(group[0], variant)
+            and all(made[index].get(key, value) == value for key, value in variant.signals.items())
+        ]
+        if not homes:
+            groups.append([])
+            made.append({})
+            homes = [len(groups) - 1]
+        for index in homes:
+            groups[index].append(variant)
+            made[index] |= variant.signals
     differing = sorted({key for group in groups for key in other_settings(groups[0][0], group[0])})
-    return [(", ".join(f"{key}={group[0].settings.get(key)}" for key in differing), group) for group in groups]
-
-
-# --- claims that are not about scores -------------------------------------------------------------------------------
-
-
-def selection_overhead(data: ReportData) -> Finding:
-    """Time of selection relative to the rest of the step, a value a run, t interval over runs."""
-    shares = []
-    for variant in data.trained:
-        if variant.method not in ("gcpo", "gcpo-official", "gcpo-paper"):
-            continue
-        for run in variant.runs:
-            if {"time/selection_s", "time/step_s"} <= set(run.metrics.columns) and len(run.metrics) > 1:
-                selection, step = (float(run.metrics[f"time/{name}_s"].median()) for name in ("selection", "step"))
-                shares.append(selection / (step - selection))
-    if len(shares) < 2:
-        return _untested("it takes at least two GCPO runs with timings")
-    mean, stderr = float(np.mean(shares)), float(np.std(shares, ddof=1) / math.sqrt(len(shares)))
-    low, high = (mean + sign * float(stats.t.ppf(0.975, len(shares) - 1)) * stderr for sign in (-1, 1))
-    status: Status = "supported" if high < OVERHEAD else "contradicted" if low > OVERHEAD else "not decided"
-    words = (
-        f"selection takes {number(100 * mean, 2)} % of the rest of a step "
-        f"[{number(100 * low, 2)}, {number(100 * high, 2)}] over {len(shares)} runs; the bound is {100 * OVERHEAD:g} %"
-    )
-    return Finding(claim="", text="", status=status, words=words)
-
-
-def initial_tokens_matter(data: ReportData) -> Finding:
-    """From the perturbation study: does noise in the first tokens change the coarse image more than noise later?"""
-    values: list[float] = []
-    for run in data.runs:
-        study = run.analyses.get("perturb")
-        if study:
-            values += first_against_later(study.record)
-    if len(values) < 2:
-        return _untested("no run has a perturbation study (gcpo-bench analyze perturb RUN)")
-    mean, stderr = float(np.mean(values)), float(np.std(values, ddof=1) / math.sqrt(len(values)))
-    half = float(stats.t.ppf(0.975, len(values) - 1)) * stderr
-    status: Status = "supported" if mean - half > 0 else "contradicted" if mean + half < 0 else "not decided"
-    words = (
-        f"noise in the first tokens changes the coarse image by {number(100 * mean, 1, signed=True)} points more than "
-        f"noise in as many later ones [{number(100 * (mean - half), 1, signed=True)}, "
-        f"{number(100 * (mean + half), 1, signed=True)}], {len(values)} prompts"
-    )
-    return Finding(claim="", text="", status=status, words=words)
-
-
-def first_against_later(study: Mapping[str, Any]) -> list[float]:
-    """Coarse change by the first range minus the mean of the later ones, a value a prompt."""
-    first, *later = (np.asarray(item["coarse_by_prompt"], dtype=np.float64) for item in study["ranges"])
-    return list(map(float, first - np.mean(later, axis=0))) if later else []
-
-
-def _untested(why: str) -> Finding:
-    return Finding(claim="", text="", status="not tested", words=why)
+    differing += sorted({key for each in made for key in each if len({repr(m.get(key)) for m in made}) > 1})
+    settings = [{**group[0].settings, **each} for group, each in zip(groups, made, strict=True)]
+    told = [", ".join(f"{key}={each.get(key)}" for key in differing) for each in settings]
+    order = {variant.label: index for index, variant in enumerate(data.trained)}
+    groups = [sorted(group, key=lambda variant: order[variant.label]) for group in groups]
+    return sorted(zip(told, groups, strict=True), key=lambda item: order[item[1][0].label])
 
 
 # --- the ledger -----------------------------------------------------------------------------------------------------
-
-PUBLISHED_RATIO = 0.1
 
 CLAIMS = (
     Claim(
@@ -286,7 +260,7 @@ CLAIMS = (
         name="critical-beats-random",
         text="The critical tokens beat as many tokens chosen at random.",
         note="Not tested in the paper; without it the first claim could be about the number of tokens.",
-        statements=(Statement(Role("gcpo-no-daw"), Role("random")),),
+        statements=(Statement(Role("gcpo-no-daw"), Role("random"), as_many=True),),
     ),
     Claim(
         name="union-beats-parts",
@@ -318,13 +292,14 @@ CLAIMS = (
     Claim(
         name="one-percent-overhead",
         text="Selecting costs about 1 % of the training time.",
-        note="Measured inside each run as the selection's share of a step, which a busy machine does not bias.",
+        note="Pairs of steps in one process: the method's own, and one on all tokens that looks at no signal.",
         judge=selection_overhead,
     ),
     Claim(
         name="initial-tokens-are-global",
         text="The first tokens decide the global structure of the image.",
-        note="Tested on the images, not on scores: gcpo-bench analyze perturb.",
+        note="Tested on the images: an early token has more tokens after it, so what is compared is the change for as "
+        "many tokens that could change.",
         judge=initial_tokens_matter,
     ),
 )

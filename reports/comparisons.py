@@ -6,6 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import combinations
 from typing import Literal
 
 import numpy as np
@@ -55,6 +56,8 @@ class Comparison:
     """Configuration keys that differ though the methods do not ask for it."""
     dropped_prompts: int
     """Prompts that one side did not score, so that they cannot be paired."""
+    a_is_trained: bool = True
+    """Else it is an image set too, and nothing is said about checkpoints and seeds."""
 
     @property
     def detectable(self) -> float:
@@ -133,15 +136,17 @@ def compare_all(data: ReportData, benchmark: str) -> tuple[list[Comparison], lis
 
 
 def compare_references(data: ReportData, benchmark: str) -> tuple[list[Comparison], list[NotCompared]]:
-    """Each trained variant against each image set that is no run; Holm over all of them."""
+    """Each trained variant against each image set that is no run, then these with each other; Holm over all."""
     found: list[Comparison] = []
     refused: list[NotCompared] = []
+    trained = [variant for variant in data.trained if variant.evaluations(benchmark)]
+    references = [reference for reference in data.references if reference.evaluations(benchmark)]
+    pairs: list[tuple[Variant | Reference, Reference]] = [(v, reference) for reference in references for v in trained]
+    pairs += combinations(references, 2)
     for measure in data.panel(benchmark):
-        for reference in data.references:
-            for variant in data.trained:
-                if variant.evaluations(benchmark) and reference.evaluations(benchmark):
-                    outcome = compare(variant, reference, benchmark, measure, "reference", data.peers_of(variant))
-                    (found if isinstance(outcome, Comparison) else refused).append(outcome)  # type: ignore[arg-type]
+        for a, b in pairs:
+            outcome = compare(a, b, benchmark, measure, "reference", data.peers_of(a) if isinstance(a, Variant) else ())
+            (found if isinstance(outcome, Comparison) else refused).append(outcome)  # type: ignore[arg-type]
     return adjusted(found), list({(each.a, each.b, each.reason): each for each in refused}.values())
 
 
@@ -163,7 +168,7 @@ def _once(refused: list[NotCompared]) -> list[NotCompared]:
 
 
 def compare(
-    a: Variant,
+    a: Variant | Reference,
     b: Variant | Reference,
     benchmark: str,
     measure: Measure,
@@ -213,9 +218,14 @@ def compare(
         interval=interval,
         p_value=p_value,
         p_holm=p_value,
-        settings_that_differ=tuple(other_settings(a, b)) if isinstance(b, Variant) and against == "baseline" else (),
+        settings_that_differ=_other_settings(a, b) if against == "baseline" else (),
         dropped_prompts=len(everything) - len(prompts),
+        a_is_trained=isinstance(a, Variant),
     )
+
+
+def _other_settings(a: Variant | Reference, b: Variant | Reference) -> tuple[str, ...]:
+    return tuple(other_settings(a, b)) if isinstance(a, Variant) and isinstance(b, Variant) else ()
 
 
 def interval_of(
@@ -267,7 +277,7 @@ def _only(scores: PromptScores, task: str | None) -> PromptScores:
     return scores if task is None else {prompt: entry for prompt, entry in scores.items() if entry[0] == task}
 
 
-def _identity_difference(a: Variant, b: Variant | Reference, benchmark: str, against: Against) -> str:
+def _identity_difference(a: Variant | Reference, b: Variant | Reference, benchmark: str, against: Against) -> str:
     def identity(evaluation: Evaluation) -> dict[str, object]:
         found = evaluation.judged_identity() if against == "reference" else evaluation.comparable_identity()
         return flatten(found)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import unicodedata
 from collections.abc import Sequence
+from typing import Any
 from xml.etree import ElementTree
 
 from .gate import Check, State
@@ -49,6 +50,26 @@ def _amount(check: Check) -> str:
 def _unit(check: Check) -> str:
     """ " points", or the name of the scale."""
     return check.measure.points or f" {check.measure.label}"
+
+
+def record(check: Check) -> dict[str, Any]:
+    """As data: raw numbers, and the unit that they have."""
+    interval, percent = check.interval, check.unit == "%"
+    edges = (interval.value, interval.low, interval.high) if interval else (None, None, None)
+    value, low, high = (math.expm1(x) if percent and x is not None else x for x in edges)
+    return {
+        "check": check.name,
+        "verdict": check.state,
+        "unit": "share of the speed" if percent else check.measure.unit,
+        "metric": None if percent else check.measure.name,
+        "margin": check.margin,
+        "difference": value,
+        "low": low,
+        "high": high,
+        "words": words(check),
+        "reason": check.reason,
+        "worst": [{"prompt": prompt, "difference": difference} for prompt, difference in check.worst],
+    }
 
 
 def markdown(checks: Sequence[Check], texts: dict[str, str] | None = None) -> str:

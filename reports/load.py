@@ -6,7 +6,7 @@ A run that is damaged is left out with a note when others are fine; a report of 
 from __future__ import annotations
 
 import json
-import re
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +18,9 @@ import pandas as pd
 from gcpo_bench.config import RESOURCES, RunConfig
 from gcpo_bench.errors import CorruptDataError, GcpoBenchError, RunError
 from gcpo_bench.runs import Run, open_run
+from gcpo_bench.variants import acting, even_ratio, name_of
 
+from . import names
 from .evaluations import Evaluation, flatten, read_evaluation, remarks
 from .measures import Measure
 from .references import Reference, load_references
@@ -28,7 +30,7 @@ NOT_SETTINGS = ("seed", "logging", "num_threads", "evaluation", "policy.device",
 """Parts of a configuration that do not make another variant: replicate, bookkeeping, how it was looked at, where and
 how fast it was computed."""
 METHOD_SETTINGS = ("method", "selection", "weighting")
-"""Parts in which methods differ on purpose."""
+"""Parts in which methods differ on purpose. Of these `method` decides nothing, the others as far as they act."""
 MAPS = ("entropy", "entropy_gradient", "similarity", "weight", "divergence")
 
 
@@ -85,6 +87,7 @@ class Variant:
 
     label: str
     method: str
+    """By its settings, at whatever ratio: `gcpo`, `gcpo[init+struct]`; "start" where nothing was trained."""
     policy: str
     runs: tuple[LoadedRun, ...]
     """By seed."""
@@ -98,6 +101,27 @@ class Variant:
     @property
     def seeds(self) -> tuple[int, ...]:
         return tuple(run.config.seed for run in self.runs)
+
+    @property
+    def ratio(self) -> float | None:
+        """The share of the tokens that each of its sets takes; None where there is none or they differ."""
+        return even_ratio(self.runs[0].config)
+
+    def has_ratio(self, ratio: float) -> bool:
+        """Whether each of its sets takes this share, or it has no sets."""
+        return {item.ratio for item in self.runs[0].config.selection.selectors} in ({ratio}, {None})
+
+    @property
+    def share(self) -> float:
+        """Of the tokens that it trained on, mean over its runs; nan where that was not logged."""
+        key = "tokens/selected_fraction"
+        shares = [float(run.metrics[key].mean()) for run in self.runs if key in run.metrics]
+        return float(np.mean(shares)) if shares else math.nan
+
+    @property
+    def signals(self) -> dict[str, Any]:
+        """How the signals are made that its selectors look at."""
+        return names.signals(self.runs[0])
 
     def scores(self, benchmark: str, metric: str) -> dict[int, PromptScores]:
         """seed -> prompt scores, for the seeds that were evaluated."""
@@ -325,11 +349,13 @@ def group(runs: Sequence[LoadedRun]) -> tuple[tuple[Variant, ...], list[str]]:
         flat = flatten(run.config.model_dump(mode="json"))
         flat = {key: value for key, value in flat.items() if not {key, key.split(".")[0]} & set(NOT_SETTINGS)}
         if run.start_weights:
-            flat[START_WEIGHTS] = run.start_weights
+            flat[names.START_WEIGHTS] = run.start_weights
         if run.is_start:  # nothing was trained: the weights are all that tells one start from another
             flat = {key: value for key, value in flat.items() if key.startswith("policy.")}
-        key = json.dumps({**flat, "is_start": run.is_start}, sort_keys=True)
-        settings[key] = flat
+        others = {key: value for key, value in flat.items() if key.split(".")[0] not in METHOD_SETTINGS}
+        trained = {} if run.is_start else acting(run.config)
+        key = json.dumps({**others, **trained, "is_start": run.is_start}, sort_keys=True)
+        settings.setdefault(key, flat)
         earlier = members.setdefault(key, {}).get(0 if run.is_start else run.config.seed)
         if earlier is None:
             members[key][0 if run.is_start else run.config.seed] = run
@@ -340,14 +366,14 @@ def group(runs: Sequence[LoadedRun]) -> tuple[tuple[Variant, ...], list[str]]:
             )
         else:
             notes.append(f"{run.name} is left out: {earlier.name} has the same configuration and seed")
-    labels = _labels({key: next(iter(of_seed.values())) for key, of_seed in members.items()}, settings)
+    labels = names.labels({key: list(of_seed.values()) for key, of_seed in members.items()}, settings)
     variants = []
     for key, of_seed in members.items():
         first = next(iter(of_seed.values()))
         variants.append(
             Variant(
                 label=labels[key],
-                method="start" if first.is_start else first.config.method,
+                method="start" if first.is_start else name_of(first.config),
                 policy=first.config.policy.name,
                 runs=tuple(of_seed[seed] for seed in sorted(of_seed)),
                 settings=settings[key],
@@ -355,47 +381,6 @@ def group(runs: Sequence[LoadedRun]) -> tuple[tuple[Variant, ...], list[str]]:
         )
     variants.sort(key=lambda v: (not v.is_start, v.policy, v.method != "grpo", v.method != "gcpo", v.label))
     return tuple(variants), notes
-
-
-def _labels(runs: Mapping[str, LoadedRun], settings: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
-    """The method's name, and whatever tells it from its namesakes."""
-    several_policies = len({run.config.policy.name for run in runs.values()}) > 1
-    names = {}
-    for key, run in runs.items():
-        method = "start" if run.is_start else run.config.method
-        names[key] = f"{run.config.policy.name} {method}" if several_policies else method
-    labels = {}
-    for key, name in names.items():
-        namesakes = [settings[other] for other in names if names[other] == name]
-        differing = sorted(
-            setting
-            for setting in set().union(*namesakes)
-            if len({json.dumps(flat.get(setting), sort_keys=True) for flat in namesakes}) > 1
-        )
-        details = ", ".join(_details(settings[key], differing))
-        labels[key] = f"{name} ({details})" if details else name
-    return labels
-
-
-START_WEIGHTS = "policy.start_weights"
-RATIO = re.compile(r"selection\.selectors\.(\d+)\.ratio")
-
-
-def _details(settings: Mapping[str, Any], differing: Sequence[str]) -> list[str]:
-    """What tells a variant from its namesakes; shares of tokens as "10 % a set" where all sets take the same."""
-    ratios = {key: settings.get(key) for key in sorted(settings) if RATIO.fullmatch(key)}
-    rest = [key for key in differing if key not in ratios]
-    told = [f"{key}={settings.get(key, 'none')}" for key in rest]
-    if START_WEIGHTS in rest:  # which they are, not where they lay
-        told = [f"{key}={settings.get(key, 'none')}" for key in rest if not key.endswith("weights")]
-        told.append(f"weights {settings.get(START_WEIGHTS, 'unknown').removeprefix('xxh3:')[:8]}")
-    if len(rest) == len(differing):
-        return told
-    if len(set(ratios.values())) == 1:
-        share = next(iter(ratios.values()))
-        return [f"{100 * share:g} % a set" if share is not None else "no ratio", *told]
-    names = {key: settings.get(key.removesuffix("ratio") + "name") for key in ratios}
-    return [*(f"{names[key]} {100 * share:g} %" for key, share in ratios.items() if share is not None), *told]
 
 
 def _relative(message: str, path: Path) -> str:

@@ -10,35 +10,40 @@ import numpy as np
 from scipy import stats
 
 from . import plots
+from .analyses import PERTURBATION_STUDIES, reach
 from .fragments import Fragment, data_uri, render
-from .load import Analysis, LoadedRun, ReportData, Variant
+from .load import LoadedRun, ReportData, Variant
 from .tables import markdown_table, markdown_text, number
 
 MEASURES = (
-    ("coarse_by_prompt", "Coarse change", "1 is black against white"),
-    ("later_by_prompt", "Later tokens changed", "share of the tokens after the range"),
-    ("reward_by_prompt", "Change of reward", "mean over prompts"),
+    ("coarse_by_prompt", "Coarse change", "%, 100 is black against white", 100),
+    ("later_by_prompt", "Later tokens changed", "% of those that were drawn anew after the range", 100),
+    ("reward_by_prompt", "Change of reward", "mean over prompts", 1),
 )
+"""Key of a range, title, unit, and what its numbers are multiplied by to be shown."""
 
 
 def perturbation(data: ReportData) -> Fragment:
-    """One study a run that has one: three curves over the raster, and the images."""
+    """The studies of each run that has some: three curves over the raster, and the images."""
     found = [
-        (variant, run, run.analyses["perturb"])
+        (variant, run, name)
         for variant in data.variants
         for run in variant.runs
-        if "perturb" in run.analyses
+        for name in PERTURBATION_STUDIES
+        if name in run.analyses
     ]
-    studies = [_study(variant, run, analysis) for variant, run, analysis in found]
-    header = ["run", "tokens", *(title for _, title, _ in MEASURES)]
+    studies = [_study(variant, run, name) for variant, run, name in found]
+    records = [(run, run.analyses[name].record) for _, run, name in found]
+    header = ["run", "tokens", "drawn anew after them", *(_heading(title, scale) for _, title, _, scale in MEASURES)]
     rows = [
         [
             markdown_text(run.name),
             f"{item['first']} to {item['last']}",
-            *(number(_mean(item[key]), 3) for key, *_ in MEASURES),
+            str(reach(record, item) - (item["last"] - item["first"] + 1)),
+            *(number(scale * _mean(item[key]), 1 if scale == 100 else 3) for key, *_, scale in MEASURES),
         ]
-        for _, run, analysis in found
-        for item in analysis.record["ranges"]
+        for run, record in records
+        for item in record["ranges"]
     ]
     return Fragment(
         title="Perturbation",
@@ -47,18 +52,22 @@ def perturbation(data: ReportData) -> Fragment:
         if rows
         else "No run has been perturbed yet: `gcpo-bench analyze perturb RUN`.\n",
         charts=[item["chart"] for study in studies for item in study["charts"]],
-        data={"studies": [{"run": run.name, **analysis.record} for _, run, analysis in found]},
+        data={"studies": [{"run": run.name, **record} for run, record in records]},
     )
 
 
-def _study(variant: Variant, run: LoadedRun, analysis: Analysis) -> dict[str, Any]:
-    record = analysis.record
+def _heading(title: str, scale: int) -> str:
+    return f"{title}, %" if scale == 100 else title
+
+
+def _study(variant: Variant, run: LoadedRun, name: str) -> dict[str, Any]:
+    record, arrays = run.analyses[name].record, run.analyses[name].arrays
     ranges: Sequence[Mapping[str, Any]] = record["ranges"]
     charts = [
-        {"title": title, "unit": unit, "chart": _chart(ranges, key, title, f"perturb-{run.name}-{key}")}
-        for key, title, unit in MEASURES
+        {"title": title, "unit": unit, "chart": _chart(ranges, key, title, scale, f"{name}-{run.name}-{key}")}
+        for key, title, unit, scale in MEASURES
     ]
-    images = analysis.arrays["images"]
+    images = arrays["images"]
     return {
         "run": run.name,
         "variant": variant.label,
@@ -73,11 +82,11 @@ def _study(variant: Variant, run: LoadedRun, analysis: Analysis) -> dict[str, An
     }
 
 
-def _chart(ranges: Sequence[Mapping[str, Any]], key: str, title: str, name: str) -> plots.Chart:
+def _chart(ranges: Sequence[Mapping[str, Any]], key: str, title: str, scale: int, name: str) -> plots.Chart:
     """Mean over prompts with its 95 % t interval, at the middle of each range."""
     points = []
     for item in ranges:
-        values = np.array([value for value in item[key] if value is not None], dtype=np.float64)
+        values = scale * np.array([value for value in item[key] if value is not None], dtype=np.float64)
         if len(values) == 0:
             continue
         mean = float(values.mean())
@@ -91,7 +100,7 @@ def _chart(ranges: Sequence[Mapping[str, Any]], key: str, title: str, name: str)
     chart = plots.points_chart(
         {title: points}, name=name, x_label="token in the raster", y_label="", description=description
     )
-    return replace(chart, y_label=title)
+    return replace(chart, y_label=_heading(title, scale))
 
 
 def _mean(values: Sequence[float | None]) -> float:

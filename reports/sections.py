@@ -139,14 +139,15 @@ def sentence(c: Comparison, family: int, *, named: bool = False) -> str:
     """
     measure = c.measure
     several = c.interval.seeds > 1
-    who = f"{c.a}" if several else f"this {c.a} checkpoint"
+    who = f"{c.a}" if several or not c.a_is_trained else f"this {c.a} checkpoint"
     where = f"{c.benchmark}, {measure.label}: " if not measure.is_verdict else f"{c.benchmark}: "
     where = where if named else ""
     subject = who[0].upper() + who[1:] if who.startswith("this ") and not where else who
     whom = "the start" if c.against == "start" else c.b
     difference = f"{measure.interval(c.interval, signed=True)}{measure.points}"
     closest, furthest = map(measure.text, sorted((abs(c.interval.low), abs(c.interval.high))))
-    basis = f"{c.interval.n} prompts, {c.interval.seeds} seed{'s' if several else ''}"
+    seeds = f", {c.interval.seeds} seed{'s' if several else ''}" if c.a_is_trained else ""
+    basis = f"{c.interval.n} prompts{seeds}"
     cannot = f"{where}{'cannot' if where else 'Cannot'} tell {who} from {whom}"
     if math.isnan(c.interval.stderr):
         return f"{cannot}: {c.interval.n} prompts show no spread to judge {difference} by."
@@ -281,7 +282,7 @@ def scores(data: ReportData) -> Fragment:
 
 
 def _beside_references(data: ReportData, benchmark: str) -> tuple[str, str, list[Comparison]]:
-    """HTML, Markdown and the comparisons of trained variants with image sets that are no runs."""
+    """HTML, Markdown and the comparisons with image sets that are no runs, of trained variants and of each other."""
     panel = data.panel(benchmark)
     compared, refused = compare_references(data, benchmark)
     note = (

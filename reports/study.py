@@ -9,8 +9,10 @@ from typing import Any
 
 import numpy as np
 
+from gcpo_bench.variants import PUBLISHED_RATIO
+
 from . import paper, plots
-from .claims import Finding, even_ratio, judge_all
+from .claims import Finding, judge_all
 from .comparisons import variant_score
 from .fragments import Fragment, render
 from .judged import judged
@@ -149,18 +151,20 @@ def _ladder_rows(data: ReportData) -> list[list[str]]:
     rows = []
     for row in paper.LADDER:
         marks = ["✓" if name in paper.COMPONENTS[row.method] else "" for name in ("init", "struct", "sim", "DAW")]
-        mine = next(iter(_of_the_study(data, (row.method,))), None)
+        mine = _of_the_study(data, (row.method,))
         measured = [_measured(data, mine, benchmark) for benchmark in _of_one_score(data)]
         rows.append([*marks, *map(_published, row.values), *(measured or ["–"])])
     return rows
 
 
-def _measured(data: ReportData, variant: Variant | None, benchmark: str) -> str:
-    measure = data.headline(benchmark)
-    score = variant_score(variant, benchmark, measure) if variant else None
-    if variant is None or score is None:
-        return "–"
-    return f"{measure.interval(score)} {judged(data, benchmark).mark(variant.label)}".rstrip()
+def _measured(data: ReportData, variants: Sequence[Variant], benchmark: str) -> str:
+    """The score of what plays a row's part; where several do (say, at two rates), each with its label."""
+    measure, how = data.headline(benchmark), judged(data, benchmark)
+    scores = [(variant.label, variant_score(variant, benchmark, measure)) for variant in variants]
+    known = [(label, f"{measure.interval(score)} {how.mark(label)}".rstrip()) for label, score in scores if score]
+    if len(known) > 1:
+        return "; ".join(f"{label}: {text}" for label, text in known)
+    return known[0][1] if known else "–"
 
 
 def _measured_header(data: ReportData) -> list[str]:
@@ -194,13 +198,13 @@ def _published(value: float | None) -> str:
 
 
 def _of_the_study(data: ReportData, methods: Sequence[str]) -> list[Variant]:
-    """Variants by method, in that order; of one method at several ratios the published one."""
-    found = []
-    for method in methods:
-        named = [variant for variant in data.variants if variant.method == method]
-        usual = [variant for variant in named if even_ratio(variant) in (0.1, None)]
-        found += usual or named
-    return found
+    """Variants that play these parts by their settings, at the published ratio; in that order."""
+    return [
+        variant
+        for method in methods
+        for variant in data.variants
+        if variant.method == method and (variant.is_start or variant.has_ratio(PUBLISHED_RATIO))
+    ]
 
 
 def _circular(data: ReportData) -> bool:
@@ -336,10 +340,10 @@ def _rows(data: ReportData, benchmark: str) -> list[dict[str, Any]]:
             {
                 "variant": variant.label,
                 "method": variant.method,
-                "ratio": even_ratio(variant),
+                "ratio": variant.ratio,
                 "score": score,
                 "measure": measure,
-                "share": _mean(variant, "tokens/selected_fraction"),
+                "share": variant.share,
                 "unselected_gradient": _mean(variant, "tokens/unselected_gradient_share"),
                 "seconds": float(np.mean([_seconds(run) for run in variant.runs])),
             }

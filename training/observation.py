@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import numpy as np
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor
 from gcpo_bench import streams
 from gcpo_bench.config import RunConfig
 from gcpo_bench.datasets import Prompt, prompts_by_task
+from gcpo_bench.variants import SIGNALS, signals_read
 
 from .advantages import group_advantages
 from .decoding import sample_in_batches
@@ -33,8 +34,13 @@ def draw_prompts(config: RunConfig, step: int) -> list[Prompt]:
     return [tasks[tag][next(order[tag])] for tag in turns]
 
 
-def observe(learner: Learner, prompts: Sequence[Prompt], stream: str, clock: Stopwatch) -> Observation:
-    """The whole of it; `stream` names the noise that images are drawn with."""
+def observe(
+    learner: Learner, prompts: Sequence[Prompt], stream: str, clock: Stopwatch, *, every_signal: bool = False
+) -> Observation:
+    """The whole of it; `stream` names the noise that images are drawn with.
+
+    `every_signal` computes those too that no selector reads.
+    """
     with clock.phase("rollout"):
         rollout = roll_out(learner, prompts, stream)
     with clock.phase("reward"):
@@ -43,7 +49,8 @@ def observe(learner: Learner, prompts: Sequence[Prompt], stream: str, clock: Sto
     with clock.phase("reference"), torch.no_grad():
         ref_logprobs_BT = reference_logprobs(learner, rollout)
     with clock.phase("selection"), torch.no_grad():
-        signals = token_signals(learner, rollout, f"selection/{stream}")
+        read = SIGNALS if every_signal else signals_read(learner.config.selection)
+        signals = token_signals(learner, rollout, f"selection/{stream}", read)
         selection = select(
             learner.selectors,
             signals,
@@ -118,9 +125,25 @@ def reference_logprobs(learner: Learner, rollout: Rollout) -> Tensor:
         return torch.cat(list(found))
 
 
-def token_signals(learner: Learner, rollout: Rollout, stream: str) -> TokenSignals:
+def token_signals(learner: Learner, rollout: Rollout, stream: str, read: Collection[str] = SIGNALS) -> TokenSignals:
+    """What selectors may look at; similarity and noise are NaN where they are not to be `read`, and cost nothing."""
+    nothing_BT = torch.full_like(rollout.entropy_BT[:1, :1], torch.nan).expand(rollout.entropy_BT.shape)
+    return TokenSignals(
+        grid=rollout.grid,
+        entropy_BT=rollout.entropy_BT,
+        similarity_BT=_similarity(learner, rollout) if "similarity" in read else nothing_BT,
+        logprobs_BT=rollout.logprobs_BT,
+        noise_BT=_noise(learner, rollout, stream) if "noise" in read else nothing_BT,
+    )
+
+
+def _similarity(learner: Learner, rollout: Rollout) -> Tensor:
     codes_U, index_BT = distinct(rollout.tokens_BT, learner.policy.vocab_size)
     vectors_1UD = learner.policy.embed(codes_U[None], learner.config.selection.similarity_embedding)
+    return group_similarity_of(vectors_1UD[0], index_BT, rollout.group_size)
+
+
+def _noise(learner: Learner, rollout: Rollout, stream: str) -> Tensor:
     # one generator a group, not one an image: the group is always together, and making them would be most of the cost
     noise_PGT = [
         streams.generator(learner.config.seed, stream, prompt.id).random(
@@ -128,13 +151,7 @@ def token_signals(learner: Learner, rollout: Rollout, stream: str) -> TokenSigna
         )
         for prompt in rollout.prompts
     ]
-    return TokenSignals(
-        grid=rollout.grid,
-        entropy_BT=rollout.entropy_BT,
-        similarity_BT=group_similarity_of(vectors_1UD[0], index_BT, rollout.group_size),
-        logprobs_BT=rollout.logprobs_BT,
-        noise_BT=torch.from_numpy(np.concatenate(noise_PGT)).to(rollout.tokens_BT.device),
-    )
+    return torch.from_numpy(np.concatenate(noise_PGT)).to(rollout.tokens_BT.device)
 
 
 def distinct(tokens_BT: Tensor, vocab_size: int) -> tuple[Tensor, Tensor]:

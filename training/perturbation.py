@@ -3,6 +3,9 @@
 The paper perturbs the first tokens and some in the middle of Janus-Pro's raster and finds that the first ones change
 the layout and the later ones details. Here every range of equal length is perturbed in turn. The image with noise in a
 range and the image without share all other random numbers, so whatever differs follows from the noise.
+
+An early range has more tokens after it than a late one, so in any causal model more of the image may change. With
+`equal_reach` equally many tokens after each range are drawn anew; those further on stay as they were.
 """
 
 from __future__ import annotations
@@ -41,12 +44,14 @@ class Range:
 
     first: int
     last: int
+    successors: int
+    """Tokens after the range that were drawn anew."""
     coarse: list[float]
     """Mean absolute difference of the images averaged to 4x4 cells, 1 is black against white."""
     fine: list[float]
     """Mean absolute difference of the pixels."""
     later: list[float | None]
-    """Share of the tokens after the range that came out otherwise; None after the last range."""
+    """Share of the successors that came out otherwise; None where there is none."""
     reward: list[float]
     """Change of the reward."""
 
@@ -54,6 +59,7 @@ class Range:
         return {
             "first": self.first,
             "last": self.last,
+            "successors": self.successors,
             "coarse_by_prompt": self.coarse,
             "fine_by_prompt": self.fine,
             "later_by_prompt": self.later,
@@ -68,28 +74,40 @@ class Study:
     """Images of the first M prompts: without noise, then with noise in each range."""
 
 
+def equal_parts(ranges: int, tokens: int) -> list[slice]:
+    """The raster cut into `ranges` parts of equal length. Raises ConfigError: fewer than 2, or more than tokens."""
+    if not 2 <= ranges <= tokens:
+        raise ConfigError(f"--ranges is {ranges}; the image has {tokens} tokens", hint=f"choose 2 to {tokens}")
+    length = tokens // ranges
+    return [slice(index * length, (index + 1) * length) for index in range(ranges)]
+
+
 def perturb(
     policy: Policy,
     reward: Reward,
     prompts: Sequence[Prompt],
     *,
-    ranges: int,
+    ranges: Sequence[slice],
     noise: Noise,
+    equal_reach: bool = False,
     seed: int = 0,
     on_range: Callable[[int, int], None] = lambda done, total: None,
     **distribution: float,
 ) -> Study:
-    """One image a prompt, drawn once as it is and once with noise in each of `ranges` ranges of equal length.
+    """One image a prompt, drawn once as it is and once with noise in each of `ranges`.
 
     `distribution` is what tokens are drawn from: fields of `decoding.Distribution`.
 
     Raises:
-        ConfigError: fewer than 2 ranges, or more than there are tokens.
+        ConfigError: a range that is not within the image, or, with `equal_reach`, that nothing follows.
     """
     tokens = policy.grid[0] * policy.grid[1]
-    if not 2 <= ranges <= tokens:
-        raise ConfigError(f"--ranges is {ranges}; the image has {tokens} tokens", hint=f"choose 2 to {tokens}")
-    length = tokens // ranges
+    end = max(inside.stop for inside in ranges)
+    if end > tokens or (equal_reach and end == tokens):
+        raise ConfigError(
+            f"the image has {tokens} tokens, and noise in {end - 1} {'is outside' if end > tokens else 'is the end'}",
+            hint=f"choose ranges that end before {tokens}",
+        )
     device = next(as_module(policy).parameters()).device
     plain_BT = _uniforms(seed, STREAM, prompts, tokens, device)
     other_BT = _uniforms(seed, f"{STREAM}/noise", prompts, tokens, device)
@@ -102,24 +120,25 @@ def perturb(
         images_BYXC = policy.decode(tokens_BT)
         return tokens_BT, images_BYXC, reward(images_BYXC, prompts).values_B
 
-    on_range(0, ranges + 1)
+    on_range(0, len(ranges) + 1)
     before = draw(plain_BT, None)
     images = [before[1]]
-    on_range(1, ranges + 1)
+    on_range(1, len(ranges) + 1)
     found = []
-    for index in range(ranges):
-        inside = slice(index * length, (index + 1) * length)
-        uniforms_BT, forced_BT = plain_BT, None
+    for index, inside in enumerate(ranges):
+        successors = tokens - (end if equal_reach else inside.stop)
+        uniforms_BT, forced_BT = plain_BT, torch.full_like(random_BT, -1)
         if noise == "redraw":
             uniforms_BT = plain_BT.clone()
             uniforms_BT[:, inside] = other_BT[:, inside]
         else:
-            forced_BT = torch.full_like(random_BT, -1)
             forced_BT[:, inside] = random_BT[:, inside]
+        kept = slice(inside.stop + successors, tokens)
+        forced_BT[:, kept] = before[0][:, kept]
         after = draw(uniforms_BT, forced_BT)
         images.append(after[1])
-        found.append(_compare(before, after, inside))
-        on_range(index + 2, ranges + 1)
+        found.append(_compare(before, after, inside, successors))
+        on_range(index + 2, len(ranges) + 1)
     return Study(ranges=found, images_RMYXC=np.stack([batch[:SHOWN] for batch in images]))
 
 
@@ -129,13 +148,14 @@ def _uniforms(seed: int, stream: str, prompts: Sequence[Prompt], tokens: int, de
     )
 
 
-def _compare(before: _Drawn, after: _Drawn, inside: slice) -> Range:
+def _compare(before: _Drawn, after: _Drawn, inside: slice, successors: int) -> Range:
     (tokens_BT, images_BYXC, rewards_B), (noisy_BT, noisy_BYXC, noisy_rewards_B) = before, after
-    moved_BT = (tokens_BT != noisy_BT)[:, inside.stop :]
+    moved_BT = (tokens_BT != noisy_BT)[:, inside.stop : inside.stop + successors]
     later: list[float | None] = moved_BT.float().mean(dim=1).tolist() if moved_BT.shape[1] else [None] * len(moved_BT)
     return Range(
         first=inside.start,
         last=inside.stop - 1,
+        successors=successors,
         coarse=_difference(coarse(images_BYXC), coarse(noisy_BYXC)),
         fine=_difference(images_BYXC / 255, noisy_BYXC / 255),
         later=later,

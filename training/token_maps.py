@@ -25,7 +25,7 @@ def save_token_maps(learner: Learner, run: Run, step: int) -> None:
     `entropy`, `entropy_gradient`, `similarity`, `weight`, `divergence`, `selected`, `subset/<selector>`.
     """
     prompts = tracked_prompts(learner.config.logging)
-    seen = observe(learner, prompts, "tracked", Stopwatch())
+    seen = observe(learner, prompts, "tracked", Stopwatch(), every_signal=True)
     if not learner.world.first:
         return
     with torch.no_grad():

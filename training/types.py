@@ -72,11 +72,11 @@ class TokenSignals:
     entropy_BT: Tensor
     """float32 nats."""
     similarity_BT: Tensor
-    """float32, mean pairwise cosine within the group; the same for each row of a group."""
+    """float32, mean pairwise cosine within the group; the same for each row of a group. NaN where nobody reads it."""
     logprobs_BT: Tensor
     """float32, of the sampled token."""
     noise_BT: Tensor
-    """float32 uniform in [0, 1): the only randomness a selector has."""
+    """float32 uniform in [0, 1): the only randomness a selector has. NaN where nobody reads it."""
 
     def __post_init__(self) -> None:
         shape = (self.entropy_BT.shape[0], self.grid[0] * self.grid[1])

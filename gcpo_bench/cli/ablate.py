@@ -161,6 +161,7 @@ def _expand(plan: Plan, runs_dir: Path, *, num_threads: int) -> list[Cell]:
     """Threads change no result and are no part of a cell's address, so they are set last."""
     from gcpo_bench.ablations import expand
     from gcpo_bench.addresses import code_digest
+    from gcpo_bench.ledger import run_names
     from gcpo_bench.training.starts import start_weights
 
     @cache
@@ -170,7 +171,15 @@ def _expand(plan: Plan, runs_dir: Path, *, num_threads: int) -> list[Cell]:
         return start_weights(RunConfig(policy=policy), runs_dir)[1]
 
     cells = expand(plan, lambda config: digest(config.policy), code_digest())
-    return [replace(cell, config=cell.config.model_copy(update={"num_threads": num_threads})) for cell in cells]
+    names = run_names(runs_dir, [cell.id for cell in cells])
+    return [
+        replace(
+            cell,
+            name=names.get(cell.id, cell.name),
+            config=cell.config.model_copy(update={"num_threads": num_threads}),
+        )
+        for cell in cells
+    ]
 
 
 # ---------------------------------------------------------------- running
@@ -230,8 +239,10 @@ def _run(
 def _report(cells: Sequence[Cell], runs_dir: Path, out: Path) -> None:
     from gcpo_bench.reports.page import write_report
 
+    from .report import shown
+
     paths = [runs_dir / cell.name for cell in cells if (runs_dir / cell.name / "config.yaml").exists()]
-    for path in write_report(paths, out):
+    for path in shown(write_report(paths, out), out):
         print(path)
 
 

@@ -57,7 +57,10 @@ def print_design(plan: Plan, cells: Sequence[Cell], parallel: int, runs_dir: Pat
         print_json(
             {
                 "plan": plan.name,
-                "cells": [{"id": cell.id, "run": cell.name, "done": is_done(cell, runs_dir)} for cell in cells],
+                "cells": [
+                    {"id": cell.id, "run": cell.name, "variant": cell.variant, "done": is_done(cell, runs_dir)}
+                    for cell in cells
+                ],
                 "seconds_per_step": cost.seconds_per_step,
                 "seconds_measured": cost.measured,
                 "hours": seconds / 3600,
@@ -72,11 +75,11 @@ def print_design(plan: Plan, cells: Sequence[Cell], parallel: int, runs_dir: Pat
         )
         return
     print_table(
-        ("run", "method", "model", "seed>", "steps>", "state"),
+        ("run", "variant", "model", "seed>", "steps>", "state"),
         [
             (
                 cell.name,
-                cell.config.method,
+                cell.variant,
                 cell.config.policy.name,
                 cell.config.seed,
                 cell.config.num_steps,

@@ -6,7 +6,7 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -15,7 +15,6 @@ from .output import note, print_json, print_table
 
 if TYPE_CHECKING:
     from gcpo_bench.reports.baseline import Entry
-    from gcpo_bench.reports.gate import Check
     from gcpo_bench.reports.measures import Measure
 
 EXIT_CODES = {"pass": 0, "regression": 1, "not comparable": 2, "inconclusive": 3}
@@ -46,7 +45,9 @@ def gate_command(
     inconclusive: Annotated[
         str, typer.Option(help="What an undecided check does: fail (exit code 3) or pass.")
     ] = "fail",
-    junit: Annotated[Path | None, typer.Option(help="Write JUnit XML here.")] = None,
+    junit: Annotated[
+        Path | None, typer.Option(help="Write JUnit XML here; undecided checks are skipped, which reads as green.")
+    ] = None,
     summary: Annotated[Path | None, typer.Option(help="Append Markdown here ($GITHUB_STEP_SUMMARY).")] = None,
     runs_dir: RunsDirOption = Path("runs"),
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
@@ -68,12 +69,14 @@ def gate_command(
     verdict = overall(checks)
     if junit:
         write_text(junit, gate_formats.junit(checks))
+        if verdict == "inconclusive":
+            note(f"{junit}: what is undecided is `skipped` there, and readers of JUnit show that as green")
     _append_summary(gate_formats.markdown(checks, texts), summary)
     if os.environ.get("GITHUB_ACTIONS") == "true":
         for line in gate_formats.workflow_commands(checks):
             print(line)
     if as_json:
-        print_json({"verdict": verdict, "checks": [_record(check) for check in checks]})
+        print_json({"verdict": verdict, "checks": [gate_formats.record(check) for check in checks]})
     else:
         print_table(("check", "verdict", "found"), [(c.name, c.state, gate_formats.words(c)) for c in checks])
         note(f"gate: {verdict}")
@@ -176,18 +179,3 @@ def _append_summary(text: str, path: Path | None) -> None:
         return
     with writing(target), target.open("a", encoding="utf-8") as file:
         file.write(text)
-
-
-def _record(check: Check) -> dict[str, Any]:
-    interval = check.interval
-    return {
-        "check": check.name,
-        "verdict": check.state,
-        "margin": check.margin,
-        "unit": "%" if check.unit == "%" else "points" if check.measure.is_share else check.measure.label,
-        "difference": interval.value if interval else None,
-        "low": interval.low if interval else None,
-        "high": interval.high if interval else None,
-        "reason": check.reason,
-        "worst": [{"prompt": prompt, "difference": difference} for prompt, difference in check.worst],
-    }

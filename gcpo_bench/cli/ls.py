@@ -111,6 +111,7 @@ def _run(path: Path) -> dict[str, Any]:
     """One run in a line; a damaged one is listed with what is wrong instead of hiding the others."""
     from gcpo_bench.errors import GcpoBenchError
     from gcpo_bench.runs import open_run
+    from gcpo_bench.variants import name_of
 
     row: dict[str, Any] = dict.fromkeys(("name", "state", "step", "of", "method", "model", "seed", "reward", "overall"))
     row["name"] = path.name
@@ -121,7 +122,7 @@ def _run(path: Path) -> dict[str, Any]:
             "state": status.state,
             "step": status.step,
             "of": run.config.num_steps,
-            "method": run.config.method,
+            "method": name_of(run.config),
             "model": run.config.policy.name,
             "seed": run.config.seed,
             "reward": rows[-1].get("reward/mean") if rows else None,

@@ -5,12 +5,15 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from .options import RunsDirOption, complete_runs
 from .output import note
+
+if TYPE_CHECKING:
+    from gcpo_bench.runs import Run
 
 FORMATS = ("html", "md", "tex", "csv", "json", "figures")
 ALL = ",".join(FORMATS)
@@ -19,7 +22,9 @@ ALL = ",".join(FORMATS)
 def report_command(
     runs: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[RUN]...", help="Runs; default: all evaluated ones.", autocompletion=complete_runs),
+        typer.Argument(
+            metavar="[RUN]...", help="Runs, beside what they started from; default: all.", autocompletion=complete_runs
+        ),
     ] = None,
     runs_dir: RunsDirOption = Path("runs"),
     out: Annotated[Path, typer.Option(help="Folder of the report.")] = Path("report"),
@@ -40,7 +45,7 @@ def report_command(
     places = _Places(runs or [], runs_dir, _evaluations_dir(evaluations_dir) if references else None)
     if watch:
         _watch(places, out, wanted, watch)
-    for path in _shown(_write(places, out, wanted), out):
+    for path in shown(_write(places, out, wanted), out):
         print(path)
     if "html" in wanted:
         note(f"open {(out / 'report.html').resolve().as_uri()} in a browser")
@@ -61,7 +66,9 @@ class _Places:
         from gcpo_bench.runs import open_run
 
         if self.runs:
-            return [open_run(run, self.runs_dir).path for run in self.runs]
+            named = [open_run(run, self.runs_dir) for run in self.runs]
+            starts = [start for run in named if (start := _start(run)) is not None]
+            return list(dict.fromkeys([*(run.path for run in named), *starts]))
         try:
             return evaluated_runs(self.runs_dir)
         except RunError:
@@ -90,6 +97,15 @@ class _Places:
         return found
 
 
+def _start(run: Run) -> Path | None:
+    """The evaluated start of a run, beside it; none where it was not evaluated, or where the run does not say which."""
+    from gcpo_bench.ablations import start_name
+
+    weights = next((str(record["start_weights"]) for record in run.environments() if "start_weights" in record), "")
+    path = run.path.parent / start_name(run.config, weights)
+    return path if weights and any((path / "evaluations").glob("*/scores.json")) else None
+
+
 def _evaluations_dir(given: Path | None) -> Path:
     """Raises ConfigError where a folder is named that is none; the default one need not be there."""
     from gcpo_bench.errors import ConfigError
@@ -114,7 +130,7 @@ def _write(places: _Places, out: Path, wanted: list[str], refresh_s: int = 0) ->
     return write_report(paths, out, wanted, references=references, refresh_s=refresh_s, on_wait=waits)
 
 
-def _shown(written: list[Path], out: Path) -> list[Path]:
+def shown(written: list[Path], out: Path) -> list[Path]:
     """Files of the folder itself, and its folders."""
     return list(dict.fromkeys(path if path.parent == out else path.parent for path in written))
 

@@ -121,7 +121,9 @@ def _new(
 
 def _stem(config: RunConfig) -> str:
     """Name of a run that nobody named."""
-    return f"{config.method}-{config.policy.name}-seed{config.seed}"
+    from gcpo_bench.variants import run_prefix
+
+    return f"{run_prefix(config)}-{config.policy.name}-seed{config.seed}"
 
 
 def _begun(plan: Plan, root: Path) -> Run:
@@ -200,6 +202,7 @@ def _train(plan: Plan, root: Path, world: World | None) -> None:
 
 
 def _trained(run: Run, root: Path, world: World, *, resume: bool) -> None:
+    from gcpo_bench import variants
     from gcpo_bench.errors import GcpoBenchError
     from gcpo_bench.files import writing
     from gcpo_bench.training import memory
@@ -207,7 +210,7 @@ def _trained(run: Run, root: Path, world: World, *, resume: bool) -> None:
 
     config, activations = memory.settled(run.config, world.size)
     many = f" in {world.size} processes" if world.size > 1 else ""
-    note(f"training {config.method} on {config.policy.name}{many}: {run.path}")
+    note(f"training {variants.describe(config)} on {config.policy.name}{many}: {run.path}")
     if world.first:
         _warn_of_leaks(config)
     started = time.perf_counter()
@@ -250,9 +253,11 @@ def _warn_of_leaks(config: RunConfig) -> None:
 def _print_summary(run: Run, root: Path, seconds: float) -> None:
     rewards = [row["reward/mean"] for row in run.metrics()]
     if rewards:
-        ends = [sum(part) / len(part) for part in (rewards[:SUMMARY_STEPS], rewards[-SUMMARY_STEPS:])]
-        count = min(SUMMARY_STEPS, len(rewards))
-        note(f"reward {ends[0]:.3f} -> {ends[1]:.3f} (means of the first and last {count} steps), {duration(seconds)}")
+        count = max(min(SUMMARY_STEPS, len(rewards) // 2), 1)  # no step is in both
+        ends = [sum(part) / len(part) for part in (rewards[:count], rewards[-count:])]
+        of = f"means of the first and last {count} steps" if count > 1 else "first and last step"
+        change = f"{ends[0]:.3f} -> {ends[1]:.3f} ({of})" if len(rewards) > 1 else f"{ends[0]:.3f} (one step)"
+        note(f"reward {change}, {duration(seconds)}")
     where = [] if root == Path("runs") else ["--runs-dir", str(root)]
     note(f"next: {shell_quote(['gcpo-bench', 'evaluate', run.name, *where])}")
     note(f"then: {shell_quote(['gcpo-bench', 'report', *where])}")
@@ -295,6 +300,7 @@ def _memory(memory: Memory) -> list[tuple[str, str]]:
 
 
 def _print_plan(config: RunConfig, path: Path, root: Path, done: int = 0) -> None:
+    from gcpo_bench import variants
     from gcpo_bench.training import preflight
     from gcpo_bench.training.estimate import estimate
 
@@ -307,7 +313,7 @@ def _print_plan(config: RunConfig, path: Path, root: Path, done: int = 0) -> Non
     kept = "everything but " if config.selection.complement else ""
     rows = [
         ("run", path),
-        ("method", config.method),
+        ("method", variants.describe(config)),
         ("model", config.policy.name),
         ("tokens trained on", kept + " + ".join(selectors)),
         ("weight", config.weighting.name),
