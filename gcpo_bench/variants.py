@@ -51,6 +51,8 @@ MOST_PREFIX = 40
 """Characters that a variant has in the name of its run; seed and address follow."""
 MOST_TOLD = 3
 """Differences from a known method that a name tells; of the rest their number."""
+LONGEST = 60
+"""Characters in brackets."""
 
 
 def signals_read(selection: SelectionConfig) -> frozenset[str]:
@@ -104,20 +106,32 @@ def name_of(config: RunConfig) -> str:
     shape = _shape(config)
     known = _shapes()
     for name, other in known.items():
-        if shape == other:
+        if shape == {**other, "loss": shape["loss"]} and other["loss"].items() <= shape["loss"].items():
             return name
     alike = [name for name, other in known.items() if all(other[key] == shape[key] for key in ("tokens", "weight"))]
     told = {name: _told(shape, known[name]) for name in alike or WEIGHTED_SETS}
     name = min(told, key=lambda each: len(told[each]))  # the first of equals
     words = told[name]
     more = [f"{len(words) - MOST_TOLD} more"] if len(words) > MOST_TOLD else []
-    return f"{name}[{', '.join([*words[:MOST_TOLD], *more])}]"
+    text = ", ".join([*words[:MOST_TOLD], *more])
+    return f"{name}[{text if len(text) <= LONGEST else text[: LONGEST - 1] + '…'}]"
+
+
+def own_loss(name: str) -> set[str]:
+    """Dotted keys of the loss that the method sets which a name is, or is after."""
+    method = METHODS.get(name.partition("[")[0])
+    return {f"loss.{key}" for key in method.settings.get("loss", {})} if method else set()
 
 
 @cache
 def _shapes() -> dict[str, dict[str, Any]]:
+    """Method -> what is told of it; of its loss what the method sets itself."""
     return {
-        name: _shape(RunConfig.model_validate({"method": name, **method.settings})) for name, method in METHODS.items()
+        name: {
+            **_shape(RunConfig.model_validate({"method": name, **method.settings})),
+            "loss": method.settings.get("loss", {}),
+        }
+        for name, method in METHODS.items()
     }
 
 
@@ -133,18 +147,19 @@ def _shape(config: RunConfig) -> dict[str, Any]:
     if "selection.overlap" in settings:
         shape["overlap"] = config.selection.overlap
     weighting = {key.removeprefix("weighting."): v for key, v in settings.items() if key.startswith("weighting.")}
-    return shape | {"weight": weighting.pop("name"), **weighting}
+    return shape | {"weight": weighting.pop("name"), **weighting, "loss": config.loss.model_dump()}
 
 
 def _told(shape: Mapping[str, Any], known: Mapping[str, Any]) -> list[str]:
     """In which `shape` differs; what only it has is told where it is not the default."""
     defaults = {**WeightingConfig().model_dump(), **{k: v for options in OPTIONS.values() for k, v in options.items()}}
     defaults |= {"complement": False, "overlap": "exclude"}
-    return [
+    told = [
         _word(key, value)
         for key, value in shape.items()
-        if (known[key] != value if key in known else value != defaults.get(key.rsplit(" ", 1)[-1]))
+        if key != "loss" and (known[key] != value if key in known else value != defaults.get(key.rsplit(" ", 1)[-1]))
     ]
+    return told + [_word(k, shape["loss"][k]) for k, value in known["loss"].items() if shape["loss"][k] != value]
 
 
 def _word(key: str, value: Any) -> str:

@@ -18,7 +18,7 @@ import pandas as pd
 from gcpo_bench.config import RESOURCES, RunConfig
 from gcpo_bench.errors import CorruptDataError, GcpoBenchError, RunError
 from gcpo_bench.runs import Run, open_run
-from gcpo_bench.variants import acting, even_ratio, name_of
+from gcpo_bench.variants import acting, even_ratio, name_of, own_loss
 
 from . import names
 from .evaluations import Evaluation, flatten, read_evaluation, remarks
@@ -218,7 +218,7 @@ class ReportData:
 
 def other_settings(a: Variant, b: Variant) -> list[str]:
     """Dotted keys in which two variants differ although their methods do not ask for it."""
-    keys = sorted(a.settings.keys() | b.settings.keys())
+    keys = sorted((a.settings.keys() | b.settings.keys()) - own_loss(a.method) - own_loss(b.method))
     return [
         key for key in keys if key.split(".")[0] not in METHOD_SETTINGS and a.settings.get(key) != b.settings.get(key)
     ]

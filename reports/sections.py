@@ -61,9 +61,7 @@ def verdict(data: ReportData) -> Fragment:
             words += [row["sentence"] for row in group["rows"]]
             groups.append(group)
     advice = _advice(data, found)
-    lines = [f"- {markdown_text(text, 2000)}" for text in words] or [
-        "Nothing can be compared yet: evaluate the runs, and a start or a GRPO run beside them.\n"
-    ]
+    lines = [f"- {markdown_text(text, 2000)}" for text in words] or [_nothing(data) + "\n"]
     lines += [f"- Not compared: {markdown_text(f'{r.a} with {r.b}: {_why(r, named)}', 2000)}" for r in refused]
     lines += [f"- {markdown_text(line, 2000)}" for line in advice]
     return Fragment(
@@ -73,11 +71,18 @@ def verdict(data: ReportData) -> Fragment:
             groups=groups,
             refused=[{"a": r.a, "b": r.b, "reason": _why(r, named)} for r in refused],
             advice=advice,
+            nothing=_nothing(data),
         ),
         markdown="\n".join(lines) + "\n",
         data={"comparisons": [_comparison_record(c) for c in found], "not_compared": [_refusal(r) for r in refused]},
         csv={"comparisons": _comparison_table(found)},
     )
+
+
+def _nothing(data: ReportData) -> str:
+    if not data.runs and len(data.references) > 1:
+        return "There is no run among these. The image sets are compared with each other where they were judged alike."
+    return "Nothing can be compared yet: evaluate the runs, and a start or a GRPO run beside them."
 
 
 def _comparison_table(found: Sequence[Comparison]) -> str:

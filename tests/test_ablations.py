@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 from pathlib import Path
 
 import pytest
@@ -12,7 +14,10 @@ from gcpo_bench import ablations, addresses
 from gcpo_bench.ablations import Cell, Plan, VariantSpec, expand
 from gcpo_bench.config import RunConfig
 from gcpo_bench.errors import ConfigError, CorruptDataError
+from gcpo_bench.ledger import Ledger, run_names
 from gcpo_bench.methods import METHODS
+
+from .conftest import Cli
 
 METHOD = st.sampled_from(sorted(METHODS))
 
@@ -182,3 +187,79 @@ def test_true_is_no_seed_and_a_seed_may_have_leading_zeros(tmp_path: Path) -> No
     path.write_text("variants: [{method: grpo}]\nseeds: [true]\n")
     with pytest.raises(ConfigError, match="seeds: Value error, true and false are no numbers"):
         ablations.load_plan(str(path))
+
+
+# ---------------------------------------------------------------- what variants are called
+
+NAMED = """
+seeds: [0]
+variants:
+  - method: grpo
+  - {name: early and late, method: gcpo, overrides: [selection.selectors.initial.ratio=0.2]}
+  - {method: random, overrides: [selection.selectors.random.options.sets=1]}
+  - {method: gcpo, ratio: 0.05, overrides: [optimizer.learning_rate=2e-4]}
+"""
+
+
+def cells_of_plan(path: Path, text: str) -> list[Cell]:
+    path.write_text(text)
+    return expand(ablations.load_plan(str(path)), lambda config: "xxh3:weights", "code")
+
+
+def test_a_plan_names_its_variants_and_others_are_called_by_their_settings(tmp_path: Path) -> None:
+    start, *cells = cells_of_plan(tmp_path / "plan.yaml", NAMED)
+    assert [cell.variant for cell in (start, *cells)] == [
+        "start",
+        "grpo",
+        "early and late, init 20 %, struct 10 %, sim 10 %",
+        "random[sets 1]",
+        "gcpo, 5 % a set, optimizer.learning_rate=2e-4",
+    ]
+    assert [cell.name.removesuffix(f"-s0-{cell.id[:8]}") for cell in cells] == [
+        "grpo",
+        "early-and-late-uneven",
+        "random-sets-1",
+        "gcpo-r0.05-learning_rate2e-4",
+    ]
+    assert [cell.config.logging.variant for cell in (start, *cells)] == ["", "", "early and late", "", ""]
+
+
+def test_a_name_makes_no_other_cell(tmp_path: Path) -> None:
+    unnamed = NAMED.replace("name: early and late, ", "")
+    assert ids(cells_of_plan(tmp_path / "a.yaml", NAMED)) == ids(cells_of_plan(tmp_path / "b.yaml", unnamed))
+
+
+def test_one_cell_has_one_name_however_it_was_asked_for() -> None:
+    """`--ratio 0.1` is what the methods have: the same cells, under the same names."""
+    assert [c.name for c in cells_of("gcpo", "random", ratio=0.1)] == [c.name for c in cells_of("gcpo", "random")]
+
+
+@pytest.mark.parametrize(
+    ("variant", "problem"),
+    [
+        ("{name: grpo, method: gcpo}", "is called 'grpo' and is gcpo"),
+        ("{name: start, method: gcpo}", "is called 'start' and is gcpo"),
+        ("{name: x, method: gcpo}\n  - {name: x, method: random}", "two variants are called 'x'"),
+        ("{name: '', method: gcpo}", "name"),
+        (f"{{name: {'x' * 41}, method: gcpo}}", "name"),
+        ("{name: ../up, method: gcpo}", "name"),
+    ],
+)
+def test_a_name_that_misleads_is_refused(tmp_path: Path, variant: str, problem: str) -> None:
+    with pytest.raises(ConfigError, match=problem) as caught:
+        cells_of_plan(tmp_path / "plan.yaml", f"variants:\n  - {variant}\n")
+    assert caught.value.hint
+
+
+def test_a_cell_that_was_planned_before_keeps_the_name_of_its_run(tmp_path: Path) -> None:
+    cell = cells_of("gcpo")[-1]
+    Ledger(tmp_path).plan([dataclasses.replace(cell, name="gcpo-r0.1-s0-earlier")])
+    assert run_names(tmp_path, [cell.id, "0" * 16]) == {cell.id: "gcpo-r0.1-s0-earlier"}
+    assert run_names(tmp_path / "nowhere", [cell.id]) == {}
+
+
+def test_components_of_the_documentation_are_listed_as_what_they_select(cli: Cli) -> None:
+    options = ("--model", "scenes-8", "--seeds", "0", "--dry-run", "--json")
+    result = cli("ablate", "--components", "init,struct,daw", *options)
+    variants = [cell["variant"] for cell in json.loads(result.out)["cells"]]
+    assert variants == ["start", "grpo", "gcpo-init", "gcpo-struct", "gcpo-no-daw[init+struct]", "gcpo[init+struct]"]

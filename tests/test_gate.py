@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -15,8 +16,9 @@ from gcpo_bench.errors import ConfigError, CorruptDataError
 from gcpo_bench.reports import baseline as baselines
 from gcpo_bench.reports.baseline import Entry, entries
 from gcpo_bench.reports.gate import Check, State, gate, overall
-from gcpo_bench.reports.gate_formats import SUMMARY_BYTES, junit, markdown, words, workflow_commands
+from gcpo_bench.reports.gate_formats import SUMMARY_BYTES, junit, markdown, record, words, workflow_commands
 from gcpo_bench.reports.load import load
+from gcpo_bench.reports.measures import Measure
 from gcpo_bench.reports.statistics import Interval
 
 from .conftest import Cli
@@ -206,6 +208,24 @@ def test_no_text_leaves_its_place_in_any_format(text: str) -> None:
     assert all("<script" not in line and "<img" not in line for line in table)
 
 
+def test_data_have_the_unit_that_they_say() -> None:
+    """Raw numbers: a share is no point, and a log of a ratio no percent."""
+    of_share = record(hostile_check("x"))
+    assert [of_share[key] for key in ("unit", "difference", "low", "high", "margin")] == [
+        "share",
+        -0.1,
+        -0.2,
+        -0.05,
+        0.02,
+    ]
+    slower = Interval(value=math.log(0.8), low=math.log(0.7), high=math.log(0.9), n=20, seeds=1, method="t")
+    speed = record(Check(name="s", state="regression", unit="%", margin=0.05, interval=slower))
+    assert speed["unit"] == "share of the speed"
+    assert [speed[key] for key in ("difference", "low", "high", "margin")] == pytest.approx([-0.2, -0.3, -0.1, 0.05])
+    scale = Measure(name="hps-v2.1", unit="x100", by_prompt=True)
+    assert record(Check(name="h", state="not comparable", unit="score", margin=None, measure=scale))["unit"] == "x100"
+
+
 def test_a_summary_is_cut_at_a_line_below_the_limit() -> None:
     text = markdown([hostile_check("x" * 150) for _ in range(5000)])
     assert len(text.encode()) <= SUMMARY_BYTES
@@ -241,8 +261,14 @@ def test_the_command_passes_fails_and_says_inconclusive_by_its_exit_code(
     monkeypatch.delenv("GITHUB_ACTIONS")
     record = json.loads(cli("gate", "--baseline", file, "--runs-dir", str(tmp_path / "bad"), "--json").out)
     assert record["verdict"] == "regression"
+    check = record["checks"][0]
+    assert (check["unit"], check["metric"], check["margin"]) == ("share", "correct", 0.02)
+    assert -1 < check["low"] < check["difference"] < check["high"] < 0
+    assert f"{100 * check['difference']:.1f}".replace("-", "−") in check["words"]
     narrow = ("gate", "--baseline", file, "--runs-dir", str(tmp_path / "good"), "--margin", "scenes=0.1pt")
-    assert cli(*narrow).code == 3
+    undecided = cli(*narrow, "--junit", str(report))
+    assert undecided.code == 3
+    assert "`skipped` there, and readers of JUnit show that as green" in undecided.err
     assert cli(*narrow, "--inconclusive", "pass").code == 0
 
 

@@ -204,6 +204,30 @@ def test_a_record_without_a_headline_is_one_of_right_and_wrong() -> None:
     assert found["dense"].is_share
 
 
+@pytest.mark.parametrize(
+    ("unit", "bounds"),
+    [
+        ("share", (0.0, 1.0)),
+        ("per image", (0.0, math.inf)),
+        ("raw", (-math.inf, math.inf)),
+        ("x100", (-math.inf, math.inf)),
+    ],
+)
+def test_no_mean_is_beyond_its_scale(unit: str, bounds: tuple[float, float]) -> None:
+    assert Measure(name="m", unit=unit).bounds == bounds
+
+
+def test_intervals_of_shares_and_counts_end_where_their_scale_does(tmp_path: Path) -> None:
+    """Three prompts a task and two seeds: a t interval alone would run far beyond 0 and 1."""
+    data = load(make_study(tmp_path, methods=("grpo",), seeds=2, steps=2, prompts_per_task=3, maps=False))
+    for variant in data.variants:
+        for name, measure in data.measures("scenes").items():
+            for task in (None, "counting", "position"):
+                interval = variant_score(variant, "scenes", measure, task)
+                assert interval is not None
+                assert measure.bounds[0] <= interval.low <= interval.value <= interval.high <= measure.bounds[1], name
+
+
 def test_no_share_no_margin() -> None:
     tight = Interval(value=0.0001, low=-0.0001, high=0.0003, n=400, seeds=3, method="t", stderr=1e-4, df=300.0)
     made = {

@@ -12,7 +12,7 @@ from gcpo_bench import scenes
 from gcpo_bench.config import RewardConfig
 from gcpo_bench.errors import ConfigError
 from gcpo_bench.training.checkpoints import load_weights
-from gcpo_bench.training.perturbation import COARSE, Study, coarse, perturb
+from gcpo_bench.training.perturbation import COARSE, Study, coarse, equal_parts, perturb
 from gcpo_bench.training.policies.scenes import build
 from gcpo_bench.training.rewards import WeightedSum
 from gcpo_bench.training.starts import packaged_weights
@@ -31,7 +31,7 @@ def run(**options: object) -> Study:
     policy = build("scenes-8")
     path, digest = packaged_weights("scenes-8")
     load_weights(policy, path, expected_checksum=digest)
-    settings = {"ranges": 4, "noise": "uniform", **options}
+    settings = {"ranges": equal_parts(4, 64), "noise": "uniform", **options}
     return perturb(policy, WeightedSum((RewardConfig(),)), PROMPTS, **settings)  # type: ignore[arg-type]
 
 
@@ -39,6 +39,7 @@ def test_the_ranges_cut_the_raster_into_equal_parts(study: Study) -> None:
     assert [(item.first, item.last) for item in study.ranges] == [(0, 15), (16, 31), (32, 47), (48, 63)]
     assert all(len(item.coarse) == len(PROMPTS) for item in study.ranges)
     assert study.ranges[-1].later == [None] * len(PROMPTS)
+    assert [item.successors for item in study.ranges] == [48, 32, 16, 0]
 
 
 def test_nothing_before_the_noise_changes(study: Study) -> None:
@@ -69,7 +70,26 @@ def test_coarse_images_are_cell_means() -> None:
 @pytest.mark.parametrize("ranges", [1, 65])
 def test_as_many_ranges_as_there_are_tokens_at_most(ranges: int) -> None:
     with pytest.raises(ConfigError, match="the image has 64 tokens"):
-        run(ranges=ranges)
+        equal_parts(ranges, 64)
+
+
+@pytest.mark.parametrize("noise", ["uniform", "redraw"])
+def test_equally_many_tokens_follow_both_ranges_of_a_pair(noise: str) -> None:
+    """8 tokens a row, and 4 x 4 pixels a token: noise in rows 0 and 4, two rows after each drawn anew."""
+    pair = run(ranges=[slice(0, 8), slice(32, 48)], equal_reach=True, noise=noise)
+    assert [(item.first, item.last, item.successors) for item in pair.ranges] == [(0, 7, 16), (32, 47, 16)]
+    plain, early, late = pair.images_RMYXC
+    same = [(images == plain).all(axis=(0, 2, 3)).reshape(8, 4).all(axis=1) for images in (early, late)]
+    assert same[0][3:].all()  # rows further on are as they were
+    assert not same[0][:3].all()
+    assert same[1][:4].all()
+    assert not same[1][4:].all()
+
+
+@pytest.mark.parametrize(("ranges", "equal_reach"), [([slice(0, 8), slice(56, 64)], True), ([slice(60, 65)], False)])
+def test_a_range_that_nothing_follows_or_that_is_outside_is_refused(ranges: list[slice], equal_reach: bool) -> None:
+    with pytest.raises(ConfigError, match="the image has 64 tokens"):
+        run(ranges=ranges, equal_reach=equal_reach)
 
 
 def test_the_command_writes_what_the_report_reads(cli: Cli, tmp_path: Path) -> None:
@@ -80,3 +100,16 @@ def test_the_command_writes_what_the_report_reads(cli: Cli, tmp_path: Path) -> N
     assert record == json.loads((tmp_path / "runs/start/analyses/perturb.json").read_text())
     assert len(record["ranges"]) == 3
     assert "unknown --noise" in cli("analyze", "perturb", "start", "--noise", "loud").err
+    pair = ("analyze", "perturb", "start", "--prompts-per-task", "1", "--tokens", "0:6", "--against", "30:36")
+    assert json.loads(cli(*pair, "--json").out)["ranges"][0]["successors"] == 28
+    assert (tmp_path / "runs/start/analyses/perturb-pair.json").exists()
+    for wrong, message in (
+        (("--tokens", "0:6"), "belong together"),
+        (("--tokens", "0:6", "--against", "30:36", "--ranges", "4"), "belong together"),
+        (("--tokens", "0:6", "--against", "30:35"), "no two ranges of as many tokens"),
+        (("--tokens", "0:6", "--against", "5:11"), "no two ranges of as many tokens"),
+        (("--tokens", "6:0", "--against", "30:36"), "no range of tokens"),
+        (("--tokens", "0:6", "--against", "58:64"), "the image has 64 tokens"),
+    ):
+        refused = cli("analyze", "perturb", "start", *wrong)
+        assert (refused.code, message in refused.err) == (2, True), refused.err

@@ -17,7 +17,7 @@ from gcpo_bench.reports.comparisons import compare_all, compare_references, vari
 from gcpo_bench.reports.load import ReportData, load
 from gcpo_bench.reports.page import build
 from gcpo_bench.reports.references import load_references, reference_folders
-from gcpo_bench.reports.sections import gallery, verdict
+from gcpo_bench.reports.sections import gallery, sentence, verdict
 from gcpo_bench.reports.study import claims
 
 from .conftest import Cli
@@ -96,17 +96,34 @@ def test_they_are_rows_of_the_scores_and_marked(data: ReportData, files: dict[st
 
 def test_trained_variants_are_compared_with_what_was_judged_alike(data: ReportData, files: dict[str, str]) -> None:
     found, refused = compare_references(data, "hps-gcpo400")
-    assert [(c.a, c.b) for c in found] == [(a, b) for b in ("SDXL base", "grpo (grpo)") for a in ("grpo", "gcpo")]
-    assert {(c.against, c.interval.seeds) for c in found} == {("reference", 2)}
+    trained = [(a, b) for b in ("SDXL base", "grpo (grpo)") for a in ("grpo", "gcpo")]
+    assert [(c.a, c.b) for c in found] == [*trained, ("SDXL base", "grpo (grpo)")]
+    assert [(c.against, c.interval.seeds) for c in found] == [*[("reference", 2)] * 4, ("reference", 1)]
+    pairs = {(a, "four-each", "1 / 4") for a in ("grpo", "gcpo", "SDXL base")} | {("four-each", "grpo (grpo)", "4 / 1")}
     assert {(r.a, r.b, r.reason) for r in refused} == {
-        (a, "four-each", "they were not evaluated alike: images_per_prompt 1 / 4") for a in ("grpo", "gcpo")
+        (a, b, f"they were not evaluated alike: images_per_prompt {counts}") for a, b, counts in pairs
     }
     smallest = min(found, key=lambda c: c.p_value)
-    assert smallest.p_holm == pytest.approx(min(1, 4 * smallest.p_value))  # a family of their own
+    assert smallest.p_holm == pytest.approx(min(1, 5 * smallest.p_value))  # a family of their own
     rows = list(csv.DictReader(io.StringIO(files["report-references.csv"])))
     assert {row["against"] for row in rows} == {"reference"}
-    assert len(rows) == 6  # four, and two on scenes
+    assert len(rows) == 7  # five, and two on scenes
     assert "Not compared: gcpo with four-each; they were not evaluated alike" in files["report.html"]
+
+
+def test_two_image_sets_are_compared_with_each_other_and_called_no_checkpoints(tmp_path: Path) -> None:
+    for name, skill in (("ours", 0.9), ("theirs", 0.2)):
+        make_reference(tmp_path, name, "scenes", skill=skill, shown=name, prompts_per_task=8)
+    data = load([], reference_folders(tmp_path))
+    (found,) = compare_references(data, "scenes")[0]
+    assert (found.a, found.b, found.verdict, found.interval.n) == ("ours", "theirs", "better", 48)
+    text = sentence(found, 1)
+    assert text.startswith("ours is better than theirs by ")
+    assert text.endswith("; 48 prompts).")
+    made = build(data)
+    assert "ours is better than theirs by" in made["report.html"]
+    assert "ours is better than theirs by" in made["report.md"]
+    assert "Nothing can be compared yet" not in made["report.html"] + made["report.md"]
 
 
 def test_rows_that_were_judged_otherwise_are_marked_in_every_format(tmp_path: Path) -> None:
@@ -176,7 +193,7 @@ def test_the_same_image_sets_give_the_same_bytes(root: Path, files: dict[str, st
 def test_only_image_sets_make_a_report_too(root: Path) -> None:
     made = build(load([], reference_folders(root / "evaluations")))
     assert "3 image sets not trained here" in made["report.html"]
-    assert "Nothing can be compared yet" in made["report.md"]
+    assert "The image sets are compared with each other" in made["report.md"]
     assert "SDXL base" in made["report.md"]
     assert "The start was not among the runs" not in made["report.md"]
 

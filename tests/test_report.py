@@ -12,6 +12,7 @@ import shutil
 from functools import partial
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -21,6 +22,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from gcpo_bench.errors import ConfigError, CorruptDataError, RunError
+from gcpo_bench.methods import CRITICAL
 from gcpo_bench.registry import SECTIONS
 from gcpo_bench.reports import plots, tables
 from gcpo_bench.reports.comparisons import Comparison, compare_all, variant_score
@@ -31,6 +33,7 @@ from gcpo_bench.reports.page import build, figures, script_json, sections, write
 from gcpo_bench.reports.sections import sentence
 from gcpo_bench.reports.statistics import Interval, score_interval
 from gcpo_bench.reports.token_maps import value_range
+from tests.conftest import Cli
 from tests.run_factory import HOSTILE, hostile_texts, make_run, make_study
 
 
@@ -131,6 +134,42 @@ def test_variants_of_one_method_are_told_apart_by_what_differs_and_meet_their_ow
     assert [variant.label for variant in data.variants] == labels
     against = {v.label: b.label for v in data.trained if (b := data.baseline_of(v)) is not None}
     assert against == {labels[2]: labels[0], labels[3]: labels[1]}
+
+
+def test_labels_stay_short_and_apart_whatever_differs(tmp_path: Path) -> None:
+    """Five settings differ; before, the label told all of them in 300 characters."""
+    window = {"selectors": [CRITICAL[0], {**CRITICAL[1], "options": {"window": [0.0, 1.0]}}, CRITICAL[2]]}
+    bold = {"loss": {"beta": 0.1, "clip_epsilon": 0.1}, "optimizer": {"learning_rate": 1e-3, "weight_decay": 0.1}}
+    bolder = {**bold, "advantages": {"zero_variance": "drop"}}
+    changed: list[dict[str, Any]] = [{}, {"selection": {**window, "overlap": "allow"}}, bold, bolder]
+    for number, overrides in enumerate(changed):
+        make_run(tmp_path, f"gcpo-{number}", steps=2, maps=False, evaluated=False, overrides=overrides)
+    labels = [variant.label for variant in load(sorted(tmp_path.iterdir())).variants]
+    assert len(set(labels)) == 4
+    assert "gcpo[window 0-1, overlap allow]" in labels
+    assert max(map(len, labels)) <= 110, labels
+
+
+def test_a_plans_name_is_the_label_but_not_the_part(tmp_path: Path) -> None:
+    named = {"logging": {"variant": "ours"}}
+    lying = {"logging": {"variant": "gcpo"}, "weighting": {"name": "uniform"}}
+    make_run(tmp_path, "a", steps=2, maps=False, overrides=named)
+    make_run(tmp_path, "b", steps=2, maps=False, overrides=lying)
+    found = {variant.label: variant.method for variant in load(sorted(tmp_path.iterdir())).variants}
+    assert found == {"ours": "gcpo", "gcpo-no-daw": "gcpo-no-daw"}
+
+
+def test_named_runs_are_reported_with_what_they_started_from(cli: Cli, tmp_path: Path) -> None:
+    """`report grpo gcpo`: the start that `evaluate` made beside them is theirs, another model's is not."""
+    root = tmp_path / "runs"
+    for name, method in (("mine", "gcpo"), ("other", "grpo")):
+        run = make_run(root, name, method=method, steps=2, maps=False)
+        run.add_environment({"start_weights": "xxh3:0123456789abcdef"})
+    start = make_run(root, "start-scenes-12-01234567", method="grpo", steps=0, maps=False)
+    make_run(root, "start-scenes-12-89abcdef", method="grpo", steps=0, maps=False)
+    assert cli("report", "mine", "--format", "json").code == 0
+    record = json.loads((tmp_path / "report/report.json").read_text())
+    assert [run["name"] for run in record["reproduce"]["runs"]] == [start.name, "mine"]
 
 
 def test_each_variant_is_compared_with_grpo_and_with_its_start(study: list[Path]) -> None:
