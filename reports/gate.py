@@ -25,8 +25,8 @@ from .statistics import Interval, at_least, holm, mirrored, non_inferiority
 
 State = Literal["pass", "regression", "inconclusive", "not comparable"]
 LEVEL = 0.05
-IGNORED_SETTINGS = ("policy.device", *RESOURCES)
-"""Settings that change where and how fast it is trained, not what."""
+IGNORED_SETTINGS = ("method", "policy.device", *RESOURCES)
+"""Settings that change where and how fast it is trained, not what; `method` is a name, and what it set is compared."""
 WORST_FIRST: dict[State, int] = {"regression": 0, "not comparable": 1, "inconclusive": 2, "pass": 3}
 
 
@@ -93,8 +93,12 @@ def _size(check: Check) -> float:
 
 def _counterpart(old: Entry, current: Sequence[Entry]) -> tuple[Entry | None, str]:
     """The run that repeats what the baseline holds, or why there is none."""
+    # an older baseline calls a run by the `method` that its settings were taken from
     same = [
-        new for new in current if (new.policy, new.method, new.benchmark) == (old.policy, old.method, old.benchmark)
+        new
+        for new in current
+        if (new.policy, new.benchmark) == (old.policy, old.benchmark)
+        and old.method in (new.method, new.settings.get("method"))
     ]
     if not same:
         return None, "there is no such run; train and evaluate it, or name the runs on the command line"

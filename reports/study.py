@@ -123,7 +123,8 @@ def paper_table(data: ReportData) -> Fragment:
 
 
 def _main_rows(data: ReportData) -> list[dict[str, Any]]:
-    rows = [{"measured": False, "cells": [row.model, row.method, *map(_published, row.values)]} for row in paper.MAIN]
+    published = zip(paper.MAIN, _published(paper.MAIN), strict=True)
+    rows = [{"measured": False, "cells": [row.model, row.method, *values]} for row, values in published]
     circular = "†" if _circular(data) else ""
     for benchmark in (name for name in data.run_benchmarks if data.headline(name).is_verdict):
         measure, how = data.headline(benchmark), judged(data, benchmark)
@@ -149,11 +150,11 @@ def _name(variant: Variant, circular: str) -> str:
 
 def _ladder_rows(data: ReportData) -> list[list[str]]:
     rows = []
-    for row in paper.LADDER:
+    for row, values in zip(paper.LADDER, _published(paper.LADDER), strict=True):
         marks = ["✓" if name in paper.COMPONENTS[row.method] else "" for name in ("init", "struct", "sim", "DAW")]
         mine = _of_the_study(data, (row.method,))
         measured = [_measured(data, mine, benchmark) for benchmark in _of_one_score(data)]
-        rows.append([*marks, *map(_published, row.values), *(measured or ["–"])])
+        rows.append([*marks, *values, *(measured or ["–"])])
     return rows
 
 
@@ -193,8 +194,13 @@ def _fidelity(variant: Variant) -> str:
     return "‡" if unlike_released(variant) else ""
 
 
-def _published(value: float | None) -> str:
-    return "–" if value is None else f"{value:g}"
+def _published(rows: Sequence[paper.Row]) -> list[list[str]]:
+    """The values of each row; those of a column have as many decimals as the most precise of them, so they align."""
+    columns = []
+    for column in zip(*(row.values for row in rows), strict=True):
+        digits = max(len(f"{value:g}".partition(".")[2]) for value in column if value is not None)
+        columns.append(["–" if value is None else number(value, digits) for value in column])
+    return [list(values) for values in zip(*columns, strict=True)]
 
 
 def _of_the_study(data: ReportData, methods: Sequence[str]) -> list[Variant]:

@@ -200,10 +200,10 @@ def _markdown(chosen: Sequence[tuple[Variant, LoadedRun]]) -> str:
     rows = []
     for variant, run in chosen:
         maps = run.token_maps[-1]
-        cells = [number(float(np.mean(maps.selected_MHW)), 3)]
+        cells = [number(100 * float(np.mean(maps.selected_MHW)), 1)]
         cells += [number(float(np.nanmean(maps.maps_MHW[key])), 3) if key in maps.maps_MHW else "–" for key in LAYERS]
         rows.append([markdown_text(f"{variant.label}, seed {run.config.seed}"), str(maps.step), *cells])
-    header = ["run", "step", "selected share", *(label.lower() for label, *_ in LAYERS.values())]
+    header = ["run", "step", "selected, %", *(label.lower() for label, *_ in LAYERS.values())]
     return "Means over the tracked prompts at the last step (the pictures are in report.html):\n\n" + markdown_table(
         header, rows
     )

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from gcpo_bench.errors import ConfigError, CorruptDataError
+from gcpo_bench.methods import CRITICAL
 from gcpo_bench.reports import baseline as baselines
 from gcpo_bench.reports.baseline import Entry, entries
 from gcpo_bench.reports.gate import Check, State, gate, overall
@@ -176,6 +177,19 @@ def test_a_baseline_that_is_missing_newer_or_edited_says_so(tmp_path: Path) -> N
         path.write_text(damage)
         with pytest.raises(CorruptDataError):
             baselines.read(path)
+
+
+def test_a_run_is_found_by_its_settings_under_an_older_name_too(tmp_path: Path) -> None:
+    """A baseline that was written when `gcpo` with two sets was called `gcpo`; and a method under another's name."""
+    two = {"selection": {"selectors": CRITICAL[:2]}}
+    (new,) = study(tmp_path / "two", 0.8, overrides=two)
+    assert new.method == "gcpo[init+struct]"
+    old = replace(new, method="gcpo")
+    assert overall(gate([old], [new], margins={"scenes": 0.1})) == "pass"
+    (plain,) = study(tmp_path / "plain", 0.8)
+    assert overall(gate([old], [plain], margins={"scenes": 0.1})) == "not comparable"
+    renamed = replace(plain, settings={**plain.settings, "method": "mine"})
+    assert overall(gate([plain], [renamed], margins={"scenes": 0.1})) == "pass"
 
 
 # --- formats --------------------------------------------------------------------------------------------------------

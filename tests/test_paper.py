@@ -5,9 +5,15 @@ Source: a summary of the paper (arXiv 2509.22485; zhaoyang97/Paper-Notes), table
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from gcpo_bench.reports import paper
+from gcpo_bench.reports.load import load
+from gcpo_bench.reports.study import paper_table
+
+from .run_factory import make_run
 
 GENEVAL = """
 model              overall counting colour position
@@ -68,6 +74,18 @@ def test_the_ablation_is_the_published_one() -> None:
         marks: pytest.approx([100 * x for x in values[:4]] + values[4:]) for marks, values in published.items()
     }
     assert [column.split()[-1].lower() for column in paper.LADDER_COLUMNS] == [word.lower() for word in lines[0][4:]]
+
+
+def test_the_decimals_of_a_column_align(tmp_path: Path) -> None:
+    """28.90 stands above 28.22, and 35.0 above 33.7."""
+    ladder = paper_table(load([make_run(tmp_path, "gcpo", steps=1, maps=False, evaluated=False).path])).data["ladder"]
+    assert [row[4:9] for row in ladder] == [
+        ["82", "28.2", "35.0", "23.7", "28.90"],
+        ["81", "27.1", "33.7", "22.6", "28.22"],
+        ["82", "29.4", "41.0", "25.7", "28.78"],
+        ["83", "29.2", "39.9", "29.4", "29.33"],
+        ["85", "32.0", "48.0", "32.2", "29.61"],
+    ]
 
 
 def test_the_released_settings_are_those_of_the_scripts() -> None:
