@@ -20,7 +20,7 @@ from gcpo_bench.variants import PUBLISHED_RATIO
 from .analyses import Measured, initial_tokens_matter, selection_overhead
 from .comparisons import LEVEL, NotCompared, compare
 from .load import ReportData, Variant, other_settings
-from .measures import MARGIN, Measure
+from .measures import MARGIN
 from .statistics import Interval, at_least, holm, mirrored
 from .tables import MINUS, number
 
@@ -97,12 +97,11 @@ class Finding:
 def judge_all(data: ReportData, benchmark: str) -> list[Finding]:
     """Every claim, for each group of variants that differ in nothing but the method; Holm over all claims tested."""
     findings: list[Finding] = []
-    measure = data.headline(benchmark)
     groups = _groups(data)
     for setting, variants in groups:
         for claim in CLAIMS:
             if claim.judge is None:
-                finding = _test(claim, variants, benchmark, measure, setting if len(groups) > 1 else "")
+                finding = _test(claim, data, variants, benchmark, setting if len(groups) > 1 else "")
                 if not any(_same_test(finding, other) for other in findings):
                     findings.append(finding)
     for claim in CLAIMS:
@@ -130,8 +129,8 @@ def _measured(claim: Claim, found: Measured, setting: str) -> Finding:
     )
 
 
-def _test(claim: Claim, variants: Sequence[Variant], benchmark: str, measure: Measure, setting: str) -> Finding:
-    outcomes = tuple(_outcome(statement, variants, benchmark, measure) for statement in claim.statements)
+def _test(claim: Claim, data: ReportData, variants: Sequence[Variant], benchmark: str, setting: str) -> Finding:
+    outcomes = tuple(_outcome(statement, data, variants, benchmark) for statement in claim.statements)
     finding = Finding(
         claim=claim.name, text=claim.text, note=claim.note, status="not tested", outcomes=outcomes, setting=setting
     )
@@ -149,8 +148,8 @@ def _test(claim: Claim, variants: Sequence[Variant], benchmark: str, measure: Me
     )
 
 
-def _outcome(statement: Statement, variants: Sequence[Variant], benchmark: str, measure: Measure) -> Outcome:
-    """The variants of the group lend each other what they show of how much seeds vary."""
+def _outcome(statement: Statement, data: ReportData, variants: Sequence[Variant], benchmark: str) -> Outcome:
+    measure = data.headline(benchmark)
     a, b = (find(variants, role) for role in (statement.a, statement.b))
     if a is None or b is None:
         missing = statement.a if a is None else statement.b
@@ -159,7 +158,7 @@ def _outcome(statement: Statement, variants: Sequence[Variant], benchmark: str, 
     if statement.as_many and abs(a.share - b.share) > SAME_SHARE:
         shares = f"{a.label} trains on {_percent(a.share)} of the tokens, {b.label} on {_percent(b.share)}"
         return replace(untested, problem=f"{shares}; the claim is about as many")
-    found = compare(a, b, benchmark, measure, "baseline", variants)
+    found = compare(a, b, benchmark, measure, "baseline", data.peers_of(a))
     if isinstance(found, NotCompared):
         return replace(untested, problem=found.reason)
     interval = found.interval
