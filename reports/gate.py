@@ -8,6 +8,7 @@ interval is above minus the margin; *regression* if it is proven to be below (ov
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -119,7 +120,14 @@ def _counterpart(old: Entry, current: Sequence[Entry]) -> tuple[Entry | None, st
 def _added_since(old: Mapping[str, object], new: Mapping[str, object]) -> dict[str, object]:
     """Settings that the baseline's program did not have yet, where they are at their default: as it was before."""
     defaults = flatten(RunConfig().model_dump(mode="json"))
-    return {key: value for key, value in defaults.items() if key in new and key not in old and new[key] == value}
+    added = {key: value for key, value in defaults.items() if key in new and key not in old and new[key] == value}
+    return {key: value for key, value in added.items() if _has_item(old, key)}
+
+
+def _has_item(settings: Mapping[str, object], key: str) -> bool:
+    """Whether the item of a list that the key is in is there at all: another selector is no setting that was added."""
+    item = re.match(r".*\.\d+\.", key)
+    return item is None or any(other.startswith(item[0]) for other in settings)
 
 
 def _differing(old: Mapping[str, object], new: Mapping[str, object]) -> list[str]:
