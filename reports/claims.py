@@ -18,9 +18,10 @@ from typing import Any, Literal
 from gcpo_bench.variants import PUBLISHED_RATIO
 
 from .analyses import Measured, initial_tokens_matter, selection_overhead
-from .comparisons import LEVEL, NotCompared, compare
+from .comparisons import NotCompared, compare
 from .load import ReportData, Variant, other_settings
 from .measures import MARGIN
+from .power import LEVEL
 from .statistics import Interval, at_least, holm, mirrored
 from .tables import MINUS, number
 

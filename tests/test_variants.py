@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+from typing import Any
 
 import pytest
 import torch
@@ -135,8 +136,8 @@ def test_a_selector_reads_no_signal_but_those_that_are_told(name: str) -> None:
     nothing_BT = torch.zeros_like(signals.entropy_BT, dtype=torch.bool)
     plain_BT = selector(signals, nothing_BT)
     for signal in SIGNALS:
-        missing = torch.full_like(signals.entropy_BT, torch.nan)
-        changed = dataclasses.replace(signals, **{f"{signal}_BT": missing})
+        missing: dict[str, Any] = {f"{signal}_BT": torch.full_like(signals.entropy_BT, torch.nan)}
+        changed = dataclasses.replace(signals, **missing)
         try:
             same = bool(torch.equal(selector(changed, nothing_BT), plain_BT))
         except Exception:
