@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gcpo_bench.errors import CorruptDataError
+from gcpo_bench.errors import ConfigError, CorruptDataError
 from gcpo_bench.files import read_object, reading
 
 SAFETENSORS, INDEX = ".safetensors", ".safetensors.index.json"
@@ -28,6 +28,13 @@ BYTES |= {"I8": 1, "U8": 1, "BOOL": 1}
 """Of the types that torch saves; what another type takes is not checked."""
 POINTER = b"version https://git-lfs"
 HINT = "delete it and fetch the model again"
+ADAPTER = "adapter_config.json"
+"""What PEFT writes beside adapters."""
+MERGE = (
+    "merge them with peft: PeftModel.from_pretrained(BASE, FOLDER).merge_and_unload().save_pretrained(NEW); name NEW"
+)
+WRAPPERS = ("_orig_mod.", "_fsdp_wrapped_module.", "module.", "base_model.model.")
+"""What torch.compile, FSDP, DistributedDataParallel and PEFT put before or into a tensor's name."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,6 +42,8 @@ class Header:
     """What a file says of one tensor."""
 
     file: Path
+    name: str
+    """In the file."""
     dtype: str
     """In safetensors' words: F32, BF16, I64, ..."""
     shape: tuple[int, ...]
@@ -70,18 +79,59 @@ def _start(path: Path, count: int) -> bytes:
     return start[:count]
 
 
+def refuse_adapter(folder: Path) -> None:
+    """Raises ConfigError for a folder with PEFT's adapters: alone they are no model, and beside one they change it."""
+    if (folder / ADAPTER).is_file():
+        base = read_object(folder / ADAPTER).get("base_model_name_or_path") or "a model that it does not name"
+        raise ConfigError(f"{folder} holds PEFT adapters of {base}, which are not read", hint=MERGE)
+
+
+def unwrapped(name: str) -> str:
+    """A tensor's name without what training programs wrap a model into."""
+    for wrapper in WRAPPERS:
+        name = name.removeprefix(wrapper).replace(f".{wrapper}", ".")
+    return name
+
+
+def model_files(folder: Path) -> list[Path]:
+    """The safetensors files that make the model of a folder in transformers' layout; empty where it has none.
+
+    As transformers, `model.safetensors` before an index: saving into a folder that held several files removes these,
+    and leaves their index. Raises ConfigError as `refuse_adapter` does, CorruptDataError where both of them are whole,
+    or a file that the index names is missing.
+    """
+    refuse_adapter(folder)
+    index, single = folder / f"model{INDEX}", folder / f"model{SAFETENSORS}"
+    files = sorted(folder.glob(f"*{SAFETENSORS}"))
+    if not files or not index.is_file():
+        return files
+    if not single.is_file():
+        return indexed_files(index)
+    if any(path != single and path.is_file() for path in _indexed(index)):
+        raise CorruptDataError(
+            f"{folder} holds two models: {single.name}, which transformers reads, and the files of {index.name}",
+            hint="move one of them to another folder, the index together with its files",
+        )
+    return [single]
+
+
 def indexed_files(index: Path) -> list[Path]:
     """The files that an index distributes the tensors over. Raises CorruptDataError where one is missing."""
+    files = _indexed(index)
+    if missing := [path.name for path in files if not path.is_file()]:
+        raise CorruptDataError(
+            f"{index.parent} is not whole: {missing[0]} is missing ({len(missing)} of {len(files)} files)",
+            hint="fetch the model again; an interrupted download goes on",
+        )
+    return files
+
+
+def _indexed(index: Path) -> list[Path]:
+    """What it names, there or not."""
     places = read_object(index).get("weight_map")
     if not isinstance(places, dict) or not all(isinstance(name, str) for name in places.values()):
         raise CorruptDataError(f"{index} is damaged: weight_map names no files", hint=HINT)
-    names = sorted(set(places.values()))
-    if missing := [name for name in names if not (index.parent / name).is_file()]:
-        raise CorruptDataError(
-            f"{index.parent} is not whole: {missing[0]} is missing ({len(missing)} of {len(names)} files)",
-            hint="fetch the model again; an interrupted download goes on",
-        )
-    return [index.parent / name for name in names]
+    return [index.parent / name for name in sorted(set(places.values()))]
 
 
 def read_headers(path: Path) -> dict[str, Header]:
@@ -96,7 +146,7 @@ def read_headers(path: Path) -> dict[str, Header]:
     try:
         entries: dict[str, Any] = {name: each for name, each in json.loads(text).items() if name != "__metadata__"}
         headers = {
-            name: Header(file=path, dtype=str(each["dtype"]), shape=_counts(each["shape"]))
+            name: Header(file=path, name=name, dtype=str(each["dtype"]), shape=_counts(each["shape"]))
             for name, each in entries.items()
         }
         spans = {name: _counts(each["data_offsets"], 2) for name, each in entries.items()}

@@ -31,7 +31,7 @@ from gcpo_bench.files import (
     write_json,
     writing,
 )
-from gcpo_bench.weight_files import check_whole
+from gcpo_bench.weight_files import check_whole, refuse_adapter
 
 RECORD = "gcpo-bench.json"
 FETCHING = {"state": "fetching"}
@@ -149,8 +149,9 @@ def locate(weights: Weights) -> Path:
 def model_digest(folder: Path) -> str:
     """One checksum over the weights and config.json of a folder in transformers' layout: what makes the network.
 
-    Raises PrerequisiteError where one of them is missing.
+    Raises PrerequisiteError where one of them is missing, ConfigError where adapters beside them change it.
     """
+    refuse_adapter(folder)  # transformers would read them too, and their base instead of these weights
     file = next((folder / name for name in MODEL_FILES if (folder / name).is_file()), None)
     if file is None or not (folder / "config.json").is_file():
         raise PrerequisiteError(

@@ -177,6 +177,14 @@ def test_a_folder_that_lacks_a_file_or_holds_rubbish_is_told(tmp_path: Path, mod
     (folder / "model.safetensors").write_bytes(b"rubbish")
     with pytest.raises(CorruptDataError, match="holds no CLIP model"):
         load(folder)
+    for path in folder.glob("*token*"):
+        path.unlink()
+    with pytest.raises(PrerequisiteError, match="no CLIP tokenizer at"):
+        load(folder)
+    clip().save_pretrained(folder)
+    with pytest.raises(PrerequisiteError, match="no CLIP tokenizer at"):  # transformers makes one without words
+        load(folder)
+    tokenizer().save_pretrained(folder)
     (folder / "config.json").write_text(json.dumps({"model_type": "bert"}))
     with pytest.raises(CorruptDataError, match="holds no CLIP model"):
         load(folder)

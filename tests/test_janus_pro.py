@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import weakref
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from gcpo_bench import runs
 from gcpo_bench.config import RunConfig
 from gcpo_bench.errors import ConfigError, CorruptDataError, RunError
 from gcpo_bench.resolve import resolve
-from gcpo_bench.training import graphs, lora, starts
+from gcpo_bench.training import graphs, lora, published, starts
 from gcpo_bench.training.decoding import sample, sample_in_batches
 from gcpo_bench.training.learner import build_learner
 from gcpo_bench.training.logprobs import token_logprobs
@@ -392,6 +393,119 @@ def test_published_weights_that_are_not_whole_or_not_janus_are_refused(folder: P
     (folder / "pytorch_model.bin").write_bytes(b"\x80")
     with pytest.raises(ConfigError, match=r"no \.safetensors file, only pytorch_model\.bin"):
         start_from(folder)
+
+
+def changed(folder: Path, change: Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]]) -> Path:
+    """The folder in one file, its tensors changed."""
+    tensors = {name: tensor for path in folder.glob("*.safetensors") for name, tensor in load_file(path).items()}
+    for path in (*folder.glob("*.safetensors"), folder / "model.safetensors.index.json"):
+        path.unlink()
+    save_file(change(tensors), folder / "model.safetensors")
+    return folder
+
+
+def test_of_a_new_file_and_an_old_index_the_one_that_transformers_reads_is_taken(
+    policy: JanusPro, folder: Path, tmp_path: Path
+) -> None:
+    """Saving a second time, in one file, leaves the index of the first."""
+    other = make_policy()
+    with torch.no_grad():
+        other.generation_embeddings.weight.add_(1)
+    publish(other, folder)
+    assert (folder / "model.safetensors.index.json").is_file()
+    assert torch.equal(start_from(folder).generation_embeddings.weight, other.generation_embeddings.weight)
+    theirs = JanusForConditionalGeneration.from_pretrained(folder).model.generation_embeddings.weight
+    assert torch.equal(theirs, other.generation_embeddings.weight)
+
+
+def test_a_folder_of_two_models_is_refused(policy: JanusPro, folder: Path, tmp_path: Path) -> None:
+    new = publish(policy, tmp_path / "new")
+    (new / "model.safetensors").rename(folder / "model.safetensors")
+    for use in (start_from, published.digest):
+        with pytest.raises(CorruptDataError, match=r"holds two models: model\.safetensors, which transformers reads"):
+            use(folder)
+
+
+@pytest.mark.parametrize(
+    "wrapper",
+    ["module.", "_orig_mod.", "_fsdp_wrapped_module.", "base_model.model.", "module._orig_mod.", "_orig_mod.module."],
+)
+def test_names_that_training_programs_wrap_are_read(policy: JanusPro, folder: Path, wrapper: str) -> None:
+    changed(folder, lambda tensors: {f"{wrapper}{name}": tensor for name, tensor in tensors.items()})
+    for name, tensor in start_from(folder).state_dict().items():
+        assert torch.equal(tensor, policy.state_dict()[name]), name
+
+
+def test_wrappers_inside_a_name_are_read(policy: JanusPro, folder: Path) -> None:
+    inside = "model.language_model.layers.0."
+    changed(folder, lambda given: {n.replace(inside, f"{inside}_fsdp_wrapped_module."): t for n, t in given.items()})
+    for name, tensor in start_from(folder).state_dict().items():
+        assert torch.equal(tensor, policy.state_dict()[name]), name
+
+
+def test_tensors_under_wrapped_and_plain_names_are_refused(folder: Path) -> None:
+    changed(folder, lambda given: {**given, **{f"module.{name}": tensor + 1 for name, tensor in given.items()}})
+    with pytest.raises(CorruptDataError, match="under the names of two programs"):
+        start_from(folder)
+
+
+@pytest.mark.parametrize("beside", [True, False])
+def test_adapters_of_peft_are_refused_as_what_they_are(folder: Path, tmp_path: Path, cli: Cli, beside: bool) -> None:
+    place = folder if beside else tmp_path / "adapters"
+    place.mkdir(exist_ok=True)
+    (place / "adapter_config.json").write_text('{"peft_type": "LORA", "base_model_name_or_path": "a/Janus"}')
+    save_file({"base_model.model.q_proj.lora_A.weight": torch.zeros(2, 2)}, place / "adapter_model.safetensors")
+    refused = cli("train", "--model", "janus-pro-tiny", "-o", f"policy.weights={place}")
+    assert refused.code == 2
+    assert f"error: {place} holds PEFT adapters of a/Janus, which are not read" in refused.err
+    assert "merge_and_unload" in refused.err
+
+
+def test_adapters_that_are_not_merged_are_refused(folder: Path) -> None:
+    changed(folder, lambda given: {**given, "base_model.model.model.q_proj.lora_A.default.weight": torch.zeros(2, 2)})
+    with pytest.raises(ConfigError, match=r"holds adapters that are not merged, first 'model\.q_proj\.lora_A"):
+        start_from(folder)
+
+
+def test_deepseeks_own_format_is_told_from_another_model(folder: Path) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "model_type": "multi_modality"}))
+    with pytest.raises(ConfigError, match=r"a Janus under DeepSeek's own names \('multi_modality'\)") as error:
+        start_from(folder)
+    assert "deepseek-community/Janus-Pro-1B" in error.value.hint
+
+
+def test_a_padded_vocabulary_is_told_from_another_model(folder: Path) -> None:
+    name = "model.language_model.embed_tokens.weight"
+    changed(folder, lambda given: {**given, name: torch.cat([given[name], given[name][:64]])})
+    with pytest.raises(CorruptDataError, match=f"'{name}' has 384 rows, the model's 320: it was padded") as error:
+        start_from(folder)
+    assert "resize_token_embeddings(320)" in error.value.hint
+
+
+@pytest.mark.parametrize(
+    ("drop", "message"),
+    [
+        (["<｜▁pad▁｜>"], r"does not know '<｜▁pad▁｜>'"),
+        (["<｜begin▁of▁sentence｜>"], r"does not know '<｜begin▁of▁sentence｜>'"),
+        (
+            ["<｜begin▁of▁sentence｜>", "<begin_of_image>"],
+            r"does not know '<｜begin▁of▁sentence｜>' and '<begin_of_image>'",
+        ),
+        ([], r"numbers words up to 320, and the model has 320"),
+    ],
+)
+def test_a_tokenizer_of_another_model_is_refused(folder: Path, cli: Cli, drop: list[str], message: str) -> None:
+    """Special tokens that are not there would be given the next free numbers."""
+    path = folder / "tokenizer.json"
+    words = json.loads(path.read_text())
+    words["added_tokens"] = [each for each in words["added_tokens"] if each["content"] not in drop]
+    if not drop:
+        words["model"]["vocab"]["beyond"] = 320
+    path.write_text(json.dumps(words))
+    with pytest.raises(CorruptDataError, match=message):
+        start_from(folder)
+    assert cli("train", "--model", "janus-pro-tiny", "-o", f"policy.weights={folder}").code == 5
 
 
 @pytest.mark.parametrize(

@@ -573,8 +573,9 @@ def assert_same_weights(made: LlamaGen, policy: LlamaGen) -> None:
         lambda tensors: {"state_dict": {**tensors, "freqs_cis": torch.zeros(3), "causal_mask": torch.zeros(2)}},
         lambda tensors: {**tensors, "layers.0.attention.kv_cache.k_cache": torch.zeros(2)},
         lambda tensors: {"model": as_hugging_face(tensors)},
+        lambda tensors: {"model": {f"module._orig_mod.{name}": tensor for name, tensor in tensors.items()}},
     ],
-    ids=["model", "module", "state_dict", "bare", "hugging-face"],
+    ids=["model", "module", "state_dict", "bare", "hugging-face", "wrapped"],
 )
 @pytest.mark.parametrize("zipped", [True, False])
 def test_published_files_become_the_policys_weights(
@@ -914,3 +915,28 @@ def test_a_gpu_that_is_too_small_is_told_before_it_starts() -> None:
     config = resolve(None, ["policy.random_init=true"], {"model": "llamagen-xl-512"}).config
     with pytest.raises(PrerequisiteError, match="llamagen-xl-512 needs about"):
         memory.require_memory(config, free_bytes=8_000_000_000)
+
+
+@pytest.mark.parametrize("words", ["none", "empty"])
+def test_a_text_encoder_without_words_is_refused(tmp_path: Path, words: str) -> None:
+    """transformers makes a tokenizer without words of a folder that lacks its file: every caption would be the same."""
+    _, encoder = llamagen_text.random(32)._load()
+    encoder.save_pretrained(tmp_path)
+    if words == "empty":
+        (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "T5Tokenizer"}')
+    with pytest.raises(
+        CorruptDataError, match=r"its tokenizer does not know English words.*is tokenizer\.json there\?"
+    ):
+        llamagen_text.load_encoder(tmp_path)
+
+
+def test_a_text_encoder_that_lacks_weights_is_refused(tmp_path: Path) -> None:
+    """transformers would go on with random ones."""
+    tokenizer, encoder = llamagen_text.random(32)._load()
+    tokenizer.save_pretrained(tmp_path)
+    encoder.save_pretrained(tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors")
+    name = next(name for name in tensors if name.endswith("wo.weight"))
+    save_file({other: each for other, each in tensors.items() if other != name}, tmp_path / "model.safetensors")
+    with pytest.raises(CorruptDataError, match=f"1 of its weights are missing, the first is '{name}'"):
+        llamagen_text.load_encoder(tmp_path)

@@ -119,7 +119,7 @@ def test_both_backends_find_the_same_instances(tmp_path: Path, version: int) -> 
 
 def _difference(a: Any, b: Any) -> float:
     """0 for the same instance, 3 for one that shares nothing."""
-    return float(a.label != b.label) + abs(a.confidence - b.confidence) + float((a.mask_YX != b.mask_YX).mean())
+    return float((a.label != b.label) + abs(a.confidence - b.confidence) + (a.mask_YX != b.mask_YX).mean())
 
 
 @needs_mmdet

@@ -17,7 +17,8 @@ from gcpo_bench import prompt_sets
 from gcpo_bench.datasets import Prompt
 from gcpo_bench.errors import ConfigError, CorruptDataError, PrerequisiteError
 from gcpo_bench.evaluators.geneval_benchmark import GenEvalBenchmark
-from gcpo_bench.prompt_sets import SETS, PromptSet, fetch, load, normalized, overlap, read_geneval, texts, verify
+from gcpo_bench.prompt_files import read_geneval, read_lines
+from gcpo_bench.prompt_sets import SETS, PromptSet, fetch, load, normalized, overlap, texts, verify
 from gcpo_bench.registry import PROMPT_SETS, Entry
 
 from .conftest import Cli
@@ -156,7 +157,7 @@ def test_a_line_that_cannot_be_read_is_named(line: str) -> None:
 
 
 def test_line_ends_and_strange_characters_are_no_lines() -> None:
-    assert prompt_sets.read_lines("a\r\n  b \u2028 c\x0b\r\n\r\n") == [("a", {}), ("b \u2028 c", {})]
+    assert read_lines("a\r\n  b \u2028 c\x0b\r\n\r\n") == [("a", {}), ("b \u2028 c", {})]
 
 
 def test_overlap_is_told_exactly_and_normalised() -> None:

@@ -33,7 +33,7 @@ def test_headers_say_what_the_library_reads(tmp_path: Path) -> None:
         slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 (it is no mapping)
         expected = {name: (each.get_dtype(), tuple(each.get_shape())) for name, each in slices.items()}
     assert {name: (each.dtype, each.shape) for name, each in headers.items()} == expected
-    assert headers["c"] == Header(file=path, dtype="BF16", shape=(5,))
+    assert headers["c"] == Header(file=path, name="c", dtype="BF16", shape=(5,))
 
 
 @given(end=st.integers(0, len(CONTENT) - 1))

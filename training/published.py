@@ -7,7 +7,7 @@ model is told at once, whole.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
 from functools import lru_cache
 from pathlib import Path
@@ -22,11 +22,18 @@ from gcpo_bench import catalogue
 from gcpo_bench.errors import ConfigError, CorruptDataError
 from gcpo_bench.files import checksum, read_object
 from gcpo_bench.registry import POLICIES
-from gcpo_bench.weight_files import HINT, INDEX, SAFETENSORS, Header, indexed_files, read_headers
+from gcpo_bench.weight_files import ADAPTER, HINT, MERGE, Header, model_files, read_headers, refuse_adapter, unwrapped
 from gcpo_bench.weights import Weights, recorded_checksums, stamp
 
+Shape = tuple[int, ...]
 FLOATS = frozenset({"F64", "F32", "F16", "BF16"})
 """What weights are; anything else is quantised, or no weights."""
+DEEPSEEK = "multi_modality"
+"""`model_type` of what deepseek-ai publishes, before it was converted for transformers."""
+CONVERT = (
+    "take the same model as converted for transformers, deepseek-community/Janus-Pro-1B or -7B; of your own training "
+    "convert it, with transformers' convert_janus_weights_to_hf.py"
+)
 OTHER_MODEL = "these are weights of another model: name the one that they belong to, or fetch this one's"
 
 
@@ -54,8 +61,8 @@ class Publishable(Protocol):
 
 
 def is_published(folder: Path) -> bool:
-    """Whether `folder` looks like a checkpoint of others."""
-    return (folder / "config.json").is_file() and not (folder / "state.json").exists()
+    """Whether `folder` looks like a checkpoint of others; adapters do too, and are refused as what they are."""
+    return any((folder / name).is_file() for name in ("config.json", ADAPTER)) and not (folder / "state.json").exists()
 
 
 def digest(folder: Path) -> str:
@@ -113,10 +120,9 @@ def read_published(policy: nn.Module, folder: Path) -> None:
         try:
             files = {path: stack.enter_context(safe_open(path, framework="pt")) for path in _files(folder)}
             for name, tensor in policy.state_dict().items():
-                published_name = model.published_name(name)
-                path = headers[published_name].file
-                tensor.copy_(files[path].get_tensor(published_name))
-                check_finite(tensor, f"{path}: {published_name!r}")
+                header = headers[model.published_name(name)]
+                tensor.copy_(files[header.file].get_tensor(header.name))
+                check_finite(tensor, f"{header.file}: {header.name!r}")
         except (SafetensorError, OSError) as error:
             raise CorruptDataError(f"{folder} cannot be read: {error}", hint=HINT) from error
 
@@ -137,7 +143,12 @@ def check_published(policy: nn.Module, folder: Path) -> dict[str, Header]:
             point numbers, or a config.json by which the same tensors are another model.
     """
     model: Any = policy
+    refuse_adapter(folder)
     config = read_object(folder / "config.json")
+    if config.get("model_type") == DEEPSEEK:
+        raise ConfigError(
+            f"{folder} holds a Janus under DeepSeek's own names ({DEEPSEEK!r}), which are not read", hint=CONVERT
+        )
     if config.get("model_type") != model.published_type:
         raise ConfigError(
             f"{folder} holds a {config.get('model_type')!r} checkpoint, not {model.published_type!r}", hint=OTHER_MODEL
@@ -145,6 +156,8 @@ def check_published(policy: nn.Module, folder: Path) -> dict[str, Header]:
     headers = _headers(folder)
     expected = {model.published_name(name): tuple(tensor.shape) for name, tensor in policy.state_dict().items()}
     given = {name: each.shape for name, each in headers.items() if name in expected or not model.is_unused(name)}
+    _refuse_adapted(folder, given)
+    _refuse_padded(folder, given, expected)
     _require_equal(folder, "tensors", given, expected)
     if integers := [name for name in expected if headers[name].dtype not in FLOATS]:
         raise CorruptDataError(
@@ -161,6 +174,29 @@ def check_published(policy: nn.Module, folder: Path) -> dict[str, Header]:
     return headers
 
 
+def _refuse_adapted(folder: Path, given: Iterable[str]) -> None:
+    if adapted := [name for name in given if ".lora_" in name or ".base_layer." in name]:
+        raise ConfigError(f"{folder} holds adapters that are not merged, first {adapted[0]!r}", hint=MERGE)
+
+
+def _refuse_padded(folder: Path, given: Mapping[str, Shape], expected: Mapping[str, Shape]) -> None:
+    """Raises CorruptDataError where all that differs are tables with rows to spare."""
+    wrong = [name for name in given.keys() | expected.keys() if given.get(name) != expected.get(name)]
+    longer = [
+        name
+        for name in sorted(wrong)
+        if len(given.get(name, ())) == len(expected.get(name, (0,))) == 2
+        and given[name][1] == expected[name][1]
+        and given[name][0] > expected[name][0]
+    ]
+    if longer and len(longer) == len(wrong):
+        name, rows = longer[0], expected[longer[0]][0]
+        raise CorruptDataError(
+            f"{folder}: {name!r} has {given[name][0]} rows, the model's {rows}: it was padded, or has words of its own",
+            hint=f"cut it with transformers: model.resize_token_embeddings({rows}), then save_pretrained",
+        )
+
+
 def _require_equal(folder: Path, what: str, given: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
     wrong = sorted(name for name in given.keys() | expected.keys() if given.get(name) != expected.get(name))
     if wrong:
@@ -175,7 +211,12 @@ def _require_equal(folder: Path, what: str, given: Mapping[str, Any], expected: 
 def _headers(folder: Path) -> dict[str, Header]:
     headers: dict[str, Header] = {}
     for path in _files(folder):
-        found = read_headers(path)
+        read = read_headers(path)
+        found = {unwrapped(name): header for name, header in read.items()}
+        if len(found) < len(read):
+            raise CorruptDataError(
+                f"{path} holds tensors under the names of two programs", hint="keep those of one model"
+            )
         if doubled := headers.keys() & found.keys():
             name = min(doubled)
             raise CorruptDataError(
@@ -187,12 +228,10 @@ def _headers(folder: Path) -> dict[str, Header]:
 
 
 def _files(folder: Path) -> list[Path]:
-    files = sorted(folder.glob(f"*{SAFETENSORS}"))
-    if not files:
-        pickles = [path.name for path in folder.glob("*.bin")] + [path.name for path in folder.glob("*.pt*")]
-        raise ConfigError(
-            f"{folder} holds no .safetensors file" + (f", only {pickles[0]}" if pickles else ""),
-            hint="take the safetensors conversion, such as deepseek-community/Janus-Pro-1B; pickles are not opened",
-        )
-    index = folder / f"model{INDEX}"
-    return indexed_files(index) if index.is_file() else files
+    if files := model_files(folder):
+        return files
+    pickles = [path.name for path in folder.glob("*.bin")] + [path.name for path in folder.glob("*.pt*")]
+    raise ConfigError(
+        f"{folder} holds no .safetensors file" + (f", only {pickles[0]}" if pickles else ""),
+        hint="take the safetensors conversion, such as deepseek-community/Janus-Pro-1B; pickles are not opened",
+    )

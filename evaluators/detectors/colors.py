@@ -22,12 +22,13 @@ import torch.nn.functional as F
 from PIL import Image
 from safetensors import SafetensorError
 from torch import Tensor
-from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
+from transformers import CLIPConfig, CLIPModel, PreTrainedTokenizerBase
 
 from gcpo_bench.errors import CorruptDataError, PrerequisiteError
 from gcpo_bench.geneval_prompts import COLORS as COLORS
 
 from ..scorers.compute import inference
+from ..scorers.tokens import clip_tokenizer
 from .mask2former import Instance, portions
 
 TEMPLATES = ("a photo of a {color} {label}", "a photo of a {color}-colored {label}", "a photo of a {color} object")
@@ -146,7 +147,7 @@ def _features(output: Any) -> Tensor:
     return features
 
 
-def load(folder: Path, activation: Activation = "quick_gelu") -> tuple[CLIPModel, CLIPTokenizer]:
+def load(folder: Path, activation: Activation = "quick_gelu") -> tuple[CLIPModel, PreTrainedTokenizerBase]:
     """CLIP and its tokenizer from a transformers folder, run with `activation`.
 
     Raises PrerequisiteError where the folder lacks a file, CorruptDataError where it states another activation than
@@ -155,6 +156,7 @@ def load(folder: Path, activation: Activation = "quick_gelu") -> tuple[CLIPModel
     for name in ("config.json", "model.safetensors"):
         if not (folder / name).is_file():
             raise PrerequisiteError(f"{folder / name} is missing", hint="gcpo-bench models ls says what is needed")
+    tokenizer = clip_tokenizer(folder)  # transformers makes one without words of a folder that has none
     try:
         config: Any = CLIPConfig.from_pretrained(folder, local_files_only=True)
         stated = {config.text_config.hidden_act, config.vision_config.hidden_act}
@@ -168,7 +170,7 @@ def load(folder: Path, activation: Activation = "quick_gelu") -> tuple[CLIPModel
         model, loading = loaded
         if absent := sorted(loading["missing_keys"]):  # transformers would go on with random numbers
             raise ValueError(f"{len(absent)} of its weights are missing, the first is {absent[0]!r}")
-        return model, CLIPTokenizer.from_pretrained(folder, local_files_only=True)
+        return model, tokenizer
     except (OSError, ValueError, RuntimeError, AttributeError, SafetensorError) as error:
         reason = " ".join(str(error).split())[:300]
         raise CorruptDataError(

@@ -55,6 +55,9 @@ UNUSED = (
 )
 """Of the published tensors: what understanding images and writing text take."""
 BOS, PAD, BEGIN_OF_IMAGE = "<｜begin▁of▁sentence｜>", "<｜▁pad▁｜>", "<begin_of_image>"
+TAKE_JANUS = "it is another model's; take tokenizer.json of the Janus checkpoint that the weights came from"
+SPECIAL = (BOS, PAD, BEGIN_OF_IMAGE)
+"""What a tokenizer must know by itself."""
 PROMPT_MULTIPLE = 16
 """Prompt slots of a cached decode: few different shapes, so that memory and graphs serve again."""
 DECODE_ROWS = 16
@@ -175,14 +178,8 @@ class JanusPro(nn.Module):
         self.heads, self.key_heads = text.num_attention_heads, text.num_key_value_heads
         self.head_dim = text.hidden_size // text.num_attention_heads
         self.recompute: Literal["auto", "always", "never"] = "auto"
-        self.bos, self.pad, self.begin_of_image = (self._special(token) for token in (BOS, PAD, BEGIN_OF_IMAGE))
-
-    def _special(self, token: str) -> int:
-        """The id that this checkpoint's tokenizer gives it: 1B and 7B differ."""
-        index = self.tokenizer.convert_tokens_to_ids(token)
-        if not isinstance(index, int) or index == self.tokenizer.unk_token_id:
-            raise ConfigError(f"the tokenizer does not know {token!r}", hint="take the tokenizer of a Janus checkpoint")
-        return index
+        special: Any = tokenizer.convert_tokens_to_ids([*SPECIAL])  # 1B's and 7B's differ
+        self.bos, self.pad, self.begin_of_image = special
 
     def published_name(self, name: str) -> str:
         return f"model.{name}"
@@ -457,16 +454,25 @@ def build(name: str, *, template: str = "", folder: Path | None = None) -> Janus
     Args:
         folder: of published weights, whose tokenizer is taken; without it a token is a byte.
     """
-    return JanusPro(SIZES[name].config(), _tokenizer(folder), template or next(iter(TEMPLATES)))
+    size = SIZES[name]
+    return JanusPro(size.config(), _tokenizer(folder, size.words), template or next(iter(TEMPLATES)))
 
 
-def _tokenizer(folder: Path | None) -> PreTrainedTokenizerBase:
+def _tokenizer(folder: Path | None, words: int) -> PreTrainedTokenizerBase:
+    """That of `folder`, once it knows `SPECIAL` and no word beyond the `words` of the model."""
     if folder is None:
         return byte_tokenizer()
     path = folder / "tokenizer.json"
     if not path.is_file():
         raise CorruptDataError(f"{path} is missing", hint="fetch the model again, with its tokenizer")
     try:
-        return PreTrainedTokenizerFast(tokenizer_file=str(path), bos_token=BOS, pad_token=PAD)  # type: ignore[no-untyped-call]
+        inner = Tokenizer.from_file(str(path))
     except Exception as error:  # the tokenizers library raises bare Exceptions
         raise CorruptDataError(f"{path} is no tokenizer: {error}", hint="fetch the model again") from error
+    vocabulary = inner.get_vocab()
+    # before it is wrapped: transformers gives a special token that is not there the next free number
+    if lacking := [token for token in SPECIAL if token not in vocabulary]:
+        raise CorruptDataError(f"{path} does not know {' and '.join(map(repr, lacking))}", hint=TAKE_JANUS)
+    if (last := max(vocabulary.values())) >= words:
+        raise CorruptDataError(f"{path} numbers words up to {last}, and the model has {words}", hint=TAKE_JANUS)
+    return PreTrainedTokenizerFast(tokenizer_object=inner, bos_token=BOS, pad_token=PAD)  # type: ignore[no-untyped-call]

@@ -29,6 +29,7 @@ from torch import Tensor, nn
 
 from gcpo_bench import runs
 from gcpo_bench.errors import CorruptDataError, PrerequisiteError
+from gcpo_bench.weight_files import unwrapped
 from gcpo_bench.weights import MODEL_FILES, Weights, files_of
 
 from ..checkpoints import DTYPES, write_tensors
@@ -123,8 +124,9 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         content = _load_safetensors(path) if path.suffix == ".safetensors" else _load_archive(path)
     if isinstance(content, Mapping):
         wrapped = next((content[key] for key in WRAPPERS if isinstance(content.get(key), Mapping)), content)
-        if wrapped and all(isinstance(tensor, Tensor) for tensor in wrapped.values()):
-            return dict(wrapped)
+        if wrapped and all(isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in wrapped.items()):
+            plain = {unwrapped(name): tensor for name, tensor in wrapped.items()}
+            return plain if len(plain) == len(wrapped) else dict(wrapped)
     raise CorruptDataError(
         f"{path} holds no named tensors, neither at its top nor under {', '.join(WRAPPERS)}", hint=FILE_HINT
     )

@@ -36,6 +36,8 @@ MAX_TOKENS = 120
 """The end-of-text token is one of them."""
 CACHED_TEXTS = 1024
 """Texts whose states are kept; about 80 kB each for 20 tokens."""
+PROBE = "a photo of a dog"
+"""Words that any tokenizer of English knows."""
 FLAN_T5 = CATALOGUE["flan-t5-xl"]
 WIDTH = 2048
 """Of its states."""
@@ -98,10 +100,26 @@ def flan_t5() -> TextEncoder:
 
 
 def load_encoder(folder: Path) -> Encoder:
-    """In bfloat16, in which LlamaGen's training captions were read. Raises CorruptDataError where it cannot be."""
+    """In bfloat16, in which LlamaGen's training captions were read.
+
+    Raises CorruptDataError where it cannot be, where weights are missing (transformers would go on with random ones) or
+    the tokenizer knows no words (it makes an empty one of a folder without its file).
+    """
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-        model = T5EncoderModel.from_pretrained(folder, local_files_only=True, dtype=torch.bfloat16)
+        loaded: Any = T5EncoderModel.from_pretrained(
+            folder, local_files_only=True, dtype=torch.bfloat16, output_loading_info=True
+        )
+        model, loading = loaded
+        if absent := sorted(loading["missing_keys"]):
+            raise ValueError(f"{len(absent)} of its weights are missing, the first is {absent[0]!r}")
+        ids = tokenizer(PROBE).input_ids
+        if tokenizer.unk_token_id in ids or ids[-1] != tokenizer.eos_token_id:
+            raise ValueError(
+                "its tokenizer does not know English words, or the end of a text; is tokenizer.json there?"
+            )
+        if max(ids) >= model.config.vocab_size:
+            raise ValueError("its tokenizer is that of another model")
     except (OSError, ValueError, SafetensorError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise CorruptDataError(
