@@ -10,7 +10,6 @@ import hashlib
 import json
 import os
 import re
-import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,6 +18,7 @@ from typing import Any, BinaryIO, ClassVar
 import xxhash
 import yaml
 
+from gcpo_bench import leftovers
 from gcpo_bench.errors import CorruptDataError, PrerequisiteError
 
 MAX_YAML_BYTES = 1_000_000
@@ -84,19 +84,14 @@ def replacing(path: Path, *, sync: bool = True) -> Iterator[BinaryIO]:
     Raises PrerequisiteError where the disk is full or the folder may not be written; `path` then keeps its old content,
     as it does when the block fails.
     """
-    temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}.tmp")
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with temporary.open("xb") as file:
-                yield file
-                file.flush()
-                if sync:
-                    os.fsync(file.fileno())
-            os.replace(temporary, path)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
+        with leftovers.file_for(path) as file:
+            yield file
+            file.flush()
+            if sync:
+                os.fsync(file.fileno())
+            os.replace(file.name, path)
 
 
 def write_bytes(path: Path, data: bytes, *, sync: bool = True) -> None:

@@ -22,13 +22,13 @@ import signal
 import socket
 import threading
 import time
-import uuid
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from gcpo_bench import leftovers
 from gcpo_bench.ablations import Cell
 from gcpo_bench.errors import CorruptDataError, RunError
 from gcpo_bench.files import read_json, write_json, writing
@@ -103,7 +103,8 @@ class Ledger:
     # ------------------------------------------------------------ planning
 
     def plan(self, cells: Sequence[Cell]) -> list[Cell]:
-        """Add what is not there yet; the cells that are new."""
+        """Add what is not there yet; the cells that are new. What killed processes left in the ledger goes."""
+        leftovers.remove_files(self.path)
         new = []
         for cell in cells:
             if _create(self._folder(cell.id) / "cell.json", cell.to_json()):
@@ -285,16 +286,19 @@ def _create(path: Path, record: Any) -> bool:
     """Write a file that must not exist yet, whole or not at all; False where another process was first."""
     if path.exists():
         return False
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
+    temporary = leftovers.temporary_file(path)
     with writing(path):
-        write_json(temporary, record)
-        try:
-            os.link(temporary, path)
-        except FileExistsError:
-            return False
-        finally:
-            temporary.unlink(missing_ok=True)
-    return True
+        while True:
+            write_json(temporary, record)
+            try:
+                os.link(temporary, path)
+                return True
+            except FileExistsError:
+                return False
+            except FileNotFoundError:
+                continue  # another process took it for a leftover
+            finally:
+                temporary.unlink(missing_ok=True)
 
 
 def _boot() -> str:

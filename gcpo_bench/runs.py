@@ -20,7 +20,6 @@ import math
 import os
 import re
 import shutil
-import uuid
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping
@@ -31,6 +30,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from pydantic import ValidationError
 
+from gcpo_bench import leftovers
 from gcpo_bench.config import RunConfig
 from gcpo_bench.errors import CorruptDataError, RunError, did_you_mean
 from gcpo_bench.files import (
@@ -239,8 +239,16 @@ class Run:
     def discard(self) -> bool:
         """Remove the folder if the run is empty, so that its name is free again; whether it was."""
         if empty := self.is_empty():
-            shutil.rmtree(self.path, ignore_errors=True)
+            # renamed first: a kill in between leaves no half a run under its name
+            shutil.rmtree(self.path.rename(leftovers.temporary_folder(self.path)), ignore_errors=True)
         return empty
+
+    def remove_leftovers(self) -> None:
+        """Files and checkpoints that killed processes had begun, for who holds the run."""
+        leftovers.remove_files(self.path)
+        for folder in (self.path / "checkpoints").glob("step-*"):
+            if not (folder / "state.json").exists():
+                shutil.rmtree(folder, ignore_errors=True)
 
     @contextmanager
     def lock(self, on_wait: OnWait | None = None) -> Iterator[None]:
@@ -282,6 +290,9 @@ class WatchedRun(Run):
         pass
 
     def truncate_metrics(self, step: int) -> None:
+        pass
+
+    def remove_leftovers(self) -> None:
         pass
 
     def save_token_maps(self, step: int, arrays: Mapping[str, np.ndarray]) -> None:
@@ -338,17 +349,16 @@ def create(root: Path, name: str, config: RunConfig) -> Run:
     Raises RunError for a bad name or one that is taken, PrerequisiteError where `root` cannot be written.
     """
     path = check_new(root, name)
-    building = root / f"~{name}.{uuid.uuid4().hex[:8]}"  # no name has a "~", so this is never taken for a run
     with writing(root):
+        leftovers.remove_folders(root)
         try:
-            building.mkdir(parents=True)
-            run = Run(building, config)
-            run.replace_config(config)
-            run.set_status("created", 0)
-            building.rename(path)
-        except BaseException as error:
-            shutil.rmtree(building, ignore_errors=True)
-            if isinstance(error, OSError) and path.exists():
+            with leftovers.folder_for(path) as building:
+                run = Run(building, config)
+                run.replace_config(config)
+                run.set_status("created", 0)
+                building.rename(path)
+        except OSError:
+            if path.exists():
                 raise _taken(path) from None  # another process was faster
             raise
     return Run(path, config)

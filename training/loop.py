@@ -64,6 +64,7 @@ def train(
         Interrupted, Preempted: a signal arrived; the state is saved.
     """
     with run.lock():
+        run.remove_leftovers()
         step = 0
         start = starts.start_weights(config, run.path.parent)
         if resume:  # what the run began from is told in its record, which is the first process's

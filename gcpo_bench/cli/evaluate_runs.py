@@ -97,6 +97,7 @@ def _evaluate(settings: Settings, run: Run) -> Evaluation | None:
     """None where this process's share is done and others are not."""
     import torch
 
+    from gcpo_bench import leftovers
     from gcpo_bench.evaluators.runner import DRAW_ROWS, ShardDone, evaluate, make_benchmark, rescore
     from gcpo_bench.training.decoding import keep_one_layout, sample_in_batches
     from gcpo_bench.training.parallel import Workers
@@ -107,6 +108,7 @@ def _evaluate(settings: Settings, run: Run) -> Evaluation | None:
     if settings.asked.rescore:
         place = run.evaluation_dir(settings.benchmark)
         return rescore(place, settings.benchmark, world=settings.world, options=options, on_wait=waits)
+    leftovers.remove_files(run.path)
     workers = Workers(settings.num_threads, run.config.policy.device)
     policy, checkpoint = load_newest(run)
     on_gpu = torch.device(run.config.policy.device).type == "cuda"

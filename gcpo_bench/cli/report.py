@@ -119,8 +119,11 @@ def _evaluations_dir(given: Path | None) -> Path:
 
 
 def _write(places: _Places, out: Path, wanted: list[str], refresh_s: int = 0) -> list[Path]:
+    from gcpo_bench import leftovers
     from gcpo_bench.reports.page import write_report
 
+    for folder in (out, out / "figures"):
+        leftovers.remove_files(folder, deep=False)
     references = places.references()
     paths = places.run_paths(may_be_none=bool(references))
 
