@@ -14,7 +14,8 @@ import numpy as np
 from .evaluations import Evaluation, flatten
 from .load import ReportData, Variant, other_settings
 from .measures import Measure
-from .power import LEVEL, data_factor, minimum_detectable_effect
+from .power import LEVEL as LEVEL
+from .power import data_factor, minimum_detectable_effect
 from .references import Reference
 from .seeds import SeedVariance, seed_variance
 from .statistics import (
@@ -28,10 +29,12 @@ from .statistics import (
     two_way_difference,
     wilson,
 )
-from .tables import plain
+from .tables import number, plain
 
 Against = Literal["baseline", "start", "reference"]
 Verdict = Literal["better", "worse", "equivalent", "cannot tell"]
+MOST_EFFORT = 1000
+"""Times the data; beyond it the number says nothing more."""
 MOST_KEYS = 4
 """Of an identity that are named where they differ."""
 
@@ -265,6 +268,65 @@ def _seed_variance(peers: Sequence[Variant], benchmark: str, measure: Measure, *
     ]
     distinct_RS = np.unique(scores_RS, axis=0)  # the same run under two names is no second example
     return seed_variance(distinct_RS, paired=paired) if len(distinct_RS) > 1 else None
+
+
+def sentences(data: ReportData, benchmarks: Sequence[str]) -> list[str]:
+    """What may be said of the runs at hand, on each benchmark as one family."""
+    found = []
+    for benchmark in benchmarks:
+        compared = by_measure(compare_all(data, benchmark)[0], data.panel(benchmark))
+        named = len(benchmarks) > 1
+        found += [sentence(c, len(compared), named=named or not c.measure.is_share) for c in compared]
+    return found
+
+
+def by_measure(compared: Sequence[Comparison], panel: Sequence[Measure]) -> list[Comparison]:
+    """The headline's first, of these those with the baseline; variants keep their order."""
+    return sorted(compared, key=lambda c: (panel.index(c.measure), c.against != "baseline"))
+
+
+def sentence(c: Comparison, family: int, *, named: bool = False) -> str:
+    """What may be said, and no more: about the method where there are several seeds, else about the checkpoint.
+
+    `named`: begin with what it is measured by.
+    """
+    measure = c.measure
+    several = c.interval.seeds > 1
+    who = f"{c.a}" if several or not c.a_is_trained else f"this {c.a} checkpoint"
+    where = f"{c.benchmark}, {measure.label}: " if not measure.is_verdict else f"{c.benchmark}: "
+    where = where if named else ""
+    subject = who[0].upper() + who[1:] if who.startswith("this ") and not where else who
+    whom = "the start" if c.against == "start" else c.b
+    difference = f"{measure.interval(c.interval, signed=True)}{measure.points}"
+    closest, furthest = map(measure.text, sorted((abs(c.interval.low), abs(c.interval.high))))
+    seeds = f", {c.interval.seeds} seed{'s' if several else ''}" if c.a_is_trained else ""
+    basis = f"{c.interval.n} prompts{seeds}"
+    cannot = f"{where}{'cannot' if where else 'Cannot'} tell {who} from {whom}"
+    if math.isnan(c.interval.stderr):
+        return f"{cannot}: {c.interval.n} prompts show no spread to judge {difference} by."
+    if c.identical:
+        return f"{where}{subject} and {whom} score the same on every prompt ({basis})."
+    if c.verdict == "equivalent":
+        both = f"{where}{subject} and {whom} are equivalent within {measure.text(measure.margin or 0)}{measure.points}"
+        return f"{both}: {difference} ({basis})."
+    if c.verdict != "cannot tell":
+        size = measure.text(abs(c.interval.value))
+        return (
+            f"{where}{subject} is {c.verdict} than {whom} by {size}{measure.points} "
+            f"(95 % interval {closest} to {furthest}; {basis})."
+        )
+    text = f"{cannot}: {difference} ({basis})."
+    if c.interval.low > 0 or c.interval.high < 0:
+        text += f" Alone it would count, but not as one of {family} comparisons (adjusted p {number(c.p_holm, 3)})."
+    found, among = f"{measure.text(c.detectable)}{measure.points}", "" if c.level == LEVEL else ", as one of these"
+    if measure.is_share and c.detectable > 1:
+        mend = "train more seeds" if several else "evaluate more prompts"
+        return f"{text} No difference that scores can have would be found four times in five{among}; {mend}."
+    text += f" A true difference of {found} would be found four times in five{among};"
+    target = "the difference seen" if abs(c.interval.value) >= measure.worth_knowing else "one point"
+    more = "prompts and seeds" if several else "prompts"
+    times = f"about {c.effort:.1f}" if c.effort < MOST_EFFORT else f"more than {MOST_EFFORT}"
+    return text + f" to find {target} takes {times} times as many {more}."
 
 
 def _common(tables: Sequence[PromptScores]) -> tuple[list[str], list[str]]:

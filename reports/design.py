@@ -84,8 +84,17 @@ class Design:
 
     def floor(self, spread: Spread) -> float:
         """What no number of seeds gets below: the prompts' share of `detectable`."""
-        factor = float(special.ndtri(1 - self.level / 2) + special.ndtri(POWER))
-        return factor * spread.prompt / math.sqrt(self.prompts)
+        return self._factor * spread.prompt / math.sqrt(self.prompts)
+
+    def seeds_needed(self, spread: Spread, effect: float) -> int:
+        """How many seeds find an effect above `floor`, where they are so many that their variance is known."""
+        room = (effect / self._factor) ** 2 - spread.prompt**2 / self.prompts
+        return math.ceil((spread.seed**2 + self.seeds * self._image(spread)) / room)
+
+    @property
+    def _factor(self) -> float:
+        """Standard errors between no effect and one that is found four times out of five; 2.80 for one comparison."""
+        return float(special.ndtri(1 - self.level / 2) + special.ndtri(POWER))
 
     @staticmethod
     def _found(effect: float, stderr: float, half_widths: Floats) -> float:

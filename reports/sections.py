@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 
 from . import plots
-from .comparisons import Comparison, NotCompared, compare_all, compare_references, variant_score
+from .comparisons import Comparison, NotCompared, by_measure, compare_all, compare_references, sentence, variant_score
 from .evaluations import Evaluation, flatten
 from .fragments import Fragment, render
 from .gallery import gallery as gallery
@@ -34,8 +34,6 @@ CURVES = (
     ("groups/zero_variance_share", "Groups without variance", "share"),
 )
 PHASES = ("rollout", "reward", "reference", "selection", "update")
-MOST_EFFORT = 1000
-"""Times the data; beyond it the number says nothing more."""
 SMOOTHING = 12
 """Curves are running means over a twelfth of the run."""
 
@@ -53,7 +51,7 @@ def verdict(data: ReportData) -> Fragment:
     for benchmark in data.benchmarks:
         panel = data.panel(benchmark)
         compared, not_compared = compare_all(data, benchmark)
-        compared.sort(key=lambda c: (panel.index(c.measure), c.against != "baseline"))  # stable: variants keep order
+        compared = by_measure(compared, panel)
         refused += not_compared
         found += compared
         if compared:
@@ -135,47 +133,6 @@ def _difference_note(panel: Sequence[Measure], named: bool) -> str:
         return f"Difference in points of the overall score, {rest}"
     what = "each scorer on its own scale" if len(panel) > 1 else panel[0].label
     return f"Difference of the mean over prompts, {what}, {rest} “Equivalent” is not defined on such a scale."
-
-
-def sentence(c: Comparison, family: int, *, named: bool = False) -> str:
-    """What may be said, and no more: about the method where there are several seeds, else about the checkpoint.
-
-    `named`: begin with what it is measured by.
-    """
-    measure = c.measure
-    several = c.interval.seeds > 1
-    who = f"{c.a}" if several or not c.a_is_trained else f"this {c.a} checkpoint"
-    where = f"{c.benchmark}, {measure.label}: " if not measure.is_verdict else f"{c.benchmark}: "
-    where = where if named else ""
-    subject = who[0].upper() + who[1:] if who.startswith("this ") and not where else who
-    whom = "the start" if c.against == "start" else c.b
-    difference = f"{measure.interval(c.interval, signed=True)}{measure.points}"
-    closest, furthest = map(measure.text, sorted((abs(c.interval.low), abs(c.interval.high))))
-    seeds = f", {c.interval.seeds} seed{'s' if several else ''}" if c.a_is_trained else ""
-    basis = f"{c.interval.n} prompts{seeds}"
-    cannot = f"{where}{'cannot' if where else 'Cannot'} tell {who} from {whom}"
-    if math.isnan(c.interval.stderr):
-        return f"{cannot}: {c.interval.n} prompts show no spread to judge {difference} by."
-    if c.identical:
-        return f"{where}{subject} and {whom} score the same on every prompt ({basis})."
-    if c.verdict == "equivalent":
-        both = f"{where}{subject} and {whom} are equivalent within {measure.text(measure.margin or 0)}{measure.points}"
-        return f"{both}: {difference} ({basis})."
-    if c.verdict != "cannot tell":
-        size = measure.text(abs(c.interval.value))
-        return (
-            f"{where}{subject} is {c.verdict} than {whom} by {size}{measure.points} "
-            f"(95 % interval {closest} to {furthest}; {basis})."
-        )
-    text = f"{cannot}: {difference} ({basis})."
-    if c.interval.low > 0 or c.interval.high < 0:
-        text += f" Alone it would count, but not as one of {family} comparisons (adjusted p {number(c.p_holm, 3)})."
-    found = f"{measure.text(c.detectable)}{measure.points}"
-    text += f" A true difference of {found} would be found four times in five;"
-    target = "the difference seen" if abs(c.interval.value) >= measure.worth_knowing else "one point"
-    more = "prompts and seeds" if several else "prompts"
-    times = f"about {c.effort:.1f}" if c.effort < MOST_EFFORT else f"more than {MOST_EFFORT}"
-    return text + f" to find {target} takes {times} times as many {more}."
 
 
 def _advice(data: ReportData, found: Sequence[Comparison]) -> list[str]:

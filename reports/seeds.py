@@ -56,7 +56,7 @@ def seed_variance(scores_RS: Floats, *, paired: bool) -> SeedVariance:
     else:
         common = effects_S[..., 0, :].var(axis=-1, ddof=1)
         parts = ((own * (1 - 1 / variants), df), (common, seeds - 1.0))
-    return SeedVariance(parts=parts, prior_df=_prior_df(squares_R, seeds - 1.0), variants=variants)
+    return SeedVariance(parts=parts, prior_df=prior_df(squares_R, seeds - 1.0), variants=variants)
 
 
 def moderated(
@@ -72,7 +72,7 @@ def moderated(
     return [(variance * scale, np.minimum(part_df, peers.prior_df + df)) for variance, part_df in peers.parts]
 
 
-def _prior_df(squares_R: Floats, df: float) -> Floats:
+def prior_df(squares_R: Floats, df: float) -> Floats:
     """d0 by Smyth's moments: the variance of log mean squares is trigamma(df / 2) + trigamma(d0 / 2)."""
     # a variance of 0 by chance must not count as infinitely small
     smallest = 1e-5 * np.median(squares_R, axis=-1, keepdims=True)

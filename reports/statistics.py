@@ -108,7 +108,7 @@ def two_sided_p(ratio: float, parts: Parts) -> float:
 def score_interval(scores: PromptScores, *, by_prompt: bool = False, confidence: float = 0.95) -> Interval:
     """Mean of the task means (or of the prompts) of one checkpoint, with a stratified t interval over prompts."""
     value, variance, df = _stratified(_by_task(scores), by_prompt)
-    return _interval_of_terms(value, [(variance, df)], 0.0, len(scores), 1, confidence, "stratified t over prompts")
+    return interval_of_terms(value, [(variance, df)], 0.0, len(scores), 1, confidence, "stratified t over prompts")
 
 
 def paired_difference(
@@ -125,7 +125,7 @@ def paired_difference(
     strata = differences_by_task(a, b)
     value, variance, df = _stratified(strata, by_prompt)
     terms = [(variance, differing(strata, df))]
-    return _interval_of_terms(value, terms, 0.0, len(a), 1, confidence, "stratified paired t over prompts")
+    return interval_of_terms(value, terms, 0.0, len(a), 1, confidence, "stratified paired t over prompts")
 
 
 def sign_flip_test(
@@ -209,7 +209,7 @@ def two_way_difference(
     terms = [(v / num_seeds, df) for v, df in moderated(per_seed_S.var(ddof=1), num_seeds - 1.0, peers)]
     terms.append((max(v_prompt - v_interaction, 0.0), differing(prompt_means, df_prompt)))
     method = "two-way t over seeds and prompts" + (f", seeds of {peers.variants} variants" if peers else "")
-    return _interval_of_terms(
+    return interval_of_terms(
         float(per_seed_S.mean()), terms, FLOOR * v_interaction, prompts, num_seeds, confidence, method
     )
 
@@ -384,7 +384,7 @@ def _stratified(strata: Mapping[str, Floats], by_prompt: bool) -> tuple[float, f
     return float(value), *_stratified_variance(strata, by_prompt)
 
 
-def _interval_of_terms(
+def interval_of_terms(
     value: float,
     terms: Sequence[tuple[float, float]],
     smallest: float,

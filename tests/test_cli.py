@@ -25,6 +25,8 @@ from gcpo_bench.cli.sample import configuration
 from gcpo_bench.config import RunConfig
 from gcpo_bench.methods import METHODS
 from gcpo_bench.registry import BENCHMARK_GROUPS, BENCHMARKS, POLICIES, REWARDS, SCORERS, SELECTORS, WEIGHTINGS, Entry
+from gcpo_bench.reports.comparisons import sentences
+from gcpo_bench.reports.load import load
 from gcpo_bench.resolve import list_presets
 from gcpo_bench.scenes import held_out_prompts
 
@@ -387,6 +389,8 @@ def test_train_evaluate_report_and_sample_go_hand_in_hand(cli: Cli, tmp_path: Pa
     assert "images" not in table.err.replace("images-per-prompt", ""), "what is known is not drawn again"
     for part in ("overall", "color_attr", "strict", "extra_objects", "start", "paired"):
         assert part in table.out
+    said = sentences(load([run.path, tmp_path / "runs" / scores["start"]["run"]]), ["scenes"])
+    assert table.out.splitlines()[-len(said) :] == said != []  # what the report says, in its words
 
     report = cli("report", "--format", "json,html")
     assert report.code == 0, report.err

@@ -65,6 +65,17 @@ def test_more_seeds_find_less_and_no_number_of_seeds_beats_the_prompts() -> None
     assert seeds_to_detect(0.03, 288, 4, Spread(seed=0.02, prompt=0.3, image=0.5)) is None
 
 
+def test_of_ten_comparisons_each_is_harder_to_find_but_seeds_are_lent() -> None:
+    spread = Spread(seed=0.03, prompt=0.04, image=0.5)
+
+    def found(comparisons: int, seeds: int) -> float:
+        return Design(seeds=seeds, prompts=288, images=4, comparisons=comparisons).detectable(spread)
+
+    assert found(10, 2) < found(1, 2)  # one pair of two seeds knows next to nothing about seeds
+    assert found(10, 20) > found(1, 20)
+    assert found(10, 20) == pytest.approx(3.65 / 2.8 * found(1, 20), rel=0.05)
+
+
 def test_too_little_shows_no_spread(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="too few"):
         estimate_spread(np.zeros((1, 5)), ["t"] * 5, 4)
@@ -83,6 +94,12 @@ def test_detect_chooses_the_seeds_or_says_that_none_suffice(cli: Cli) -> None:
     assert "detectable: a true difference of " in planned.err
     impossible = cli(*grid, "--detect", "0.01pt")
     assert impossible.code == 2
-    assert "cannot be found with 288 prompts" in impossible.err
+    assert "0.01 points cannot be found with 288 prompts of 4 images: however many seeds" in impossible.err
+    assert "so few prompts leave 0.59 points" in impossible.err
+    too_many = cli(*grid, "--detect", "1pt")
+    assert too_many.code == 2
+    # (0.027^2 + 0.504^2 / 1152) / ((0.01 / 2.802)^2 - 0.036^2 / 288) = 115.2
+    assert "it takes about 116 seeds, and a grid has at most 50" in too_many.err
+    assert "50 seeds find 1.4 points; ask for that, or evaluate on more prompts" in too_many.err
     assert "leave --seeds out" in cli(*grid, "--detect", "1pt", "--seeds", "0..2").err
     assert "is no number of points" in cli(*grid, "--detect", "much").err

@@ -144,6 +144,27 @@ def test_a_false_alarm_is_rarer_than_one_in_twenty_and_a_false_pass_too() -> Non
     assert passes <= 24
 
 
+def test_a_loss_that_would_count_alone_is_no_regression_among_five_checks() -> None:
+    """One check of p = 3 % among four that changed nothing: 5 x 3 % is no proof."""
+    prompts = 96
+    zigzag = np.where(np.arange(prompts) % 2 == 0, 0.1, -0.1)  # standard error 0.1 / sqrt(95)
+    loss = 0.03 + 2.2 * 0.1 / 95**0.5
+
+    def entry(label: str, values: np.ndarray) -> Entry:
+        scores = {0: {f"p{i:02d}": ("t", float(value)) for i, value in enumerate(values)}}
+        return Entry(
+            label=label, policy="p", method=label, benchmark="b", settings={}, identity={}, scores=scores, speed={}
+        )
+
+    level = np.full(prompts, 0.5)
+    old = [entry(f"m{i}", level) for i in range(5)]
+    new = [entry("m0", level - loss + zigzag), *old[1:]]
+    alone = gate(old[:1], new[:1], margins={"b": 0.03})
+    assert [check.state for check in alone] == ["regression"]
+    among_five = {check.name: check.state for check in gate(old, new, margins={"b": 0.03})}
+    assert among_five["p m0 on b"] == "inconclusive"
+
+
 # --- the baseline file ----------------------------------------------------------------------------------------------
 
 

@@ -17,6 +17,8 @@ from gcpo_bench.reports.power import data_factor, minimum_detectable_effect
 from gcpo_bench.reports.resampling import interquartile_mean, paired_bootstrap, probability_of_improvement
 from gcpo_bench.reports.statistics import (
     Interval,
+    at_least,
+    critical_value,
     equivalence_p,
     holm,
     never_certain,
@@ -24,6 +26,7 @@ from gcpo_bench.reports.statistics import (
     paired_difference,
     score_interval,
     sign_flip_test,
+    two_sided_p,
     two_way_difference,
     wilson,
 )
@@ -102,6 +105,38 @@ def test_the_sign_flip_test_agrees_with_scipys_permutation_test() -> None:
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=12))
 def test_holm_agrees_with_statsmodels(p_values: list[float]) -> None:
     assert holm(p_values) == pytest.approx(multipletests(p_values, method="holm")[1].tolist())
+
+
+def test_what_could_not_be_tested_is_no_member_of_the_family() -> None:
+    adjusted = holm([0.03, math.nan, 0.02, 0.5, math.nan])
+    assert [p for p in adjusted if not math.isnan(p)] == pytest.approx([0.06, 0.06, 0.5])  # 2 x 0.03, 3 x 0.02
+    assert [math.isnan(p) for p in adjusted] == [False, True, False, False, True]
+
+
+def test_four_prompts_of_288_that_gained_are_no_proof_and_seven_are() -> None:
+    before = table({"t": [0.5] * 288})
+
+    def gained(prompts: int) -> Interval:
+        return paired_difference(table({"t": [0.75] * prompts + [0.5] * (288 - prompts)}), before)
+
+    assert gained(4).low < 0 < gained(4).p_value - 0.05  # a sign-flip test says 2 / 16
+    assert gained(5).low < 0  # 2 / 32
+    assert gained(7).low > 0  # 2 / 128
+    assert gained(7).p_value < 0.05
+
+
+def test_one_part_alone_is_students_t_and_a_part_known_badly_costs_more_the_more_it_matters() -> None:
+    assert critical_value([(1.0, 3.0)], 0.05) == pytest.approx(stats.t.ppf(0.975, 3))
+    assert two_sided_p(2.5, ((1.0, 3.0),)) == pytest.approx(2 * stats.t.sf(2.5, 3))
+    widths = [float(critical_value([(share, 1.0), (1 - share, 280.0)], 0.05)) for share in (0.01, 0.1, 0.5, 0.9)]
+    assert widths == sorted(widths)
+    assert 1.96 < widths[0] < 2.2
+    for level in (0.05, 0.001, 1e-9):
+        parts = ((0.3, 2.0), (0.7, 280.0))
+        assert two_sided_p(float(critical_value(parts, level)), parts) == pytest.approx(level)
+    interval = Interval(value=3.0, low=0, high=0, n=9, seeds=2, method="", stderr=1.0, df=9.0, parts=parts)
+    assert at_least(interval, 0.0) == pytest.approx(interval.p_value / 2)
+    assert at_least(interval, 6.0) == pytest.approx(1 - interval.p_value / 2)
 
 
 @settings(deadline=None)

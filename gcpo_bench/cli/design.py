@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -49,7 +50,7 @@ def print_design(plan: Plan, cells: Sequence[Cell], parallel: int, runs_dir: Pat
     missing: list[PrerequisiteError | CorruptDataError] = preflight.missing(trained[0].config, runs_dir)
     design = None
     try:
-        design = design_of(plan, trained[0]) if of_shares else None
+        design = design_of(plan, trained) if of_shares else None
     except (PrerequisiteError, CorruptDataError) as error:
         missing.append(error)
     detectable = design.detectable(spread) if design else None
@@ -102,6 +103,7 @@ def print_design(plan: Plan, cells: Sequence[Cell], parallel: int, runs_dir: Pat
     if design and detectable is not None:
         seeds = "1 seed" if design.seeds == 1 else f"{design.seeds} seeds"
         about = "two methods" if design.seeds > 1 else "two checkpoints (one seed says nothing about methods)"
+        about += f", as one of {design.comparisons} comparisons" if design.comparisons > 1 else ""
         note(
             f"detectable: a true difference of {100 * detectable:.1f} points between {about}, four times out of five "
             f"({seeds}, {design.prompts} prompts, {design.images} images of each; spread {source})"
@@ -118,30 +120,45 @@ def print_design(plan: Plan, cells: Sequence[Cell], parallel: int, runs_dir: Pat
 def enough_seeds(plan: Plan, cells: Sequence[Cell], effect: float, runs_dir: Path) -> Plan:
     """The plan with as many seeds as find `effect`. Raises ConfigError, with what would, if no number does."""
     from gcpo_bench.errors import ConfigError
-    from gcpo_bench.reports.design import seeds_to_detect
+    from gcpo_bench.reports.design import MAX_SEEDS, seeds_to_detect
 
-    trained = next(cell for cell in cells if cell.config.num_steps)
-    if not has_shares(trained):
+    trained = [cell for cell in cells if cell.config.num_steps]
+    if not has_shares(trained[0]):
         raise ConfigError(
-            f"--detect: {NO_SHARES.format(trained.config.evaluation.benchmark)}",
+            f"--detect: {NO_SHARES.format(trained[0].config.evaluation.benchmark)}",
             hint="leave --detect out; the report says what could be found",
         )
     spread, source = spread_for(cells, runs_dir)
     design = design_of(plan, trained)
-    wanted = {images: seeds_to_detect(effect, design.prompts, images, spread) for images in (design.images, *IMAGES)}
+    wanted = {
+        images: seeds_to_detect(effect, design.prompts, images, spread, design.comparisons)
+        for images in sorted({design.images, *IMAGES})
+    }
     options = ", ".join(f"{n} seeds with {images} images a prompt" for images, n in sorted(wanted.items()) if n)
     seeds = wanted[design.images]
     if seeds is None:
-        limit = 100 * design.floor(spread)
         raise ConfigError(
-            f"{100 * effect:g} points cannot be found with {design.prompts} prompts of {design.images} images and 50 "
-            f"seeds (spread {source})",
-            hint=f"possible: {options}"
-            if options
-            else f"prompts alone leave {limit:.1f} points; ask for more than that",
+            f"{100 * effect:g} points cannot be found with {design.prompts} prompts of {design.images} images: "
+            f"{_what_it_takes(effect, design, spread)} (spread {source})",
+            hint=f"possible: {options}" if options else _what_is_found(replace(design, seeds=MAX_SEEDS), spread),
         )
     note(f"to find {100 * effect:g} points: {options}; spread {source}")
     return plan.model_copy(update={"seeds": tuple(range(seeds))})
+
+
+def _what_it_takes(effect: float, design: Design, spread: Spread) -> str:
+    """Why no number of seeds up to MAX_SEEDS finds `effect`."""
+    from gcpo_bench.reports.design import MAX_SEEDS
+
+    limit = design.floor(spread)
+    if effect <= limit:
+        return f"however many seeds, so few prompts leave {100 * limit:.2g} points"
+    return f"it takes about {design.seeds_needed(spread, effect)} seeds, and a grid has at most {MAX_SEEDS}"
+
+
+def _what_is_found(design: Design, spread: Spread) -> str:
+    found = 100 * design.detectable(spread)
+    return f"{design.seeds} seeds find {found:.2g} points; ask for that, or evaluate on more prompts"
 
 
 def has_shares(cell: Cell) -> bool:
@@ -149,16 +166,21 @@ def has_shares(cell: Cell) -> bool:
     return getattr(benchmark(cell.config), "headline", "correct") == "correct"
 
 
-def design_of(plan: Plan, cell: Cell) -> Design:
+def design_of(plan: Plan, trained: Sequence[Cell]) -> Design:
     from gcpo_bench.evaluators.runner import first_per_task
     from gcpo_bench.reports.design import Design
 
-    evaluation = cell.config.evaluation
-    prompts = benchmark(cell.config).prompts()
+    config = trained[0].config
+    evaluation = config.evaluation
+    prompts = benchmark(config).prompts()
+    # variants of one model, whose baseline is one of them
+    of_model = [cell.config for cell in trained if cell.config.policy.name == config.policy.name]
+    variants = {each.model_copy(update={"seed": 0}).model_dump_json() for each in of_model}
     return Design(
         seeds=len(plan.seeds),
         prompts=len(first_per_task(prompts, evaluation.prompts_per_task)),
         images=evaluation.images_per_prompt,
+        comparisons=max(1, len(variants) - 1),
     )
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from .evaluate_images import evaluated_folder, evaluated_generator, place_of, refuse_namesake
-from .evaluate_results import print_result, refuse_unscored
+from .evaluate_results import print_result, print_verdicts, refuse_unscored
 from .evaluate_runs import evaluated_runs
 from .evaluate_usage import Asked, check_usage, lacks, pairs_of, parse_shard
 from .groups import able, expanded, print_overall
@@ -177,3 +177,4 @@ def _print(results: Sequence[dict[str, Any]], *, as_json: bool, is_list: bool) -
         for result in done:
             print_result(result)
         print_overall(done)
+        print_verdicts(done)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gcpo_bench.labels import label
@@ -64,7 +66,7 @@ def print_result(result: dict[str, Any]) -> None:
         _print_one_score(result)
     if result.get("start"):
         by = f", {result['headline']}" if result["panel"] else ""
-        print(f"{result['run']} - its start{by}: {_in_words(result['difference'])}")
+        print(f"{result['run']} - its start{by}: {_difference(result['difference'])}")
     if result["label"]:
         print(result["label"])
 
@@ -116,12 +118,25 @@ def _cell(metric: dict[str, Any] | None) -> str:
     return f"{metric['value']:.3f}{reach}"
 
 
-def _in_words(difference: dict[str, Any]) -> str:
+def _difference(difference: dict[str, Any]) -> str:
     value, low, high = (difference[key] for key in ("value", "low", "high"))
     if low is None or high is None:
         return f"{value:+.3f} (too few prompts for an interval)"
-    sure = "better" if low > 0 else "worse" if high < 0 else "cannot be told apart"
-    return f"{value:+.3f} (95 % interval {low:+.3f} to {high:+.3f}, {difference['n']} prompts, paired): {sure}"
+    return f"{value:+.3f} (95 % interval {low:+.3f} to {high:+.3f}, {difference['n']} prompts, paired)"
+
+
+def print_verdicts(results: Sequence[dict[str, Any]]) -> None:
+    """What a report on these runs and their starts says of them: the same tests, in the same words."""
+    from gcpo_bench.reports.comparisons import sentences
+    from gcpo_bench.reports.load import load
+
+    runs = {Path(result["path"]) for result in results if result.get("start")}
+    starts = {Path(result["start"]["path"]) for result in results if result.get("start")}
+    if not runs:
+        return
+    benchmarks = list(dict.fromkeys(result["benchmark"] for result in results))
+    for line in sentences(load([*runs, *starts]), benchmarks):
+        print(line)
 
 
 def _cells(metric: dict[str, Any]) -> tuple[str, str]:

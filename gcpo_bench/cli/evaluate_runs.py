@@ -71,7 +71,7 @@ def evaluated_run(settings: Settings, run: Run, *, with_start: bool) -> tuple[li
             return [evaluation, started], {**result, "shard": settings.asked.shard}
         result |= outcome(evaluation)
         if started is not None:
-            result["start"] = {"run": start.name, **outcome(started)}
+            result["start"] = {"run": start.name, "path": str(start.path), **outcome(started)}
             result["difference"] = finite(asdict(_difference(run, start, evaluation.benchmark)))
         return [evaluation, started], result
 
@@ -161,16 +161,16 @@ def _evaluate(settings: Settings, run: Run) -> Evaluation | None:
 
 
 def _difference(run: Run, start: Run, benchmark: str) -> Interval:
-    """Of the overall score, on the scale of its metric."""
+    """Of the overall score, on the scale of its metric; the report's own interval."""
+    from gcpo_bench.reports.comparisons import interval_of
     from gcpo_bench.reports.evaluations import load_evaluation
     from gcpo_bench.reports.measures import Measure
-    from gcpo_bench.reports.statistics import paired_difference
 
     of_run, of_start = (load_evaluation(each, benchmark) for each in (run, start))
     measure = of_run.measures.get(of_run.headline, Measure(name=of_run.headline))
     a, b = (each.prompt_scores(measure.name) for each in (of_run, of_start))
-    both = a.keys() & b.keys()  # a prompt that one side could not score has no partner
-    found = paired_difference({key: a[key] for key in both}, {key: b[key] for key in both}, by_prompt=measure.by_prompt)
+    both = sorted(a.keys() & b.keys())  # a prompt that one side could not score has no partner
+    found = interval_of([(a, b)], both, [a[key][0] for key in both], measure)
     factor = 1.0 if measure.is_share else measure.factor
     scaled = {name: factor * getattr(found, name) for name in ("value", "low", "high", "stderr")}
     return replace(found, **scaled)
