@@ -25,7 +25,7 @@ from gcpo_bench.config import Config, RunConfig, Share
 from gcpo_bench.errors import ConfigError, CorruptDataError, did_you_mean
 from gcpo_bench.files import MAX_YAML_BYTES, parse_yaml
 from gcpo_bench.methods import METHODS, get_method
-from gcpo_bench.resolve import resolve
+from gcpo_bench.resolve import Resolved, resolve
 from gcpo_bench.variants import describe, name_of, run_prefix
 
 STUDY = ("gcpo-init", "gcpo-struct", "gcpo-sim", "gcpo-no-daw", "gcpo")
@@ -116,7 +116,7 @@ def expand(plan: Plan, weights_of: WeightsOf, code: str) -> list[Cell]:
     return [*starts.values(), *cells.values()]
 
 
-def _config(plan: Plan, variant: VariantSpec, seed: int) -> RunConfig:
+def _resolved(plan: Plan, variant: VariantSpec, seed: int) -> Resolved:
     flags = {
         "method": variant.method,
         "model": plan.model,
@@ -124,12 +124,33 @@ def _config(plan: Plan, variant: VariantSpec, seed: int) -> RunConfig:
         "seed": seed,
         "ratio": variant.ratio,
     }
-    config = resolve(plan.preset, [*plan.overrides, *variant.overrides], flags).config
+    return resolve(plan.preset, variant.overrides, flags, shared=plan.overrides)
+
+
+def _config(plan: Plan, variant: VariantSpec, seed: int) -> RunConfig:
+    config = _resolved(plan, variant, seed).config
     if variant.name:
         _check_name(plan, variant, config)
         config = config.model_copy(update={"logging": config.logging.model_copy(update={"variant": variant.name})})
     _check_ratios(config, variant)
     return config
+
+
+def of_no_use(plan: Plan) -> list[str]:
+    """What the plan sets and in some of its variants changes nothing, a line each.
+
+    Raises ConfigError for what none of them has a use for.
+    """
+    resolved = [_resolved(plan, variant, plan.seeds[0]) for variant in plan.variants]
+    names = [each.name or describe(of.config, each.overrides) for each, of in zip(plan.variants, resolved, strict=True)]
+    unread = [{item.key: item.why for item in each.idle if item.unread} for each in resolved]
+    for key in set.intersection(*(set(each) for each in unread)):
+        raise ConfigError(f"-o {key} does nothing in any variant: {unread[0][key]}", hint="leave it out")
+    told: dict[str, list[str]] = {}
+    for name, each in zip(names, resolved, strict=True):
+        for line in each.notes:
+            told.setdefault(line, []).append(name)
+    return [f"{line} ({', '.join(variants)})" for line, variants in told.items()]
 
 
 def _check_name(plan: Plan, variant: VariantSpec, config: RunConfig) -> None:

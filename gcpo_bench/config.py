@@ -1,6 +1,6 @@
 """The configuration of a run: what it means, how it is put together, how it is checked.
 
-Order of precedence: defaults < method < preset < `-o dotted.key=value` < named flags.
+Order of precedence: defaults < method < preset < `-o dotted.key=value` and named flags, which may not contradict.
 Methods (`methods.py`) and presets (`presets/*.yaml`) are data; nothing in training asks which one it runs.
 """
 

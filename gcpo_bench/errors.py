@@ -64,9 +64,14 @@ class Interrupted(GcpoBenchError):
     exit_code = 130
 
 
+LIKENESS = 0.65
+"""Twice the common letters over all letters: `dwa` is still taken for `daw`, `ppo` no longer for `grpo`."""
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """One hint sentence: the nearest known name if there is one, then all of them."""
+    """One hint sentence: the nearest known name if there is one that a slip of the hand may have meant, then all."""
     names = sorted(known)
-    near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
-    guess = f"did you mean {near[0]!r}? " if near else ""
+    lowered = {each.lower(): each for each in names}
+    near = difflib.get_close_matches(name.lower(), lowered, n=1, cutoff=LIKENESS)
+    guess = f"did you mean {lowered[near[0]]!r}? " if near else ""
     return f"{guess}known: {', '.join(names)}"

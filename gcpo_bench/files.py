@@ -8,12 +8,13 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import math
 import os
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO, ClassVar
+from typing import Any, BinaryIO
 
 import xxhash
 import yaml
@@ -225,7 +226,7 @@ class _PlainLoader(yaml.SafeLoader):
     Where 1.1 differs it surprises: `no` is false there, 010 is 8, 1:30 is 90, 2024-01-01 a date.
     """
 
-    yaml_implicit_resolvers: ClassVar[dict[str | None, list[Any]]] = {}  # none of those of 1.1
+    yaml_implicit_resolvers: dict[str | None, list[Any]] = {}  # none of those of 1.1  # noqa: RUF012
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         if self.check_event(yaml.AliasEvent):
@@ -290,6 +291,14 @@ def parse_yaml(text: str, *, stored: bool = False) -> Any:
 def dump_yaml(value: Any) -> str:
     # ASCII only: PyYAML writes some control characters, such as U+0085, in a way it does not read back
     return yaml.dump(value, Dumper=_PlainDumper, sort_keys=False)
+
+
+def inline_yaml(value: Any) -> str:
+    """A plain value in one line, as after `-o key=`: null, true, [0.1, 0.9]; texts and numbers as they are."""
+    if isinstance(value, str) or (isinstance(value, (int, float)) and not isinstance(value, bool)):
+        return str(value)
+    text = yaml.dump(value, Dumper=_PlainDumper, default_flow_style=True, sort_keys=False, width=math.inf)
+    return text.removesuffix("...\n").strip()
 
 
 def storage(kind: str) -> Path:

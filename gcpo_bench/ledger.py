@@ -31,7 +31,7 @@ from typing import Any, Literal
 from gcpo_bench import leftovers
 from gcpo_bench.ablations import Cell
 from gcpo_bench.errors import CorruptDataError, RunError
-from gcpo_bench.files import read_json, write_json, writing
+from gcpo_bench.files import inline_yaml, read_json, write_json, writing
 
 FOLDER = ".ledger"
 VERSION = 1
@@ -96,7 +96,7 @@ class Ledger:
         record = read_json(path)
         if record != {"version": VERSION}:
             raise RunError(
-                f"{path}: this ledger is of another version ({record!r}), not {VERSION}",
+                f"{path}: this ledger is of another version ({inline_yaml(record)}), not {VERSION}",
                 hint="choose another --runs-dir, or use the gcpo-bench that made it",
             )
 

@@ -21,6 +21,8 @@ CRITICAL = [INITIAL, STRUCTURAL, DIVERSE]
 ALL_TOKENS = [{"name": "all"}]
 UNIFORM = {"name": "uniform"}
 CONFIDENCE = {"name": "confidence", "form": "exp", "detached": True}
+LLAMAGEN_SIGNALS = {"entropy_source": "conditional", "similarity_embedding": "codebook"}
+"""What the released code for LlamaGen looks at; that for Janus looks at guided logits and projected tokens."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +31,8 @@ class Method:
     summary: str
     settings: dict[str, Any] = field(default_factory=dict)
     """Nested overrides of RunConfig, the sections `selection`, `weighting` and `loss` only."""
+    families: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """How a model's name begins -> what is set there beside `settings`, because that family's released code differs."""
 
 
 def _matched(name: str) -> list[dict[str, Any]]:
@@ -38,7 +42,8 @@ def _matched(name: str) -> list[dict[str, Any]]:
 
 def _method(name: str, summary: str, selectors: list[dict[str, Any]], weighting: dict[str, Any], **more: Any) -> Method:
     selection = {"selectors": selectors, **more.pop("selection", {})}
-    return Method(name, summary, {"selection": selection, "weighting": weighting, **more})
+    families = more.pop("families", {})
+    return Method(name, summary, {"selection": selection, "weighting": weighting, **more}, families)
 
 
 METHODS: dict[str, Method] = {
@@ -53,6 +58,7 @@ METHODS: dict[str, Method] = {
             "GCPO as released: like gcpo, but gradient flows through the weight and so reaches unselected tokens",
             CRITICAL,
             {**CONFIDENCE, "detached": False},
+            families={"llamagen-": {"selection": LLAMAGEN_SIGNALS}},
         ),
         _method(
             "gcpo-paper",

@@ -20,6 +20,8 @@ class Entry:
     """`"module:attribute"`."""
     summary: str
     """One line for `gcpo-bench ls`."""
+    reads: tuple[str, ...] = ()
+    """Keys of the settings that it makes use of and others of its kind do not."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +34,10 @@ class Registry:
 
     def __contains__(self, name: str) -> bool:
         return name in self.entries or ":" in name
+
+    def reads(self, name: str, key: str) -> bool:
+        """Whether the part makes use of `key`; of parts of one's own nothing says so, and they count as if they did."""
+        return name not in self.entries or key in self.entries[name].reads
 
     def load(self, name: str) -> Any:
         """The object behind `name`. Raises ConfigError for a name or target that does not exist."""
@@ -62,12 +68,22 @@ SELECTORS = Registry(
     "selector",
     {
         "all": Entry("gcpo_bench.training.selectors:All", "every token"),
-        "initial": Entry("gcpo_bench.training.selectors:Initial", "the first tokens in raster order"),
-        "structural": Entry("gcpo_bench.training.selectors:Structural", "steepest change of entropy on the grid"),
-        "diverse": Entry("gcpo_bench.training.selectors:Diverse", "positions where the group's images differ most"),
-        "random": Entry("gcpo_bench.training.selectors:Random", "uniformly at random, new every step"),
-        "top-entropy": Entry("gcpo_bench.training.selectors:TopEntropy", "highest entropy: fork tokens of LLM work"),
-        "low-entropy": Entry("gcpo_bench.training.selectors:LowEntropy", "lowest entropy"),
+        "initial": Entry("gcpo_bench.training.selectors:Initial", "the first tokens in raster order", ("ratio",)),
+        "structural": Entry(
+            "gcpo_bench.training.selectors:Structural", "steepest change of entropy on the grid", ("ratio", "window")
+        ),
+        "diverse": Entry(
+            "gcpo_bench.training.selectors:Diverse",
+            "positions where the group's images differ most",
+            ("ratio",),
+        ),
+        "random": Entry(
+            "gcpo_bench.training.selectors:Random", "uniformly at random, new every step", ("ratio", "sets")
+        ),
+        "top-entropy": Entry(
+            "gcpo_bench.training.selectors:TopEntropy", "highest entropy: fork tokens of LLM work", ("ratio", "sets")
+        ),
+        "low-entropy": Entry("gcpo_bench.training.selectors:LowEntropy", "lowest entropy", ("ratio", "sets")),
         "low-confidence": Entry(
             "gcpo_bench.training.selectors:LowConfidence", "less probable than the image's mean, as ConfPO selects"
         ),
@@ -79,7 +95,9 @@ WEIGHTINGS = Registry(
     {
         "uniform": Entry("gcpo_bench.training.weighting:Uniform", "weight 1 everywhere"),
         "confidence": Entry(
-            "gcpo_bench.training.weighting:Confidence", "dynamic advantage weight: running mean of policy/reference"
+            "gcpo_bench.training.weighting:Confidence",
+            "dynamic advantage weight: running mean of policy/reference",
+            ("form", "clip", "detached", "support"),
         ),
         "prefix": Entry(
             "gcpo_bench.training.weighting:Prefix", "control: the early-token boost hidden in the released weight"
@@ -97,31 +115,42 @@ POLICIES = Registry(
             "gcpo_bench.training.policies.scenes:build", "embedded world, 32 px images of 8x8 tokens, for tests"
         ),
         "janus-pro-1b": Entry(
-            "gcpo_bench.training.policies.janus_pro:build", "Janus-Pro-1B, 384 px images of 24x24 tokens"
+            "gcpo_bench.training.policies.janus_pro:build",
+            "Janus-Pro-1B, 384 px images of 24x24 tokens",
+            ("recompute",),
         ),
         "janus-pro-7b": Entry(
-            "gcpo_bench.training.policies.janus_pro:build", "Janus-Pro-7B, 384 px images of 24x24 tokens"
+            "gcpo_bench.training.policies.janus_pro:build",
+            "Janus-Pro-7B, 384 px images of 24x24 tokens",
+            ("recompute",),
         ),
         "janus-pro-small": Entry(
             "gcpo_bench.training.policies.janus_pro:build",
             "Janus-Pro's classes at 10 M parameters, 24x24 tokens; random weights only: for benchmarks",
+            ("recompute",),
         ),
         "janus-pro-tiny": Entry(
             "gcpo_bench.training.policies.janus_pro:build",
             "Janus-Pro's classes in miniature, for tests",
+            ("recompute",),
         ),
         "llamagen-xl-256": Entry(
-            "gcpo_bench.training.policies.llamagen:build", "LlamaGen-XL stage 1, 256 px images of 16x16 tokens"
+            "gcpo_bench.training.policies.llamagen:build",
+            "LlamaGen-XL stage 1, 256 px images of 16x16 tokens",
+            ("recompute",),
         ),
         "llamagen-xl-512": Entry(
-            "gcpo_bench.training.policies.llamagen:build", "LlamaGen-XL stage 2, 512 px images of 32x32 tokens"
+            "gcpo_bench.training.policies.llamagen:build",
+            "LlamaGen-XL stage 2, 512 px images of 32x32 tokens",
+            ("recompute",),
         ),
         "llamagen-small": Entry(
             "gcpo_bench.training.policies.llamagen:build",
             "LlamaGen's classes at 15 M parameters, 16x16 tokens; random weights only: for benchmarks",
+            ("recompute",),
         ),
         "llamagen-tiny": Entry(
-            "gcpo_bench.training.policies.llamagen:build", "LlamaGen's classes in miniature, for tests"
+            "gcpo_bench.training.policies.llamagen:build", "LlamaGen's classes in miniature, for tests", ("recompute",)
         ),
     },
 )

@@ -1,13 +1,13 @@
 """From a preset, `-o` overrides and flags to one RunConfig, and where each of its values came from.
 
-Order: defaults < the method's settings < preset < `-o dotted.key=value` < named flags.
-All problems are reported at once.
+Order: defaults < the method's settings < preset < `-o dotted.key=value` < named flags. A flag that contradicts an
+override is refused, and so is an override that nothing would read. All problems are reported at once.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -17,16 +17,20 @@ from pydantic import ValidationError
 
 from gcpo_bench.config import RunConfig
 from gcpo_bench.datasets import OWN_PROMPTS
+from gcpo_bench.draft import Draft, KeyPath, display, get, leaves
 from gcpo_bench.errors import ConfigError, did_you_mean
-from gcpo_bench.files import MAX_YAML_BYTES, parse_yaml
+from gcpo_bench.files import MAX_YAML_BYTES, inline_yaml, parse_yaml
+from gcpo_bench.idle import Idle, idle
 from gcpo_bench.methods import METHODS
 from gcpo_bench.registry import BENCHMARKS, POLICIES, PROMPT_SETS, REWARDS, SELECTORS, WEIGHTINGS
+from gcpo_bench.schema import allowed, node_at
 
 DEFAULT_PRESET = "scenes-gcpo"
+OVERRIDE = "-o"
+SHARED = "-o for all"
+"""Origin of the overrides that several configurations share; some of them may have no use for one."""
 ABSENT = "(absent)"
 """What `config_diff` shows for a key that only the other configuration has."""
-
-KeyPath = tuple[str | int, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +45,10 @@ class Resolved:
     config: RunConfig
     origin: Mapping[str, str]
     """Dotted key -> `default`, `method gcpo`, `preset scenes-gcpo`, `-o`, `--seed`, ..."""
+    notes: tuple[str, ...] = ()
+    """What was asked for and changes nothing, a line each."""
+    idle: tuple[Idle, ...] = ()
+    """Those of the shared overrides that cannot act here."""
 
     def rows(self) -> list[tuple[str, Any, str]]:
         """(dotted key, value, origin) in the order of the configuration."""
@@ -66,99 +74,10 @@ class _Problems:
             raise ConfigError(count + "; ".join(self.messages), hint="; ".join(self.hints))
 
 
-class _Draft:
-    """Nested plain values on their way to a RunConfig; remembers who set each."""
-
-    def __init__(self, values: dict[str, Any], source: str) -> None:
-        self.values = values
-        self.default = source
-        self.sources: dict[KeyPath, str] = {}
-
-    def set(self, path: KeyPath, value: Any, source: str) -> None:
-        """Put `value` at `path`: a mapping onto a mapping is merged, anything else replaces what was there."""
-        old = _get(self.values, path) if path else self.values
-        if isinstance(value, dict) and isinstance(old, dict):
-            for key, item in value.items():
-                self.set((*path, key), item, source)
-            return
-        self.sources = {known: where for known, where in self.sources.items() if known[: len(path)] != path}
-        self.sources[path] = source
-        container: Any = self.values
-        for key in path[:-1]:
-            container = container.setdefault(key, {}) if isinstance(container, dict) else container[key]
-        container[path[-1]] = value
-
-    def source(self, path: KeyPath) -> str:
-        """Who set the value at `path`, itself or as part of something larger."""
-        parents = (path[:length] for length in range(len(path), 0, -1))
-        return next((self.sources[parent] for parent in parents if parent in self.sources), self.default)
-
-    def locate(self, dotted: str) -> KeyPath:
-        """The path a dotted key means; list items go by index or by their `name`. Raises ValueError with the reason."""
-        path: KeyPath = ()
-        for part in dotted.split("."):
-            here = _get(self.values, path) if path else self.values
-            if isinstance(here, list):
-                path = (*path, _item(here, part, display(path, self.values)))
-            elif isinstance(here, dict) or here is None:
-                path = (*path, part)
-            else:
-                raise ValueError(f"{display(path, self.values)} is a single value and has no key {part!r}")
-        return path
-
-
-def _get(values: Any, path: KeyPath) -> Any:
-    for key in path:
-        if isinstance(values, dict):
-            values = values.get(key)
-        elif isinstance(values, (list, tuple)) and isinstance(key, int) and key < len(values):
-            values = values[key]
-        else:
-            return None
-    return values
-
-
-def _item(items: list[Any], part: str, where: str) -> int:
-    names = [item.get("name") if isinstance(item, dict) else None for item in items]
-    if part in names:
-        return names.index(part)
-    if part.isdigit() and int(part) < len(items):
-        return int(part)
-    known = [str(name) for name in names if name] or [str(index) for index in range(len(items))]
-    raise ValueError(f"{where} has no item {part!r}; {did_you_mean(part, known)}")
-
-
-def display(path: KeyPath, values: Any) -> str:
-    """The dotted key of a path, with list items by name where the name is unique, else by index."""
-    parts = []
-    for length, key in enumerate(path):
-        part = str(key)
-        if isinstance(key, int):
-            siblings = _get(values, path[:length])
-            names = [item.get("name") for item in siblings or () if isinstance(item, dict)]
-            name = _get(values, (*path[: length + 1], "name"))
-            if isinstance(name, str) and names.count(name) == 1:
-                part = name
-        parts.append(part)
-    return ".".join(parts)
-
-
-def _leaves(values: Any, path: KeyPath = ()) -> Iterator[tuple[KeyPath, Any]]:
-    """Single values with their paths; a list of plain values counts as one, and so does an empty mapping."""
-    if isinstance(values, dict) and values:
-        for key, value in values.items():
-            yield from _leaves(value, (*path, key))
-    elif isinstance(values, list) and values and isinstance(values[0], dict):
-        for index, value in enumerate(values):
-            yield from _leaves(value, (*path, index))
-    else:
-        yield path, values
-
-
 def flatten(config: RunConfig) -> dict[str, Any]:
     """Dotted key -> value, in the order of the configuration."""
     values = config.model_dump(mode="json")
-    return {display(path, values): value for path, value in _leaves(values)}
+    return {display(path, values): value for path, value in leaves(values)}
 
 
 def config_diff(first: RunConfig, second: RunConfig) -> list[tuple[str, Any, Any]]:
@@ -181,6 +100,8 @@ def resolve(
     flags: Mapping[str, Any] | None = None,
     *,
     base: RunConfig | None = None,
+    shared: Sequence[str] = (),
+    reads: Sequence[str] = ("",),
 ) -> Resolved:
     """The configuration that a command line means.
 
@@ -189,34 +110,48 @@ def resolve(
         overrides: `dotted.key=value`; values are YAML, list items go by index or name.
         flags: `method`, `model`, `ratio`, `seed`, `num_steps`; None counts as not given.
         base: start from this configuration instead of defaults and preset (a resumed run); only where `preset` is None.
+        shared: overrides of several configurations, before `overrides`; of these one may be of no use to some.
+        reads: how the dotted keys begin that the caller makes use of; others are refused as overrides.
     Raises:
         ConfigError: naming every problem with its dotted key and the file or option it came from.
     """
     given = {key: value for key, value in (flags or {}).items() if value is not None}
     problems = _Problems()
     start = base if base is not None and preset is None else None
-    draft = _Draft((start or RunConfig()).model_dump(), "run" if start else "default")
+    draft = Draft((start or RunConfig()).model_dump(), "run" if start else "default")
     draft.values = _lists(draft.values)
     layers = [] if start else _preset_layers(preset or DEFAULT_PRESET, problems)
-    pairs = _parse_overrides(overrides, problems)
+    pairs = [(*pair, SHARED) for pair in _parse_overrides(shared, problems)]
+    pairs += [(*pair, OVERRIDE) for pair in _parse_overrides(overrides, problems)]
+    _refuse_unread(pairs, reads, problems)
 
     method, source = _chosen_method(given, pairs, layers, None if start else RunConfig().method)
     if method is not None:
-        _expand_method(draft, method, source, problems)
+        _expand_method(draft, method, source, _chosen_model(draft, given, pairs, layers), problems)
     for where, values in layers:
         for key, value in values.items():
             if key != "method":
                 draft.set((key,), _lists(value), where)
-    for key, value in pairs:
-        if key != "method":
-            _override(draft, key, value, problems)
+    for key, value, where in pairs:
+        if key == "method":
+            draft.set(("method",), value, where)  # the last word on it was had above
+        else:
+            _override(draft, key, value, where, problems)
     _apply_flags(draft, given, problems)
+    notes = _replaced(draft, problems)
 
     config = _validate(draft, problems)
+    found = idle(config) if config is not None else []
+    notes += _refuse_idle(found, draft, problems)
     problems.raise_if_any()
     assert config is not None
     values = config.model_dump(mode="json")
-    return Resolved(config, {display(path, values): draft.source(path) for path, _ in _leaves(values)})
+    return Resolved(
+        config,
+        {display(path, values): draft.source(path) for path, _ in leaves(values)},
+        tuple(notes),
+        tuple(item for item in found if draft.source(tuple(item.key.split("."))) == SHARED),
+    )
 
 
 def _lists(values: Any) -> Any:
@@ -290,21 +225,70 @@ def _parse_overrides(overrides: Sequence[str], problems: _Problems) -> list[tupl
     return pairs
 
 
+Override = tuple[str, Any, str]
+"""Dotted key, value, origin."""
+
+
+def _refuse_unread(pairs: list[Override], reads: Sequence[str], problems: _Problems) -> None:
+    for key, _, _ in pairs:
+        if not f"{key}.".startswith(tuple(reads)):
+            problems.add(f"-o {key} does nothing here", f"of use are: {', '.join(name.rstrip('.') for name in reads)}")
+
+
+def _replaced(draft: Draft, problems: _Problems) -> list[str]:
+    """Refuses flags that contradict overrides; says which overrides later ones of the same list replaced."""
+    notes = []
+    for item in draft.replaced:
+        if item.before not in (OVERRIDE, SHARED) or item.value == get(draft.values, item.path):
+            continue
+        given = f"-o {display(item.path, draft.values)}={inline_yaml(item.value)}"
+        if item.after.startswith("--"):
+            problems.add(f"{given} and {item.after} contradict each other", "give one of the two")
+        elif item.after == item.before:
+            notes.append(f"{given} is replaced by a later -o")
+    return notes
+
+
+def _refuse_idle(found: list[Idle], draft: Draft, problems: _Problems) -> list[str]:
+    """Refuses what was asked for and nothing reads; says what else was set and cannot act."""
+    notes = []
+    for item in found:
+        path = tuple(item.key.split("."))
+        source = draft.source(path)
+        if item.unread and source.startswith("-") and source != SHARED:
+            problems.add(f"{_label(draft, path)} does nothing: {item.why}", item.mend)
+        elif source.startswith(("-", "preset ")):
+            notes.append(f"{_label(draft, path)} changes nothing: {item.why}")
+    return notes
+
+
 def _chosen_method(
     given: Mapping[str, Any],
-    pairs: list[tuple[str, Any]],
+    pairs: list[Override],
     layers: list[tuple[str, dict[str, Any]]],
     default: str | None,
 ) -> tuple[Any, str]:
     """The last word on the method, and who had it; None leaves the starting values as they are."""
     choices = [(default, "default")]
     choices += [(values["method"], where) for where, values in layers if "method" in values]
-    choices += [(value, "-o") for key, value in pairs if key == "method"]
+    choices += [(value, where) for key, value, where in pairs if key == "method"]
     choices += [(given["method"], "--method")] if "method" in given else []
     return choices[-1]
 
 
-def _expand_method(draft: _Draft, method: Any, source: str, problems: _Problems) -> None:
+def _chosen_model(
+    draft: Draft, given: Mapping[str, Any], pairs: list[Override], layers: list[tuple[str, dict[str, Any]]]
+) -> str:
+    """The last word on the model, which a method's settings may depend on."""
+    sections = [values["policy"] for _, values in layers if isinstance(values.get("policy"), dict)]
+    sections += [value for key, value, _ in pairs if key == "policy" and isinstance(value, dict)]
+    choices = [draft.values["policy"]["name"], *(section["name"] for section in sections if "name" in section)]
+    choices += [value for key, value, _ in pairs if key == "policy.name"]
+    choices += [given["model"]] if "model" in given else []
+    return str(choices[-1])
+
+
+def _expand_method(draft: Draft, method: Any, source: str, model: str, problems: _Problems) -> None:
     if not isinstance(method, str) or method not in METHODS:
         where = "" if source in {"default", "--method"} else f" ({source})"
         problems.add(f"unknown method {str(method)!r}{where}", did_you_mean(str(method), METHODS))
@@ -313,23 +297,28 @@ def _expand_method(draft: _Draft, method: Any, source: str, problems: _Problems)
     for section, values in METHODS[method].settings.items():
         draft.values[section] = defaults[section]  # what another method set here goes
         draft.set((section,), _lists(values), f"method {method}")
+    for family, settings in METHODS[method].families.items():
+        for section, values in settings.items() if model.startswith(family) else ():
+            draft.set((section,), _lists(values), f"method {method}, {family}*")
     draft.set(("method",), method, source)
 
 
-def _override(draft: _Draft, key: str, value: Any, problems: _Problems) -> None:
+def _override(draft: Draft, key: str, value: Any, source: str, problems: _Problems) -> None:
     try:
-        draft.set(draft.locate(key), value, "-o")
+        draft.set(draft.locate(key), value, source)
     except ValueError as error:
         problems.add(f"-o {key}: {error}", "see keys and values with: gcpo-bench show")
 
 
-def _apply_flags(draft: _Draft, given: Mapping[str, Any], problems: _Problems) -> None:
+def _apply_flags(draft: Draft, given: Mapping[str, Any], problems: _Problems) -> None:
+    if "method" in given:
+        draft.set(("method",), given["method"], "--method")
     for flag, path in (("model", ("policy", "name")), ("seed", ("seed",)), ("num_steps", ("num_steps",))):
         if flag in given:
             draft.set(path, given[flag], f"--{flag.replace('_', '-')}")
     if "ratio" not in given:
         return
-    selectors = _get(draft.values, ("selection", "selectors"))
+    selectors = get(draft.values, ("selection", "selectors"))
     items = list(enumerate(selectors)) if isinstance(selectors, list) else []
     indices = [index for index, item in items if isinstance(item, dict) and item.get("ratio") is not None]
     if not indices:
@@ -341,7 +330,7 @@ def _apply_flags(draft: _Draft, given: Mapping[str, Any], problems: _Problems) -
         draft.set(("selection", "selectors", index, "ratio"), given["ratio"], "--ratio")
 
 
-def _validate(draft: _Draft, problems: _Problems) -> RunConfig | None:
+def _validate(draft: Draft, problems: _Problems) -> RunConfig | None:
     _check_names(draft, problems)
     _check_options(draft, problems)
     try:
@@ -353,7 +342,7 @@ def _validate(draft: _Draft, problems: _Problems) -> RunConfig | None:
         return None
 
 
-def _check_names(draft: _Draft, problems: _Problems) -> None:
+def _check_names(draft: Draft, problems: _Problems) -> None:
     """Every name that a registry must know, looked up without loading what it names."""
     known: list[tuple[str, KeyPath, Any]] = [
         ("model", ("policy", "name"), POLICIES),
@@ -367,36 +356,46 @@ def _check_names(draft: _Draft, problems: _Problems) -> None:
         ("reward", ("rewards",), REWARDS),
     ]
     for kind, path, names in lists:
-        items = _get(draft.values, path)
+        items = get(draft.values, path)
         count = len(items) if isinstance(items, list) else 0
         known += [(kind, (*path, index, "name"), names) for index in range(count)]
     for kind, path, names in known:
-        name = _get(draft.values, path)
+        name = get(draft.values, path)
         if isinstance(name, str) and name not in names:
             where = _label(draft, path)
             is_file = kind == "prompt set" and Path(name).is_file()
             problems.add(f"unknown {kind} {name!r} ({where})", OWN_PROMPTS if is_file else did_you_mean(name, names))
 
 
-def _check_options(draft: _Draft, problems: _Problems) -> None:
-    """Selector options can be anything, so their schema does not refuse what no file could hold."""
-    for path, value in _leaves(draft.values):
+def _check_options(draft: Draft, problems: _Problems) -> None:
+    """Selector options can be anything: their schema refuses neither what no file could hold nor what is not read."""
+    selectors = get(draft.values, ("selection", "selectors"))
+    for index, item in enumerate(selectors if isinstance(selectors, list) else ()):
+        name, options = get(item, ("name",)), get(item, ("options",))
+        given = ["options." + key for key in options] if isinstance(options, dict) else []
+        given += ["ratio"] if get(item, ("ratio",)) is not None else []
+        for key in given if name in SELECTORS.entries else ():
+            if not SELECTORS.reads(name, key.removeprefix("options.")):
+                where = _label(draft, ("selection", "selectors", index, *key.split(".")))
+                takes = ", ".join(SELECTORS.entries[name].reads) or "no ratio and no options"
+                problems.add(f"{where} does nothing: the selector {name} does not take it", f"{name} takes {takes}")
+    for path, value in leaves(draft.values):
         items = value if isinstance(value, list) else [value]
         if "options" in path and any(isinstance(item, float) and not math.isfinite(item) for item in items):
             problems.add(f"{_label(draft, path)} is {value}: must be finite", "write a number such as 0.5")
 
 
-def _label(draft: _Draft, path: KeyPath) -> str:
+def _label(draft: Draft, path: KeyPath) -> str:
     """What a user has to look at to mend the value: the flag, or the key and where it was set."""
     source = draft.source(path)
     if source.startswith("--"):
         return source
     # a list item's own name may be what is wrong, so only the part before it goes by name
     key = ".".join(map(str, path)) if path[-1] == "name" else display(path, draft.values)
-    return f"-o {key}" if source == "-o" else f"{key} in {source}"
+    return f"-o {key}" if source in (OVERRIDE, SHARED) else f"{key} in {source}"
 
 
-def _explain(draft: _Draft, item: Any, schema: dict[str, Any], problems: _Problems) -> None:
+def _explain(draft: Draft, item: Any, schema: dict[str, Any], problems: _Problems) -> None:
     path: KeyPath = item["loc"]
     value, kind = item["input"], item["type"]
     if kind == "too_short" and len(value) >= item["ctx"]["min_length"]:
@@ -404,50 +403,15 @@ def _explain(draft: _Draft, item: Any, schema: dict[str, Any], problems: _Proble
     if kind == "extra_forbidden":
         # an unknown section was made by the override of a key in it
         setter = next((known for known in draft.sources if known[: len(path)] == path), path)
-        siblings = _node(schema, path[:-1]).get("properties", {})
+        siblings = node_at(schema, path[:-1]).get("properties", {})
         problems.add(f"unknown key {_label(draft, setter)}", did_you_mean(str(path[-1]), siblings))
         return
-    shown = "missing" if kind == "missing" else "empty" if value is None else repr(value)
+    shown = "missing" if kind == "missing" else "empty" if value is None else _shown(value)
     if len(shown) > 80:
         shown = f"{shown[:77]}..."
-    allowed = _allowed(_node(schema, path))
-    problems.add(f"{_label(draft, path)} is {shown}: must be {allowed}", "see keys and values with: gcpo-bench show")
+    must_be = allowed(node_at(schema, path))
+    problems.add(f"{_label(draft, path)} is {shown}: must be {must_be}", "see keys and values with: gcpo-bench show")
 
 
-def _node(schema: dict[str, Any], path: KeyPath) -> dict[str, Any]:
-    """The part of a JSON schema that describes the value at `path`."""
-    node = schema
-    for key in path:
-        if isinstance(key, str):
-            node = node.get("properties", {}).get(key, {})
-        else:
-            node = node["prefixItems"][key] if "prefixItems" in node else node.get("items", {})
-        if "$ref" in node:
-            node = schema["$defs"][node["$ref"].rsplit("/", 1)[-1]]
-    return node
-
-
-def _allowed(node: dict[str, Any]) -> str:
-    """A JSON schema of one value, in words."""
-    if "anyOf" in node:
-        return " or ".join(_allowed(option) for option in node["anyOf"] if option.get("type") != "null")
-    if "enum" in node:
-        return " or ".join(map(repr, node["enum"]))
-    nouns = {
-        "number": "a finite number",
-        "integer": "a whole number",
-        "string": "a word",
-        "boolean": "true or false",
-        "array": "a list",
-        "object": "a mapping of keys to values",
-    }
-    limits = (
-        ("exclusiveMinimum", "above {}"),
-        ("minimum", "at least {}"),
-        ("exclusiveMaximum", "below {}"),
-        ("maximum", "at most {}"),
-        ("minItems", "of at least {}"),
-    )
-    # a bound of 1.0 is said as 1, which a schema has in some versions of pydantic
-    bounds = [words.format(int(b) if (b := node[limit]) == int(b) else b) for limit, words in limits if limit in node]
-    return " ".join([nouns.get(node.get("type", ""), "valid"), " and ".join(bounds)]).strip()
+def _shown(value: Any) -> str:
+    return repr(value) if isinstance(value, str) else inline_yaml(value)

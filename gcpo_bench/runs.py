@@ -37,6 +37,7 @@ from gcpo_bench.files import (
     append_jsonl,
     checksum,
     dump_yaml,
+    inline_yaml,
     parse_yaml,
     read_json,
     read_jsonl,
@@ -124,7 +125,9 @@ class Run:
             case {"state": str(state), "step": int(step), "error": str(error)} if state in get_args(State):
                 return Status(state, step, error)  # type: ignore[arg-type]
             case record:
-                raise CorruptDataError(f"{path} is damaged: {record!r} is no status", hint="resume the run to mend it")
+                raise CorruptDataError(
+                    f"{path} is damaged: {inline_yaml(record)} is no status", hint="resume the run to mend it"
+                )
 
     def set_status(self, state: State, step: int, error: str = "") -> None:
         write_json(self.path / "status.json", asdict(Status(state, step, error)))

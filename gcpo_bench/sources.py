@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from gcpo_bench.errors import CorruptDataError, RunError
-from gcpo_bench.files import read_json, write_json
+from gcpo_bench.files import inline_yaml, read_json, write_json
 
 FILE = "source.json"
 
@@ -58,7 +58,11 @@ class Collection:
 
     def _refuse_others(self, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
         keys = dict.fromkeys([*before, *now])
-        changed = [f"{key} is {now.get(key)}, was {before.get(key)}" for key in keys if before.get(key) != now.get(key)]
+        changed = [
+            f"{key} is {inline_yaml(now.get(key))}, was {inline_yaml(before.get(key))}"
+            for key in keys
+            if before.get(key) != now.get(key)
+        ]
         if changed:
             how = ", ".join(changed) if before else "nothing says how"
             raise RunError(

@@ -441,7 +441,7 @@ def _brought(path: Path, names: Sequence[str]) -> int:
 
 
 def _require_type(weights: Weights, config: Mapping[str, Any] | None) -> None:
-    found = (config or {}).get("model_type", weights.model_type)
+    found = (config or {}).get("model_type", weights.model_type) or "nameless"
     if weights.model_type and found != weights.model_type:
         raise ConfigError(
             f"{weights.source} holds a {found!r} model, and of the hub's only {weights.model_type!r} can be read",

@@ -11,6 +11,8 @@ from typing import Literal
 
 import numpy as np
 
+from gcpo_bench.files import inline_yaml
+
 from .evaluations import Evaluation, flatten
 from .load import ReportData, Variant, other_settings
 from .measures import Measure
@@ -357,4 +359,4 @@ def differing(a: Mapping[str, object], b: Mapping[str, object]) -> str:
 
 
 def _short(value: object) -> str:
-    return plain(str(value), 32)
+    return plain(inline_yaml(value), 32)

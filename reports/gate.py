@@ -17,6 +17,7 @@ import numpy as np
 from scipy import stats
 
 from gcpo_bench.config import RESOURCES, RunConfig
+from gcpo_bench.files import inline_yaml
 
 from .baseline import PLAIN, Entry
 from .comparisons import interval_of
@@ -132,7 +133,8 @@ def _has_item(settings: Mapping[str, object], key: str) -> bool:
 
 def _differing(old: Mapping[str, object], new: Mapping[str, object]) -> list[str]:
     keys = sorted((old.keys() | new.keys()) - set(IGNORED_SETTINGS))
-    return [f"{key} {old.get(key)} / {new.get(key)}" for key in keys if old.get(key) != new.get(key)]
+    unlike = [key for key in keys if old.get(key) != new.get(key)]
+    return [f"{key} {inline_yaml(old.get(key))} / {inline_yaml(new.get(key))}" for key in unlike]
 
 
 def _scores(old: Entry, new: Entry, margin: float) -> Check:

@@ -201,6 +201,9 @@ def test_a_failing_cell_is_reported_and_the_others_are_done(tmp_path: Path) -> N
         (("--plan", "ratios", "--methods", "grpo"), "--plan"),
         (("--executor", "pbs"), "pbs"),
         (("-o", "loss.bta=1"), "bta"),
+        (("-o", "seed=3", "--methods", "grpo"), "-o seed=3 and --seed contradict each other"),
+        (("-o", "num_threads=3"), "-o num_threads does nothing in a grid"),
+        (("-o", "weighting.clip=0.3", "--methods", "grpo,random"), "-o weighting.clip does nothing in any variant"),
         (("--model", "janus-pro-9b"), "janus-pro-9b"),
     ],
 )

@@ -263,3 +263,18 @@ def test_components_of_the_documentation_are_listed_as_what_they_select(cli: Cli
     result = cli("ablate", "--components", "init,struct,daw", *options)
     variants = [cell["variant"] for cell in json.loads(result.out)["cells"]]
     assert variants == ["start", "grpo", "gcpo-init", "gcpo-struct", "gcpo-no-daw[init+struct]", "gcpo[init+struct]"]
+
+
+def test_an_override_of_no_use_to_some_variants_is_named_and_one_of_no_use_to_any_is_refused() -> None:
+    variants = tuple(VariantSpec(method=method) for method in ("grpo", "gcpo", "random"))
+    plan = Plan(variants=variants, overrides=("weighting.clip=0.3", "loss.beta=0.1"))
+    assert ablations.of_no_use(plan) == [
+        "-o weighting.clip changes nothing: the weighting uniform has no clip (grpo, random)"
+    ]
+    assert [cell.config.weighting.clip for cell in expand(plan, lambda config: "w", "c")[-3:]] == [0.3, 0.3, 0.3]
+    without = plan.model_copy(update={"variants": (variants[0], variants[2])})
+    with pytest.raises(ConfigError, match=r"-o weighting\.clip does nothing in any variant"):
+        ablations.of_no_use(without)
+    own = VariantSpec(method="grpo", overrides=("weighting.clip=0.3",))
+    with pytest.raises(ConfigError, match=r"-o weighting\.clip does nothing: the weighting uniform has no clip"):
+        expand(Plan(variants=(own,)), lambda config: "w", "c")

@@ -7,6 +7,7 @@ import importlib.util
 import re
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
@@ -118,6 +119,31 @@ def test_every_registered_name_leads_to_a_definition(kind: str, name: str) -> No
     defined |= {alias.asname or alias.name for node in imported for alias in node.names}
     assert attribute in defined, f"{kind} {name!r}: {module} defines no {attribute}"
     assert entry.summary, f"{kind} {name!r} has no summary for `gcpo-bench ls`"
+
+
+DISTRIBUTIONS = {"PIL": "pillow", "yaml": "pyyaml", "mmcv": "mmcv-lite"}
+"""Import name -> package, where the two differ."""
+
+
+def test_every_package_that_is_imported_is_declared() -> None:
+    project = tomllib.loads((ROOT.parent / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    extras = {name: items for name, items in project["optional-dependencies"].items() if name not in ("test", "dev")}
+    declared = {
+        normal(re.split(r"[<>=!~;\[ ]", text)[0])
+        for texts in (project["dependencies"], *extras.values())
+        for text in texts
+    }
+    files = [*core_sources(), *sources(ROOT / "cli"), *(path for part in SIBLINGS for path, _ in files_of(part))]
+    for path in files:
+        roots = (
+            {name.split(".")[0] for name in imports(path, "gcpo_bench.x.y")} - {"gcpo_bench"} - sys.stdlib_module_names
+        )
+        missing = {root for root in roots if normal(DISTRIBUTIONS.get(root, root)) not in declared}
+        assert not missing, f"{path.name} imports {missing}, which pyproject.toml does not declare"
+
+
+def normal(name: str) -> str:
+    return name.lower().replace("_", "-")
 
 
 def test_there_are_no_import_cycles() -> None:

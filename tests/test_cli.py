@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -445,7 +446,7 @@ def test_evaluation_images_are_drawn_from_the_tokens_that_are_asked_for(cli: Cli
 
 def test_samples_are_drawn_as_the_run_is_evaluated(cli: Cli, tmp_path: Path) -> None:
     def draw(*arguments: str) -> np.ndarray:
-        drawn = cli("sample", *arguments, "-n", "2", "--out", "x.png", "-o", "evaluation.seed=0")
+        drawn = cli("sample", *arguments, "-n", "2", "--out", "x.png")
         assert drawn.code == 0, drawn.err
         return np.asarray(Image.open(tmp_path / "x.png"))
 
@@ -642,3 +643,75 @@ def test_a_full_gpu_names_what_the_command_itself_can_lower(cli: Cli, monkeypatc
     assert "hint: lower --batch-size" in evaluated.err
     assert "sampling.batch_rows" not in evaluated.err
     assert "sampling.batch_rows" in trained.err
+
+
+# ---------------------------------------------------------------- options that cannot act
+
+
+@pytest.mark.parametrize(
+    ("arguments", "problem"),
+    [
+        (("train", "--model", "scenes-8", "-o", "policy.name=scenes-12"), "--model contradict each other"),
+        (("train", "--method", "grpo", "-o", "weighting.clip=1"), "the weighting uniform has no clip"),
+        (("train", "-o", "policy.recompute=always"), "scenes-12 always keeps its activations"),
+        (("train", "-o", "optimizer.betas=[2, 3]"), "optimizer.betas.0 is 2: must be a finite number at least 0"),
+        (("train", "-o", "selection.selectors.structural.options={window: [1, 0]}"), "window is [1, 0], expected"),
+        (("show", "-o", "optimizer.min_rate=0.5"), "the rate is constant"),
+        (("sample", "scenes-8", "a red circle", "-o", "loss.beta=1"), "-o loss.beta does nothing here"),
+        (("sample", "scenes-8", "a red circle", "-o", "evaluation.seed=1"), "-o evaluation.seed does nothing here"),
+        (
+            ("sample", "scenes-8", "a red circle", "--top-k", "2", "-o", "evaluation.top_k=3"),
+            "-o evaluation.top_k and --top-k are both given",
+        ),
+        (("bench", "select", "--model", "scenes-8", "-o", "loss.beta=1"), "-o loss.beta does nothing here"),
+        (("bench", "update", "--model", "scenes-8", "-o", "policy.weights=x"), "-o policy.weights does nothing here"),
+    ],
+)
+def test_an_option_that_cannot_act_is_refused_before_anything_is_made(
+    cli: Cli, tmp_path: Path, arguments: tuple[str, ...], problem: str
+) -> None:
+    assert problem in refused(cli(*arguments), 2)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_option_that_changes_nothing_is_named(cli: Cli) -> None:
+    shown = cli("show", "--method", "grpo", "-o", "loss.kl_tokens=all")
+    assert shown.code == 0
+    assert shown.err == "-o loss.kl_tokens changes nothing: every token is selected\n"
+
+
+# ---------------------------------------------------------------- what is printed
+
+
+def test_ls_alone_lists_what_there_is_to_list(cli: Cli) -> None:
+    listed = cli("ls")
+    assert listed.code == 0
+    kinds = json.loads(cli("ls", "--json").out)
+    assert {"presets", "methods", "models", "plans", "runs", "cells"} <= set(kinds)
+    for kind in kinds:
+        assert f"gcpo-bench ls {kind} " in listed.out
+        assert cli("ls", kind).code == 0
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("show",),
+        ("show", "janus-pro-7b-gcpo-hps"),
+        ("show", "--method", "random"),
+        ("ls",),
+        ("ls", "methods"),
+        ("ls", "runs", "--runs-dir", "mine"),
+        ("models", "ls"),
+        ("data", "ls"),
+        ("train", "--model", "janus-pro-tiny", "--dry-run", "-o", "policy.random_init=true"),
+        ("show", "-o", "loss.beta={a: null}"),
+        ("show", "-o", "rewards=[true]"),
+        ("show", "-o", "policy.lora=7"),
+    ],
+)
+def test_nothing_is_printed_as_only_python_writes_it(cli: Cli, tmp_path: Path, arguments: tuple[str, ...]) -> None:
+    (tmp_path / "mine/damaged").mkdir(parents=True)
+    (tmp_path / "mine/damaged/config.yaml").write_text("seed: 1\n")
+    result = cli(*arguments)
+    assert not re.search(r"\bNone\b|\bTrue\b|\bFalse\b|\{'|<[a-z_.]+ object", result.out + result.err), result

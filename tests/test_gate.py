@@ -86,7 +86,7 @@ def test_an_option_that_is_newer_than_the_baseline_counts_as_its_default(tmp_pat
     changed = [replace(entry, settings={**entry.settings, "policy.dtype": "bfloat16"}) for entry in new]
     (check, *_) = gate(old, changed, margins={})
     assert check.state == "not comparable"
-    assert "policy.dtype None / bfloat16" in check.reason
+    assert "policy.dtype null / bfloat16" in check.reason
 
 
 def test_a_slower_phase_is_found_and_a_faster_machine_is_not(tmp_path: Path) -> None:

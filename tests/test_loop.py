@@ -42,7 +42,7 @@ KILLS = int(os.environ.get("GCPO_BENCH_TEST_KILLS", "12"))
 
 
 def config(*overrides: str, **flags: Any) -> RunConfig:
-    return resolve(None, [*SMALL, *overrides], {"num_steps": 20, **flags}).config
+    return resolve(None, overrides, {"num_steps": 20, **flags}, shared=SMALL).config
 
 
 def trained(root: Path, name: str, configuration: RunConfig) -> runs.Run:
@@ -315,6 +315,25 @@ def test_a_reward_that_is_not_a_number_stops_the_run_before_anything_is_overwrit
     assert run.checkpoint_steps() == [3, 6]
     starts.load_policy(run)
     assert run.metrics()[-1]["step"] == 8
+
+
+class HalfReward:
+    """0 and 1 in turn, and what it saw beside it."""
+
+    def __call__(self, images_BYXC: Any, prompts_B: Any) -> Any:
+        from gcpo_bench.training.types import RewardOutput
+
+        return RewardOutput(values_B=[float(row % 2) for row in range(len(prompts_B))], anomalies={})
+
+
+def test_each_reward_of_a_sum_is_logged_by_its_name(tmp_path: Path) -> None:
+    half, constant = "tests.test_loop:HalfReward", "tests.test_loop:ConstantReward"
+    several = [{"name": half, "weight": 2.0}, {"name": constant, "weight": -1.0}, {"name": half, "weight": 0.0}]
+    run = trained(tmp_path, "several", config("logging.token_maps_every=0", f"rewards={several}", num_steps=1))
+    (row,) = run.metrics()
+    terms = {key: value for key, value in row.items() if key.startswith("reward/term/")}
+    assert terms == {f"reward/term/{half}": 0.5, f"reward/term/{constant}": 0.5, f"reward/term/{half}-2": 0.5}
+    assert row["reward/mean"] == pytest.approx(2.0 * 0.5 - 0.5)  # weighted; a mean of 0.5, twice, less 0.5
 
 
 class RaisingReward:

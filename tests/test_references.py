@@ -143,7 +143,7 @@ def test_rows_that_were_judged_otherwise_are_marked_in_every_format(tmp_path: Pa
     assert "d §2" in rows["d"]
     told = "fidelity reward\\-server; detector is not the published one; threshold 0.11 \\(default 0.3\\)"
     assert "hps\\-gcpo400 judged with: fidelity official." in table
-    assert f"§1 judged otherwise: {told}; differs in look.detector None / other" in table
+    assert f"§1 judged otherwise: {told}; differs in look.detector null / other" in table
     assert "§2 judged otherwise: fidelity official; PARTIAL: 3 images are missing." in table
     for line in ("c §1", "§1 judged otherwise: fidelity reward-server", "hps-gcpo400 judged with: fidelity official"):
         assert line in files["report.html"]

@@ -57,17 +57,19 @@ def test_a_method_decides_the_same_wherever_it_is_given(tmp_path: Path, method: 
     assert by_flag.method == method
 
 
-def test_a_method_leaves_nothing_of_the_presets_method_behind() -> None:
+def test_a_method_leaves_nothing_of_the_presets_method_behind(tmp_path: Path) -> None:
     """gcpo-paper sets overlap and entropy source; choosing grpo instead must not keep them."""
     assert resolve("scenes-gcpo", flags={"method": "grpo"}).config == resolve("scenes-grpo").config
-    config = resolve(None, ["method=gcpo-paper"], {"method": "grpo"}).config
+    preset = tmp_path / "mine.yaml"
+    preset.write_text("method: gcpo-paper\n")
+    config = resolve(str(preset), flags={"method": "grpo"}).config
     assert (config.selection.overlap, config.selection.entropy_source) == ("exclude", "sampling")
 
 
 def test_later_layers_win_and_say_so(tmp_path: Path) -> None:
     preset = tmp_path / "mine.yaml"
     preset.write_text("method: gcpo\nseed: 1\nloss: {beta: 0.5, clip_epsilon: 0.3}\nweighting: {clip: 0.7}\n")
-    resolved = resolve(str(preset), ["loss.beta=0.25", "seed=2"], {"seed": 3})
+    resolved = resolve(str(preset), ["loss.beta=0.25"], {"seed": 3})
     config = resolved.config
     assert (config.seed, config.loss.beta, config.loss.clip_epsilon, config.weighting.clip) == (3, 0.25, 0.3, 0.7)
     assert resolved.origin["seed"] == "--seed"
@@ -179,9 +181,9 @@ def test_a_ratio_without_a_selector_for_it_is_refused() -> None:
             "-o optimizer.betas.1 is 1: must be a finite number at least 0 and below 1",
             "show",
         ),
-        ("optimizer.betas=[true, 0.9]", "-o optimizer.betas is [True, 0.9]: must be a list", "show"),
-        ("seed=true", "-o seed is True: must be a whole number", "show"),
-        ("loss.beta=false", "-o loss.beta is False: must be a finite number", "show"),
+        ("optimizer.betas=[true, 0.9]", "-o optimizer.betas is [true, 0.9]: must be a list", "show"),
+        ("seed=true", "-o seed is true: must be a whole number", "show"),
+        ("loss.beta=false", "-o loss.beta is false: must be a finite number", "show"),
         ("optimizer.betas=[0.9]", "-o optimizer.betas.1 is missing: must be a finite number", "show"),
     ],
 )
@@ -241,3 +243,129 @@ def test_swelling_yaml_is_refused_quickly(tmp_path: Path) -> None:
 def test_a_missing_preset_file_is_named(tmp_path: Path) -> None:
     assert "No such file or directory" in str(problem(str(tmp_path / "none.yaml")))
     assert "did you mean 'scenes-gcpo'?" in problem("scenes-gcp").hint
+
+
+# ---------------------------------------------------------------- what cannot act
+
+
+@pytest.mark.parametrize(
+    ("override", "flags", "message"),
+    [
+        ("policy.name=janus-pro-1b", {"model": "scenes-8"}, "-o policy.name=janus-pro-1b and --model contradict"),
+        ("method=grpo", {"method": "gcpo"}, "-o method=grpo and --method contradict each other"),
+        ("seed=2", {"seed": 3}, "-o seed=2 and --seed contradict each other"),
+        ("num_steps=2", {"num_steps": 3}, "-o num_steps=2 and --num-steps contradict each other"),
+        (
+            "selection.selectors.initial.ratio=0.2",
+            {"ratio": 0.1},
+            "-o selection.selectors.initial.ratio=0.2 and --ratio contradict each other",
+        ),
+    ],
+)
+def test_an_override_and_a_flag_that_contradict_each_other_are_refused(
+    override: str, flags: dict[str, object], message: str
+) -> None:
+    error = problem(None, [override], **flags)
+    assert message in str(error)
+    assert error.hint == "give one of the two"
+
+
+def test_an_override_and_a_flag_may_agree() -> None:
+    assert resolve(None, ["seed=3", "method=grpo"], {"seed": 3, "method": "grpo"}).notes == ()
+
+
+@pytest.mark.parametrize(
+    ("override", "flags", "reason"),
+    [
+        ("weighting.clip=0.5", {"method": "grpo"}, "weighting.clip does nothing: the weighting uniform has no clip"),
+        ("weighting.form=linear", {"method": "init-reweighted"}, "the weighting prefix has no form"),
+        ("optimizer.min_rate=0.5", {}, "optimizer.min_rate does nothing: the rate is constant"),
+        ("optimizer.warmup_steps=60", {}, "so the rate never reaches learning_rate"),
+        ("optimizer.minibatches=97", {}, "optimizer.minibatches does nothing: a step has 96 images"),
+        ("policy.recompute=always", {}, "policy.recompute does nothing: scenes-12 always keeps its activations"),
+        ("selection.selectors.initial.options={window: [0, 1]}", {}, "the selector initial does not take it"),
+        ("selection.selectors.all.ratio=0.5", {"method": "grpo"}, "the selector all does not take it"),
+    ],
+)
+def test_what_nothing_would_read_is_refused(override: str, flags: dict[str, object], reason: str) -> None:
+    error = problem(None, [override], **flags)
+    assert reason in str(error)
+    assert "leave" in error.hint or "lower" in error.hint or "choose" in error.hint or "takes" in error.hint
+
+
+@pytest.mark.parametrize(
+    ("override", "method", "reason"),
+    [
+        ("loss.kl_tokens=all", "grpo", "every token is selected"),
+        ("selection.overlap=allow", "gcpo-init", "there is one selector"),
+        ("loss.clip_epsilon=0.1", "gcpo", "with one update a rollout every ratio is 1"),
+        ("selection.entropy_source=conditional", "gcpo", "images are drawn without guidance at temperature 1"),
+    ],
+)
+def test_what_changes_nothing_here_is_named(override: str, method: str, reason: str) -> None:
+    (note,) = resolve(None, [override], {"method": method}).notes
+    assert note.startswith(f"-o {override.partition('=')[0]} changes nothing: {reason}")
+
+
+def test_an_override_that_a_later_one_replaces_is_named() -> None:
+    resolved = resolve(None, ["loss.beta=1", "loss={beta: 2, clip_epsilon: 0.1}", "optimizer.epochs=2"])
+    assert resolved.notes == ("-o loss.beta=1 is replaced by a later -o",)
+    assert resolved.config.loss.beta == 2
+
+
+def test_a_preset_may_hold_what_cannot_act_and_is_told_so(tmp_path: Path) -> None:
+    preset = tmp_path / "mine.yaml"
+    preset.write_text("optimizer: {schedule: cosine, min_rate: 0.1}\n")
+    assert resolve(str(preset)).notes == ()
+    (note,) = resolve(str(preset), ["optimizer.schedule=constant"]).notes
+    assert note == f"optimizer.min_rate in preset {preset} changes nothing: the rate is constant"
+
+
+@pytest.mark.parametrize("preset", [preset.name for preset in list_presets()])
+@pytest.mark.parametrize("method", [None, *METHODS])
+def test_no_preset_and_no_method_sets_what_cannot_act(preset: str, method: str | None) -> None:
+    assert resolve(preset, flags={"method": method}).notes == ()
+
+
+def test_a_run_may_hold_what_cannot_act() -> None:
+    """A stored configuration is no request: older versions took these values without a word."""
+    values = {"method": "grpo", **METHODS["grpo"].settings, "policy": {"recompute": "always"}}
+    old = RunConfig.model_validate({**values, "weighting": {"name": "uniform", "clip": 0.1}})
+    resumed = resolve(base=old, overrides=["logging.checkpoint_every=3"])
+    assert resumed.notes == ()
+    assert resumed.config.weighting == old.weighting
+    with pytest.raises(ConfigError, match=r"weighting\.clip does nothing"):
+        resolve(base=old, overrides=["weighting.clip=0.2"])
+
+
+def test_overrides_of_several_configurations_may_be_of_no_use_to_some() -> None:
+    shared = ["weighting.clip=0.3", "loss.beta=0.5"]
+    without, within = (resolve(None, shared=shared, flags={"method": method}) for method in ("grpo", "gcpo"))
+    assert [item.key for item in without.idle] == ["weighting.clip"]
+    assert without.notes == ("-o weighting.clip changes nothing: the weighting uniform has no clip",)
+    assert (within.idle, within.config.weighting.clip, within.config.loss.beta) == ((), 0.3, 0.5)
+    with pytest.raises(ConfigError, match="-o seed=1 and --seed contradict each other"):
+        resolve(None, shared=["seed=1"], flags={"seed": 2})
+
+
+def test_a_caller_refuses_what_it_does_not_read() -> None:
+    with pytest.raises(ConfigError, match=r"-o loss\.beta does nothing here") as caught:
+        resolve(None, ["loss.beta=1", "policy.dtype=bfloat16"], reads=("policy.", "seed"))
+    assert caught.value.hint == "of use are: policy, seed"
+
+
+def test_the_released_method_looks_at_what_its_family_s_code_looks_at() -> None:
+    """Janus: guided logits, projected tokens. LlamaGen: the conditional distribution, code vectors."""
+    by_flag = resolve(None, flags={"method": "gcpo-official", "model": "llamagen-tiny"})
+    assert by_flag.config.selection.entropy_source == "conditional"
+    assert by_flag.config.selection.similarity_embedding == "codebook"
+    assert by_flag.origin["selection.entropy_source"] == "method gcpo-official, llamagen-*"
+    assert by_flag.origin["selection.overlap"] == "default"
+    assert resolve(None, ["method=gcpo-official", "policy.name=llamagen-tiny"]).config == by_flag.config
+    released = resolve("llamagen-official-hps").config.selection
+    assert released == by_flag.config.selection
+    for model in ("janus-pro-tiny", "scenes-8"):
+        janus = resolve(None, flags={"method": "gcpo-official", "model": model}).config.selection
+        assert (janus.entropy_source, janus.similarity_embedding) == ("sampling", "projected")
+    other = resolve(None, flags={"method": "gcpo", "model": "llamagen-tiny"}).config.selection
+    assert (other.entropy_source, other.similarity_embedding) == ("sampling", "projected")

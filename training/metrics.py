@@ -5,8 +5,8 @@ from __future__ import annotations
 import resource
 import sys
 import time
-from collections import defaultdict
-from collections.abc import Iterator
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -31,6 +31,16 @@ class Stopwatch:
         self.seconds[f"time/{name}_s"] += time.perf_counter() - started
 
 
+def numbered(names: Sequence[str]) -> list[str]:
+    """The names under which things are logged; one that comes again gets a number: "random", "random-2"."""
+    seen: Counter[str] = Counter()
+    found = []
+    for name in names:
+        seen[name] += 1
+        found.append(name if seen[name] == 1 else f"{name}-{seen[name]}")
+    return found
+
+
 def describe(seen: Observation) -> Metrics:
     """What the rollout looked like, before the update."""
     rewards_B = seen.rewards_B
@@ -39,6 +49,8 @@ def describe(seen: Observation) -> Metrics:
     for tag in dict.fromkeys(tags_B):
         values = [value for value, own in zip(seen.reward.values_B, tags_B, strict=True) if own == tag]
         metrics[f"reward/task/{tag}"] = sum(values) / len(values)
+    for name, values_B in seen.reward.terms.items():
+        metrics[f"reward/term/{name}"] = sum(values_B) / len(values_B)
     for name, values_B in seen.reward.anomalies.items():
         metrics[f"reward/{name}"] = sum(values_B) / len(values_B)
     metrics["groups/zero_variance_share"] = float(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -109,11 +109,16 @@ def judge(learner: Learner, rollout: Rollout) -> RewardOutput:
 
     count = len(rollout.prompts)
     found = list(learner.workers.map(of, learner.workers.parts(count, count)))  # one call a process
-    names = dict.fromkeys(name for output in found for name in output.anomalies)
     return RewardOutput(
         values_B=[value for output in found for value in output.values_B],
-        anomalies={name: [x for output in found for x in output.anomalies.get(name, ())] for name in names},
+        anomalies=_joined([output.anomalies for output in found]),
+        terms=_joined([output.terms for output in found]),
     )
+
+
+def _joined(parts: Sequence[Mapping[str, Sequence[float]]]) -> dict[str, list[float]]:
+    names = dict.fromkeys(name for part in parts for name in part)
+    return {name: [value for part in parts for value in part.get(name, ())] for name in names}
 
 
 def reference_logprobs(learner: Learner, rollout: Rollout) -> Tensor:

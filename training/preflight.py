@@ -13,6 +13,8 @@ from gcpo_bench.registry import BENCHMARKS, POLICIES, REWARDS
 
 from . import starts
 from .memory import check_memory
+from .selectors import build_selectors
+from .weighting import build_weighting
 
 
 def require(config: RunConfig, root: Path, processes: int = 1) -> None:
@@ -34,6 +36,8 @@ def missing(config: RunConfig, root: Path, processes: int = 1) -> list[Prerequis
 
 def _checks(config: RunConfig, root: Path, processes: int) -> list[Callable[[], object]]:
     return [
+        lambda: build_selectors(config.selection),
+        lambda: build_weighting(config.weighting),
         lambda: starts.usable_device(config.policy.device),
         lambda: check_memory(config, processes),
         lambda: prompts_by_task(config.data.prompts),

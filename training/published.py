@@ -145,13 +145,14 @@ def check_published(policy: nn.Module, folder: Path) -> dict[str, Header]:
     model: Any = policy
     refuse_adapter(folder)
     config = read_object(folder / "config.json")
-    if config.get("model_type") == DEEPSEEK:
+    found = config.get("model_type")
+    if found == DEEPSEEK:
         raise ConfigError(
             f"{folder} holds a Janus under DeepSeek's own names ({DEEPSEEK!r}), which are not read", hint=CONVERT
         )
-    if config.get("model_type") != model.published_type:
+    if found != model.published_type:
         raise ConfigError(
-            f"{folder} holds a {config.get('model_type')!r} checkpoint, not {model.published_type!r}", hint=OTHER_MODEL
+            f"{folder} holds a {found or 'nameless'!r} checkpoint, not {model.published_type!r}", hint=OTHER_MODEL
         )
     headers = _headers(folder)
     expected = {model.published_name(name): tuple(tensor.shape) for name, tensor in policy.state_dict().items()}

@@ -11,11 +11,12 @@ from gcpo_bench.datasets import Prompt
 from gcpo_bench.errors import GcpoBenchError, TrainingError
 from gcpo_bench.registry import REWARDS
 
+from .metrics import numbered
 from .types import Reward, RewardOutput
 
 
 class WeightedSum:
-    """sum_k weight_k * reward_k; the terms' anomalies are logged beside it."""
+    """sum_k weight_k * reward_k; each reward_k and the terms' anomalies are logged beside it."""
 
     def __init__(self, configs: Sequence[RewardConfig]) -> None:
         self.terms: list[tuple[str, float, Reward]] = [
@@ -26,6 +27,7 @@ class WeightedSum:
         """Raises TrainingError for a term that fails or is not finite: a policy must not learn from a broken scorer."""
         total = [0.0] * len(prompts_B)
         anomalies: dict[str, Sequence[float]] = {}
+        values: list[Sequence[float]] = []
         for name, weight, term in self.terms:
             output = _call(name, term, images_BYXC, prompts_B)
             if len(output.values_B) != len(prompts_B):
@@ -41,7 +43,9 @@ class WeightedSum:
                     )
                 total[row] += weight * value
             anomalies |= output.anomalies
-        return RewardOutput(values_B=total, anomalies=anomalies)
+            values.append(output.values_B)
+        names = numbered([name for name, _, _ in self.terms])
+        return RewardOutput(values_B=total, anomalies=anomalies, terms=dict(zip(names, values, strict=True)))
 
 
 def _call(name: str, term: Reward, images_BYXC: Any, prompts_B: Sequence[Prompt]) -> RewardOutput:

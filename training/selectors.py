@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -26,6 +25,7 @@ from gcpo_bench.config import SelectionConfig, SelectorConfig
 from gcpo_bench.errors import ConfigError, TrainingError
 from gcpo_bench.registry import SELECTORS
 
+from .metrics import numbered
 from .signals import entropy_gradient
 from .types import Selection, Selector, TokenSignals
 
@@ -155,18 +155,13 @@ class LowConfidence:
 
 
 def build_selectors(config: SelectionConfig) -> list[tuple[str, Selector]]:
-    """The configured selectors in order; a name that comes again is numbered: "random", "random-2".
+    """The configured selectors in order, their names `numbered`.
 
     Raises:
         ConfigError: an unknown name, or a ratio or option that the selector refuses.
     """
-    seen: Counter[str] = Counter()
-    built = []
-    for item in config.selectors:
-        seen[item.name] += 1
-        label = item.name if seen[item.name] == 1 else f"{item.name}-{seen[item.name]}"
-        built.append((label, _build(item)))
-    return built
+    names = numbered([item.name for item in config.selectors])
+    return [(name, _build(item)) for name, item in zip(names, config.selectors, strict=True)]
 
 
 def _build(item: SelectorConfig) -> Selector:

@@ -7,7 +7,7 @@ adjacent), T = H*W image tokens in raster order, V codebook size, D token-embedd
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
 import torch
@@ -151,6 +151,8 @@ class RewardOutput:
     """What training maximises."""
     anomalies: Mapping[str, Sequence[float]]
     """Per image, logged beside the reward: "extra_objects", "unknown_blobs", "strict", ..."""
+    terms: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    """Of a weighted sum: its rewards by name, before their weights."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

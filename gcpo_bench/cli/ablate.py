@@ -84,6 +84,7 @@ def ablate_command(
     wanted = _plan(plan, ratio, methods, components, seeds, preset, model, num_steps, override or [])
     parallel = max_parallel or usable_cores()
     threads = max(1, usable_cores() // parallel)
+    _say_of_no_use(wanted)
     cells = _expand(wanted, runs_dir, num_threads=threads)
     if detect:
         if seeds:
@@ -155,6 +156,17 @@ def _variants(methods: str | None, components: str | None, ratios: Sequence[floa
         parts = [part.strip() for part in components.split(",") if part.strip()]
         named += [variant for variant in ablations.component_variants(parts, ratios) if variant not in named]
     return named
+
+
+def _say_of_no_use(plan: Plan) -> None:
+    from gcpo_bench.ablations import of_no_use
+    from gcpo_bench.errors import ConfigError
+
+    texts = [*plan.overrides, *(text for variant in plan.variants for text in variant.overrides)]
+    if any(text.partition("=")[0].strip() == "num_threads" for text in texts):
+        raise ConfigError("-o num_threads does nothing in a grid", hint="say how many run at once: --max-parallel")
+    for line in of_no_use(plan):
+        note(line)
 
 
 def _expand(plan: Plan, runs_dir: Path, *, num_threads: int) -> list[Cell]:

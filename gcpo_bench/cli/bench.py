@@ -20,6 +20,18 @@ class Part(StrEnum):
     evaluate = "evaluate"
 
 
+POLICY = tuple(f"policy.{key}" for key in ("name", "template", "device", "dtype", "trained", "lora", "recompute"))
+BATCH = ("data.", "seed", "sampling.prompts_per_step", "sampling.group_size")
+DRAWN_FROM = ("sampling.guidance_scale", "sampling.temperature", "sampling.top_k", "sampling.top_p")
+READS = {
+    Part.rollout: (*POLICY, *BATCH, *DRAWN_FROM, "selection.entropy_source"),
+    Part.update: (*POLICY, *BATCH, "optimizer.micro_batch_rows"),
+    Part.select: (*POLICY, *BATCH, "selection.", "weighting."),
+    Part.step: (*POLICY, "data.", "seed", "num_steps", "sampling.", "optimizer.", "advantages."),
+}
+"""How the settings begin that a part makes use of: weights are random, and its variants are methods of their own."""
+
+
 class RandomSize(StrEnum):
     small = "small"
     published = "published"
@@ -67,7 +79,7 @@ def bench_command(
     from gcpo_bench.training.bench import measure, spec_for
     from gcpo_bench.training.memory import check_bench
 
-    config = resolve(preset, override or (), {"model": model}).config
+    config = resolve(preset, override or (), {"model": model}, reads=READS[part]).config
     spec = spec_for(config, images=images, threads=threads or usable_cores(), repeats=repeats)
     check_bench(spec.config, part.value, images)
     note(f"measuring {part.value} of {config.policy.name} on {config.policy.device}, {images} images")

@@ -27,12 +27,35 @@ class Kind(StrEnum):
     cells = "cells"
 
 
+LISTS = {
+    Kind.presets: "whole configurations, for train --preset",
+    Kind.methods: "which tokens, which weight, which loss: --method",
+    Kind.models: "policies: --model",
+    Kind.rewards: "what training maximises: -o rewards=[{name: ...}]",
+    Kind.selectors: "criteria that choose tokens: selection.selectors",
+    Kind.weightings: "factors of the chosen tokens: weighting.name",
+    Kind.benchmarks: "what evaluate measures: --bench",
+    Kind.generators: "what draws images that are no run's: evaluate --generator",
+    Kind.scorers: "networks that judge an image: bench evaluate --scorers",
+    Kind.plans: "grids of variants, for ablate --plan",
+    Kind.runs: "what was trained, in --runs-dir",
+    Kind.cells: "what a grid has to do, in --runs-dir",
+}
+
+
 def ls_command(
-    kind: Annotated[Kind, typer.Argument(help="What to list.")],
+    kind: Annotated[Kind | None, typer.Argument(help="What to list; without it, what there is to list.")] = None,
     runs_dir: RunsDirOption = Path("runs"),
     as_json: JsonOption = False,
 ) -> None:
     """List what there is: presets, methods, models, runs, ..."""
+    if kind is None:
+        rows = [{"list": f"gcpo-bench ls {each.value}", "of": text} for each, text in LISTS.items()]
+        if as_json:
+            print_json([each.value for each in LISTS])
+        else:
+            print_table(list(rows[0]), [list(row.values()) for row in rows])
+        return
     listed = {Kind.runs: _runs, Kind.cells: _cells}
     rows = listed[kind](runs_dir) if kind in listed else _registered(kind)
     if as_json:
@@ -43,10 +66,8 @@ def ls_command(
         print(f"no {kind} in {runs_dir}")
 
 
-def _cell(value: Any) -> str:
-    if value is None:
-        return "-"
-    return f"{value:.3f}" if isinstance(value, float) else str(value)
+def _cell(value: Any) -> Any:
+    return f"{value:.3f}" if isinstance(value, float) else value
 
 
 def _registered(kind: Kind) -> list[dict[str, Any]]:

@@ -15,6 +15,15 @@ def print_json(value: Any) -> None:
     print(json.dumps(value, indent=1, allow_nan=False, ensure_ascii=False))
 
 
+def shown(value: Any) -> str:
+    """A value as people write it: a dash for what is not known, and of what only Python writes so, YAML."""
+    from gcpo_bench.files import inline_yaml
+
+    if value is None:
+        return "-"
+    return inline_yaml(value) if isinstance(value, (bool, list, tuple, dict)) else str(value)
+
+
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[Any]], *, title: str = "") -> None:
     """Columns whose name ends in `>` are set flush right."""
     from rich import box
@@ -26,7 +35,7 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[Any]], *, title:
     for column in columns:
         table.add_column(column.rstrip(">"), justify="right" if column.endswith(">") else "left", overflow="fold")
     for row in rows:
-        table.add_row(*(Text(str(cell)) for cell in row))  # Text: square brackets in values are no markup
+        table.add_row(*(Text(shown(cell)) for cell in row))  # Text: square brackets in values are no markup
     Console(file=sys.stdout, width=None if sys.stdout.isatty() else WIDE).print(table)
 
 

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from .options import complete_models
-from .output import note
+from .output import note, shown
 
 
 def pretrain_command(
@@ -33,5 +33,5 @@ def pretrain_command(
 
     record = pretrain(model, out, seed=seed, max_steps=max_steps, num_threads=num_threads, on_step=on_step)
     for key, value in record.items():
-        note(f"{key}: {value}")
+        note(f"{key}: {shown(value)}")
     print(out / f"{model}.safetensors")

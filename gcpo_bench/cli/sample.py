@@ -20,8 +20,11 @@ if TYPE_CHECKING:
 SHOWN_PIXELS = 256
 """About the side of each picture in the grid; images are enlarged by a whole factor, pixel by pixel."""
 GAP_PIXELS = 8
-CHANGEABLE = ("policy.device", "policy.dtype", "sampling.batch_rows", "evaluation.")
+DRAWN_FROM = ("evaluation.guidance_scale", "evaluation.temperature", "evaluation.top_k", "evaluation.top_p")
+CHANGEABLE = ("policy.device", "policy.dtype", "sampling.batch_rows", *DRAWN_FROM)
 """Of a run, what may differ while it draws."""
+READS = ("policy.", "sampling.batch_rows", "seed", *DRAWN_FROM)
+"""Of a start, what decides its images: the seed is that of fresh adapters."""
 
 
 def sample_command(
@@ -63,6 +66,7 @@ def sample_command(
     from gcpo_bench.scenes import WORLDS
 
     flags = {"guidance_scale": guidance, "temperature": temperature, "top_k": top_k, "top_p": top_p}
+    _refuse_twice(flags, overrides or [])
     config, trained = configuration(run, runs_dir, overrides or [])
     distribution = config.evaluation.distribution() | _given(flags)
     world = config.policy.name
@@ -77,6 +81,19 @@ def sample_command(
         _judge(images_BYXC, known, world)
 
 
+def _refuse_twice(flags: dict[str, float | None], overrides: list[str]) -> None:
+    from gcpo_bench.errors import ConfigError
+
+    overridden = {text.partition("=")[0].strip() for text in overrides}
+    for name, value in flags.items():
+        if value is not None and f"evaluation.{name}" in overridden:
+            raise ConfigError(f"-o evaluation.{name} and {_option(name)} are both given", hint="give one of the two")
+
+
+def _option(name: str) -> str:
+    return f"--{name.removesuffix('_scale').replace('_', '-')}"
+
+
 def _given(flags: dict[str, float | None]) -> dict[str, float]:
     """Those that were given, looked at."""
     import math
@@ -86,8 +103,7 @@ def _given(flags: dict[str, float | None]) -> dict[str, float]:
     given = {name: value for name, value in flags.items() if value is not None}
     for name, value in given.items():
         if not math.isfinite(value):
-            option = f"--{name.removesuffix('_scale').replace('_', '-')}"
-            raise ConfigError(f"{option} is {value}: must be a finite number", hint="gcpo-bench sample --help")
+            raise ConfigError(f"{_option(name)} is {value}: must be a finite number", hint="gcpo-bench sample --help")
     return given
 
 
@@ -102,14 +118,14 @@ def configuration(name: str, runs_dir: Path, overrides: list[str]) -> tuple[RunC
     presets = [preset.name for preset in list_presets()]
     if not (runs_dir / name).exists():
         if name in presets:
-            return resolve(name, overrides).config, None
+            return resolve(name, overrides, reads=READS).config, None
         if name in POLICIES.entries:
             shipped = (resolve(preset).config for preset in presets)
             alike = next((config for config in shipped if config.policy.name == name), RunConfig())
             base = RunConfig(policy=PolicyConfig(name=name), evaluation=alike.evaluation)
-            return resolve(overrides=overrides, base=base).config, None
+            return resolve(overrides=overrides, base=base, reads=READS).config, None
     run = open_run(name, runs_dir)
-    config = resolve(overrides=overrides, base=run.config).config
+    config = resolve(overrides=overrides, base=run.config, reads=READS).config
     fixed = [key for key, _, _ in config_diff(run.config, config) if not key.startswith(CHANGEABLE)]
     if fixed:
         raise ConfigError(

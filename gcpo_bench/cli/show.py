@@ -16,7 +16,7 @@ from .options import (
     StepsOption,
     complete_presets,
 )
-from .output import print_json, print_table
+from .output import note, print_json, print_table
 
 
 def show_command(
@@ -33,6 +33,7 @@ def show_command(
     as_json: JsonOption = False,
 ) -> None:
     """Print the resolved configuration and the origin of each value."""
+    from gcpo_bench.files import inline_yaml
     from gcpo_bench.resolve import resolve
 
     flags = {"method": method, "model": model, "ratio": ratio, "seed": seed, "num_steps": num_steps}
@@ -40,4 +41,7 @@ def show_command(
     if as_json:
         print_json({"config": resolved.config.model_dump(mode="json"), "origin": dict(resolved.origin)})
     else:
-        print_table(("key", "value", "from"), resolved.rows())
+        rows = [(key, inline_yaml(value), origin) for key, value, origin in resolved.rows()]
+        print_table(("key", "value", "from"), rows)
+    for line in resolved.notes:
+        note(line)

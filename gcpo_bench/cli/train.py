@@ -110,7 +110,10 @@ def _new(
     from gcpo_bench import runs
     from gcpo_bench.resolve import resolve
 
-    config = resolve(preset, override, flags).config
+    resolved = resolve(preset, override, flags)
+    config = resolved.config
+    for line in resolved.notes:
+        note(line)
     if name is not None:
         runs.check_new(root, name)
     if dry_run:
@@ -161,12 +164,16 @@ def _stopped_last(root: Path) -> Run:
 def _resumed_config(run: Run, preset: str | None, override: list[str], flags: Mapping[str, Any]) -> RunConfig:
     """The run's own configuration with the given options on top. Raises RunError if that is another experiment."""
     from gcpo_bench.errors import RunError
+    from gcpo_bench.files import inline_yaml
     from gcpo_bench.resolve import config_diff, resolve
 
-    config = resolve(preset, override, flags, base=run.config).config
+    resolved = resolve(preset, override, flags, base=run.config)
+    config = resolved.config
+    for line in resolved.notes:
+        note(line)
     differences = [item for item in config_diff(run.config, config) if not _may_change(*item)]
     if differences and not run.is_empty():
-        listed = ", ".join(f"{key} {was} -> {now}" for key, was, now in differences)
+        listed = ", ".join(f"{key} {inline_yaml(was)} -> {inline_yaml(now)}" for key, was, now in differences)
         raise RunError(
             f"{run.path} was made with other settings: {listed}",
             hint="leave these options out to resume it, or start another run with another --name",

@@ -118,7 +118,7 @@ def printed_loss(logprobs: Tensor, reference: Tensor, rewards_advantages: Tensor
                 ratio = torch.exp(policy - policy.detach())
                 divergence = torch.exp(ref - policy) - (ref - policy) - 1
                 terms.append(ratio * rewards_advantages[image] * running / (position + 1) - beta * divergence)
-        images.append(sum(terms) / len(terms) if terms else torch.zeros((), dtype=logprobs.dtype))
+        images.append(torch.stack(terms).mean() if terms else torch.zeros((), dtype=logprobs.dtype))
     return -torch.stack(images).mean()
 
 
