@@ -72,12 +72,15 @@ class Place:
 
     @contextmanager
     def held(self, on_wait: OnWait) -> Iterator[None]:
-        """Evaluate here alone; a share beside the other shares, but not beside a second process of the same share."""
+        """Evaluate here alone; a share beside the other shares, but not beside a second process of the same share.
+
+        Who holds it may call what holds it.
+        """
         lock = beside(self.out)
-        with held(lock, shared=self.shard is not None, on_wait=on_wait), ExitStack() as stack:
+        with held(lock, shared=self.shard is not None, again=True, on_wait=on_wait), ExitStack() as stack:
             if self.shard is not None:
                 own = lock.with_stem("{}-shard-{}-of-{}".format(lock.stem, *self.shard))
-                stack.enter_context(held(own, on_wait=on_wait))
+                stack.enter_context(held(own, again=True, on_wait=on_wait))
             yield
 
     def writing_scores(self) -> AbstractContextManager[None]:

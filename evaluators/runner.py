@@ -354,7 +354,7 @@ def rescore(
             f"benchmark {benchmark_name!r} does not keep what it sees apart from its verdicts",
             hint="leave --rescore out: its images are judged again",
         )
-    with held(beside(out), on_wait=on_wait):
+    with held(beside(out), again=True, on_wait=on_wait):
         before = stored.load(out)
         return judge_again(benchmark, out, before, recalled_look(out, before, asked(benchmark)))
 

@@ -22,7 +22,7 @@ OnWait = Callable[[str], None]
 """Called once with who holds the lock, before a process waits for it."""
 NO_LOCKS = frozenset({errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP})
 _held: dict[Path, int] = {}
-"""Locks of this process, and how often it took each: who needs a lock may be called by who holds it."""
+"""Locks of this process, and how often it took each."""
 
 
 class Held(Exception):
@@ -35,19 +35,20 @@ def beside(folder: Path) -> Path:
 
 
 @contextmanager
-def held(path: Path, *, shared: bool = False, on_wait: OnWait | None = None) -> Iterator[None]:
-    """Hold the lock file `path`, alone or with others that share it. A process may take a lock that it holds again.
+def held(path: Path, *, shared: bool = False, again: bool = False, on_wait: OnWait | None = None) -> Iterator[None]:
+    """Hold the lock file `path`, alone or with others that share it.
 
     Where neither the file nor its folder may be written, nothing is locked: nobody here could change what it guards.
 
     Args:
+        again: whether it is enough that this process holds the lock already.
         on_wait: None does not wait.
     Raises:
         Held: without `on_wait`, where another process holds it.
         PrerequisiteError: the file system has no locks, or the disk is full.
     """
     key = path.resolve()
-    file = None if key in _held else _opened(path)
+    file = None if again and key in _held else _opened(path)
     try:
         if file is not None:
             _take(file, path, fcntl.LOCK_SH if shared else fcntl.LOCK_EX, on_wait)

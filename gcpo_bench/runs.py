@@ -23,7 +23,7 @@ import shutil
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
@@ -252,6 +252,15 @@ class Run:
         for folder in (self.path / "checkpoints").glob("step-*"):
             if not (folder / "state.json").exists():
                 shutil.rmtree(folder, ignore_errors=True)
+
+    def is_in_use(self) -> bool:
+        """Whether another process trains it now."""
+        lock = self.path / "run.lock"
+        try:
+            with held(lock) if lock.exists() else nullcontext():
+                return False
+        except Held:
+            return True
 
     @contextmanager
     def lock(self, on_wait: OnWait | None = None) -> Iterator[None]:

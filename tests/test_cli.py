@@ -221,7 +221,7 @@ def test_a_long_job_leaves_about_twenty_plain_lines(capsys: pytest.CaptureFixtur
         (["train", "--name", ".."], "run name '..' cannot be used"),
         (["train", "--name", "../../etc/x"], "cannot be used"),
         (["train", "--name", ""], "run name '' cannot be used"),
-        (["train", "--resume"], "no unfinished run in runs"),
+        (["train", "--resume"], "no unfinished run in runs that stands still"),
         (["train", "--resume", "--name", "nobody"], "no run 'nobody' in runs"),
         (["evaluate", "nobody"], "no run 'nobody' in runs"),
         (["report", "nobody"], "no run 'nobody' in runs"),
@@ -521,6 +521,7 @@ def test_a_run_in_use_is_not_trained_twice(cli: Cli, tmp_path: Path) -> None:
     run = runs.create(tmp_path / "runs", "a", shown)
     with run.lock():
         assert "is in use" in refused(cli("train", "--resume", "--name", "a"), 2)
+        assert "that stands still" in refused(cli("train", "--resume"), 2)
     assert run.status().state == "created"
 
 

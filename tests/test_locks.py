@@ -72,9 +72,11 @@ def test_those_who_share_do_not_wait_for_each_other_but_for_one_who_is_alone(tmp
     outputs([holder])
 
 
-def test_a_process_takes_a_lock_that_it_holds_again(tmp_path: Path) -> None:
+def test_a_process_takes_a_lock_that_it_holds_again_where_that_is_meant(tmp_path: Path) -> None:
     lock = beside(tmp_path / "folder")
-    with held(lock), held(lock), held(lock, shared=True):
+    with held(lock), pytest.raises(Held), held(lock):
+        pass
+    with held(lock), held(lock, again=True), held(lock, shared=True, again=True):
         waiter = start("from gcpo_bench.locks import held\nwith held(Path('folder.lock')): pass", cwd=tmp_path)
         assert "Held" in outputs([waiter], code=1)[0]
     with held(lock):

@@ -132,19 +132,25 @@ def _stem(config: RunConfig) -> str:
 def _begun(plan: Plan, root: Path) -> Run:
     """The run's folder, made or brought up to date."""
     from gcpo_bench import runs
+    from gcpo_bench.errors import RunError
 
     if plan.run is None:
         if plan.name is None:
             return runs.create_unused(root, _stem(plan.config), plan.config)
         return runs.create(root, plan.name, plan.config)
-    if plan.config != plan.run.config:
-        with plan.run.lock():
+    with plan.run.lock():
+        if runs.open_run(plan.run.path).config != plan.run.config:
+            raise RunError(
+                f"{plan.run.path} was given other settings by another process just now",
+                hint="the same command takes them into account: run it again",
+            )
+        if plan.config != plan.run.config:
             plan.run.replace_config(plan.config)
     return plan.run
 
 
 def _stopped_last(root: Path) -> Run:
-    """The run whose state was written last among those that are not finished."""
+    """The run whose state was written last among those that are not finished, and that no other process trains."""
     from gcpo_bench.errors import GcpoBenchError, RunError
     from gcpo_bench.runs import list_runs, open_run
 
@@ -152,12 +158,15 @@ def _stopped_last(root: Path) -> Run:
     for path in list_runs(root):
         try:
             run = open_run(path)
-            if run.status().state != "finished":
+            if run.status().state != "finished" and not run.is_in_use():
                 stopped.append((path.stat().st_mtime, run))
         except GcpoBenchError as error:
             note(f"passing over {path}: {error}")
     if not stopped:
-        raise RunError(f"no unfinished run in {root}", hint="name one with --name, or start one: gcpo-bench train")
+        raise RunError(
+            f"no unfinished run in {root} that stands still",
+            hint="name one with --name, or start one: gcpo-bench train",
+        )
     return max(stopped, key=lambda pair: pair[0])[1]
 
 
