@@ -12,6 +12,7 @@ from gcpo_bench.config import RunConfig
 from gcpo_bench.evaluators.runner import load_evaluation, load_samples
 from gcpo_bench.reports.evaluations import read_evaluation
 
+from .conftest import Cli
 from .processes import outputs, start, wait_for
 
 EVALUATE = """
@@ -154,3 +155,13 @@ def test_a_reader_never_puts_samples_beside_other_scores(run: runs.Run, tmp_path
         if evaluation.identity:  # else it is being written
             assert len(evaluation.samples) == 2 * evaluation.identity["limited"]["prompts"]
     outputs([writer])
+
+
+def test_tasks_of_srun_that_train_a_run_each_say_so(tmp_path: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SLURM_NTASKS", "2")
+    small = ["--model=scenes-8", "--num-steps=1", "-osampling.prompts_per_step=2", "-osampling.group_size=2"]
+    for task, said in (("0", False), ("1", True)):
+        monkeypatch.setenv("SLURM_PROCID", task)
+        ended = cli("train", *small, "-ologging.token_maps_every=0")
+        assert ended.code == 0
+        assert ("task 1 of srun: each task trains a run of its own" in ended.err) == said

@@ -12,6 +12,7 @@ import torch
 
 from gcpo_bench import runs
 from gcpo_bench.cli.evaluate_runs import evaluate_run
+from gcpo_bench.errors import CorruptDataError
 from gcpo_bench.evaluators.runner import load_evaluation
 from gcpo_bench.registry import POLICIES, Entry
 from gcpo_bench.resolve import resolve
@@ -106,7 +107,7 @@ def test_a_checkpoint_that_training_removes_while_it_is_read_gives_way_to_the_ne
 def test_a_damaged_checkpoint_is_not_waited_for(run: runs.Run) -> None:
     path = run.checkpoint_path(1) / "policy.safetensors"
     path.write_bytes(path.read_bytes()[:-1] + b"x")
-    with pytest.raises(checkpoints.CorruptDataError, match="checksum"):
+    with pytest.raises(CorruptDataError, match="checksum"):
         checkpoints.load_newest(run, starts.start_policy(run.config))  # type: ignore[arg-type]
 
 

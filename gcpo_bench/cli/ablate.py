@@ -254,7 +254,8 @@ def _report(cells: Sequence[Cell], runs_dir: Path, out: Path) -> None:
     from .report import shown
 
     paths = [runs_dir / cell.name for cell in cells if (runs_dir / cell.name / "config.yaml").exists()]
-    for path in shown(write_report(paths, out), out):
+    written = write_report(paths, out) if paths else []  # where no cell got so far, the first error says why
+    for path in shown(written, out):
         print(path)
 
 

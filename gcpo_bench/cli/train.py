@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -204,6 +205,8 @@ def _train(plan: Plan, root: Path, world: World | None) -> None:
     from gcpo_bench.training import preflight
     from gcpo_bench.training.distributed import ALONE
 
+    if world is None and plan.run is None and (task := os.environ.get("SLURM_PROCID", "0")) not in {"", "0"}:
+        note(f"task {task} of srun: each task trains a run of its own; how several train one: docs/several-gpus.md")
     world = world or ALONE
     preflight.require(world.settled(plan.config), root, world.size)
     world.wait()

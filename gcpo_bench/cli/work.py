@@ -103,7 +103,7 @@ def _require_address(cell: Cell, runs_dir: Path) -> None:
     if address(cell.config, start_weights(cell.config, runs_dir)[1], code_digest()) != cell.id:
         raise RunError(
             f"{cell.name} was planned with other code, prompts or weights than there are now",
-            hint="the same ablate command plans it anew; where they were edited by mistake, put them back",
+            hint="the same ablate command plans it anew; edited by mistake: put them back and add --retry",
         )
 
 
