@@ -22,10 +22,15 @@ from gcpo_bench.addresses import JUDGING, code_digest
 from gcpo_bench.datasets import Prompt
 from gcpo_bench.environment import PACKAGES, package_version
 from gcpo_bench.errors import CorruptDataError, RunError
+from gcpo_bench.files import check_files, checksum
 from gcpo_bench.prompt_sets import SETS
 from gcpo_bench.runs import Run, read_json, read_jsonl, write_json, write_text
 
 from .types import Benchmark, Detection, Evaluation, Metric, SampleScore
+
+MEND = "evaluate the run again; its images are kept"
+SUMMED_UP = ("samples.jsonl", "prompts.jsonl")
+"""Files whose checksums scores.json holds."""
 
 
 def save(
@@ -56,7 +61,9 @@ def save(
             f"{benchmark.name}: none of the {len(samples)} images could be scored; the first: {why}",
             hint=f"look at {out / 'samples.jsonl'} for the reason of each",
         )
-    write_json(out / "scores.json", _to_json(evaluation))
+    summed_up = (out / name for name in SUMMED_UP)
+    checksums = {path.name: checksum(path) for path in summed_up if path.exists()}
+    write_json(out / "scores.json", {**_to_json(evaluation), "checksums": checksums})
     return evaluation
 
 
@@ -90,7 +97,7 @@ def known(out: Path, identity: Mapping[str, Any]) -> Evaluation | None:
         found = load(out)
     except (RunError, CorruptDataError):
         return None
-    is_whole = (out / "samples.jsonl").is_file() and not any(metric.unscored for metric in found.metrics.values())
+    is_whole = (out / "samples.jsonl").exists() and not any(metric.unscored for metric in found.metrics.values())
     is_same = found.identity == identity and found.made_with.get("code") == code_digest(JUDGING)
     return found if is_whole and is_same and not found.unanswered else None
 
@@ -108,8 +115,9 @@ def load_samples(run: Run, benchmark: str) -> list[SampleScore]:
 def load(out: Path) -> Evaluation:
     """The scores in an evaluation's folder; raises as `load_evaluation` does."""
     path = _stored(out, "scores.json")
-    record = read_json(path)
+    record = read_json(path, MEND)
     try:
+        check_files(out, record.pop("checksums", {}), MEND)
         metrics = {name: _metric(fields) for name, fields in record.pop("metrics").items()}
         notes, panel = (tuple(record.pop(name, ())) for name in ("notes", "panel"))
         return Evaluation(metrics=metrics, notes=notes, panel=panel, **record)

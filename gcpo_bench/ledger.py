@@ -16,7 +16,6 @@ renamed or removed, so no process can take away one that it did not see.
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import socket
@@ -31,11 +30,12 @@ from typing import Any, Literal
 from gcpo_bench import leftovers
 from gcpo_bench.ablations import Cell
 from gcpo_bench.errors import CorruptDataError, RunError
-from gcpo_bench.files import inline_yaml, read_json, write_json, writing
+from gcpo_bench.files import inline_yaml, read_json, read_object, reading, write_json, writing
 
 FOLDER = ".ledger"
 VERSION = 1
 HEARTBEAT_S = 10.0
+ALIVE = "alive"
 State = Literal["planned", "claimed", "done", "failed"]
 
 
@@ -49,16 +49,24 @@ class Owner:
     pid: int
     started: str
     """Start time of the process as the kernel tells it; a number may be used again, this pair is not."""
+    processes: str = ""
+    """In which namespace the number is one: containers of a machine may share its name, and not its processes."""
 
     @classmethod
     def this_process(cls, worker: str) -> Owner:
         return cls(
-            worker=worker, host=socket.gethostname(), boot=_boot(), pid=os.getpid(), started=_started(os.getpid())
+            worker=worker,
+            host=socket.gethostname(),
+            boot=_boot(),
+            pid=os.getpid(),
+            started=_started(os.getpid()),
+            processes=_namespace(),
         )
 
     def is_gone(self) -> bool:
-        """True only where this machine can tell."""
-        return (self.host, self.boot) == (socket.gethostname(), _boot()) and _started(self.pid) != self.started
+        """True only where this process can tell."""
+        here = (socket.gethostname(), _boot(), _namespace())
+        return (self.host, self.boot, self.processes) == here and _started(self.pid) not in (self.started, ALIVE)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -190,12 +198,14 @@ class Ledger:
         if any((folder / f"{end}-{number:04d}.json").exists() for end in ("failed", "released")):
             return False
         path = folder / f"claim-{number:04d}.json"
-        try:
+        with reading(path):
             age_s = time.time() - path.stat().st_mtime
-            owner = Owner(**json.loads(path.read_text(encoding="utf-8")))
-        except (OSError, ValueError, TypeError):
-            return False  # a claim that cannot be read has no owner who could finish
-        return not owner.is_gone() and age_s < self.stale_after_s
+        if age_s >= self.stale_after_s:
+            return False
+        try:
+            return not Owner(**read_object(path)).is_gone()
+        except (CorruptDataError, TypeError):
+            return True  # who owns it cannot be told, and a beating heart is one
 
     # ------------------------------------------------------------ files
 
@@ -309,21 +319,31 @@ def _boot() -> str:
         return ""
 
 
+def _namespace() -> str:
+    """Which processes this one can see; empty where there is no such thing."""
+    try:
+        return os.readlink("/proc/self/ns/pid")
+    except OSError:
+        return ""
+
+
 def _started(pid: int) -> str:
-    """When a process of this machine started, in clock ticks since boot; empty where it is gone or only a zombie."""
+    """When a process of this machine started, in clock ticks since boot; empty where it is gone or only a zombie.
+
+    `ALIVE` where that is all that can be known: without /proc, or where others' processes are hidden in it.
+    """
     try:
         fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
     except OSError:
-        return "" if Path("/proc/self/stat").exists() else _alive(pid)
+        return _alive(pid)
     return "" if fields[0] in "ZX" else fields[19]
 
 
 def _alive(pid: int) -> str:
-    """For systems without /proc: only whether there is such a process."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
         return ""
     except PermissionError:
         pass
-    return "alive"
+    return ALIVE

@@ -20,6 +20,7 @@ import math
 import os
 import re
 import shutil
+import struct
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping
@@ -35,14 +36,23 @@ from gcpo_bench.config import RunConfig
 from gcpo_bench.errors import CorruptDataError, RunError, did_you_mean
 from gcpo_bench.files import (
     append_jsonl,
+    check_files,
     checksum,
+    checksum_of,
     dump_yaml,
+    has_broken_seal,
     inline_yaml,
+    opened,
     parse_yaml,
+    read_bytes,
     read_json,
     read_jsonl,
     reading,
     replacing,
+    sealed,
+    sealed_text,
+    sync,
+    unsealed,
     write_bytes,
     write_json,
     write_text,
@@ -116,74 +126,99 @@ class Run:
 
     def replace_config(self, config: RunConfig) -> None:
         """For a resume that trains longer or logs differently."""
-        write_text(self.path / "config.yaml", dump_yaml(config.model_dump(mode="json")))
+        write_text(self.path / "config.yaml", sealed_text(dump_yaml(config.model_dump(mode="json"))))
         self.config = config
 
     def status(self) -> Status:
         path = self.path / "status.json"
-        match read_json(path):
+        mend = f"mend it: gcpo-bench train --resume --name {self.name}"
+        match read_json(path, mend):
             case {"state": str(state), "step": int(step), "error": str(error)} if state in get_args(State):
                 return Status(state, step, error)  # type: ignore[arg-type]
             case record:
-                raise CorruptDataError(
-                    f"{path} is damaged: {inline_yaml(record)} is no status", hint="resume the run to mend it"
-                )
+                raise CorruptDataError(f"{path} is damaged: {inline_yaml(record)} is no status", hint=mend)
 
     def set_status(self, state: State, step: int, error: str = "") -> None:
+        """Metrics up to `step` are on the disk before it is told that the step was done."""
+        sync(self.metrics_path)
         write_json(self.path / "status.json", asdict(Status(state, step, error)))
+
+    def mended_status(self) -> Status:
+        """The status; where its file is damaged or gone it is made anew from the newest checkpoint."""
+        try:
+            return self.status()
+        except CorruptDataError:
+            steps = self.checkpoint_steps()
+            step = steps[-1] if steps else 0
+            stopped: State = "interrupted" if steps else "created"
+            self.set_status("finished" if steps and step >= self.config.num_steps else stopped, step)
+            return self.status()
 
     def environments(self) -> list[dict[str, Any]]:
         """One record a start or resume, oldest first; see `environment.record`."""
         path = self.path / "environment.json"
-        records = read_json(path) if path.exists() else []
+        hint = "restore it from a copy; it says which weights the run began from"
+        records = read_json(path, hint) if path.exists() else []
         if not isinstance(records, list) or not all(isinstance(record, dict) for record in records):
-            raise CorruptDataError(f"{path} is damaged: not a list of objects", hint="delete it; it is only a record")
-        return records
+            raise CorruptDataError(f"{path} is damaged: not a list of objects", hint=hint)
+        return [unsealed(path, each, f"record {number}", hint) for number, each in enumerate(records, start=1)]
 
     def add_environment(self, record: Mapping[str, Any]) -> None:
-        write_json(self.path / "environment.json", [*self.environments(), dict(record)])
+        records = [*self.environments(), record]
+        write_json(self.path / "environment.json", [sealed(each) for each in records])
 
     def log(self, metrics: Mapping[str, float]) -> None:
         """Append one step's metrics; on the disk's doorstep when this returns.
 
-        Raises ValueError for a missing or not increasing "step" and for values that are not finite.
+        Raises ValueError for a "step" that does not follow the last one and for values that are not finite.
         """
         step: Any = metrics.get("step")
         if type(step) is not int:
             raise ValueError(f'metrics need an int "step", got {step!r}')
         if self._last_step is None:
-            rows = self.metrics()
-            self._last_step = rows[-1]["step"] if rows else -1
-        if step <= self._last_step:
-            raise ValueError(f"step {step} comes after step {self._last_step}; steps must increase")
+            self._last_step = len(self.metrics())
+        if step != self._last_step + 1:
+            raise ValueError(f"step {step} comes after step {self._last_step}; no step is left out or made twice")
         if wrong := [key for key, value in metrics.items() if not math.isfinite(value)]:
             raise ValueError(f"metrics of step {step} are not finite: {', '.join(wrong)}")
         append_jsonl(self.metrics_path, metrics)
         self._last_step = step
 
     def metrics(self) -> list[dict[str, Any]]:
-        """One dict a step. A last line cut off by a kill is left out; anything else wrong raises CorruptDataError."""
-        if not self.metrics_path.exists():
-            return []
-        rows = read_jsonl(self.metrics_path)
-        last = -1
+        """One dict a step, from step 1 without a gap.
+
+        A last line cut off by a kill is left out; anything else wrong raises CorruptDataError. So do lines that are
+        gone, of steps that a checkpoint or the status tells of.
+        """
+        hint = "restore it from a copy, or train again under another --name"
+        done = self._steps_told()  # before the lines, of which a run that goes on makes more meanwhile
+        exists = self.metrics_path.exists()
+        rows = read_jsonl(self.metrics_path, hint=hint) if exists else []
         for number, row in enumerate(rows, start=1):
-            step = row.get("step")
-            if type(step) is not int or step <= last:
+            if type(row.get("step")) is not int or row["step"] != number:
                 raise CorruptDataError(
-                    f'{self.metrics_path} is damaged: line {number} has "step" {step!r} after {last}',
-                    hint="restore it from a copy, or remove that line",
+                    f'{self.metrics_path} is damaged: line {number} has "step" {row.get("step")!r}', hint=hint
                 )
-            last = step
+        if len(rows) < done:
+            what = f"ends at step {len(rows)}" if exists else "is missing"
+            raise CorruptDataError(f"{self.metrics_path} {what}, and {done} steps were done", hint=hint)
         return rows
+
+    def _steps_told(self) -> int:
+        """Steps done, as checkpoints and status tell it; a failure may be that the last one could not be logged."""
+        try:
+            status = self.status()
+            told = status.step - (status.state == "failed")
+        except CorruptDataError:
+            told = 0
+        return max([told, *self.checkpoint_steps()])
 
     def truncate_metrics(self, step: int) -> None:
         """Keep the lines up to `step`, as a resume from that step's checkpoint needs it; all other bytes stay."""
         if not self.metrics_path.exists():
             return
-        count = sum(row["step"] <= step for row in self.metrics())
-        content = self.metrics_path.read_bytes()
-        kept = b"".join(line + b"\n" for line in content.split(b"\n")[:count])
+        content = read_bytes(self.metrics_path)
+        kept = b"".join(line + b"\n" for line in content.split(b"\n")[: min(step, len(self.metrics()))])
         if kept != content:
             write_bytes(self.metrics_path, kept)
         self._last_step = None
@@ -217,19 +252,22 @@ class Run:
     def save_analysis(self, name: str, record: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> Path:
         """Write `analyses/<name>.npz`, then `.json`; returns the latter's path."""
         path = self.path / "analyses" / f"{name}.json"
+        data = _archive(arrays)
         with held(path.with_suffix(".lock"), on_wait=lambda owner: None):  # the two files belong together
-            write_bytes(path.with_suffix(".npz"), _archive(arrays))
-            write_json(path, dict(record))
+            write_bytes(path.with_suffix(".npz"), data)
+            write_json(path, {**record, "checksums": {f"{name}.npz": checksum_of(data)}})
         return path
 
     def analyses(self) -> dict[str, tuple[dict[str, Any], dict[str, np.ndarray]]]:
         """name -> (record, arrays)."""
         found = {}
+        mend = "analyze the run again; gcpo-bench analyze --help shows how"
         for path in sorted((self.path / "analyses").glob("*.json")):
-            record = read_json(path)
+            record = read_json(path, mend)
             if not isinstance(record, dict):
-                raise CorruptDataError(f"{path} is damaged: not an analysis", hint="analyze the run again")
-            found[path.stem] = (record, _load_arrays(path.with_suffix(".npz"), "analyze the run again"))
+                raise CorruptDataError(f"{path} is damaged: not an analysis", hint=mend)
+            check_files(path.parent, record.pop("checksums", {}), mend)
+            found[path.stem] = (record, _load_arrays(path.with_suffix(".npz"), mend))
         return found
 
     def write_text_atomic(self, relative: str, text: str) -> None:
@@ -315,8 +353,17 @@ class WatchedRun(Run):
         yield
 
 
-BAD_ARCHIVE = (zipfile.BadZipFile, zlib.error, ValueError, EOFError, KeyError, AttributeError, NotImplementedError)
-"""What numpy raises on a file that is no .npz, or on one that was cut off, altered or pickled."""
+BAD_ARCHIVE = (
+    zipfile.BadZipFile,
+    zlib.error,
+    struct.error,
+    ValueError,
+    TypeError,
+    EOFError,
+    RuntimeError,
+    OverflowError,
+)
+"""What is raised on a file that is no .npz, or on one that was cut off, altered or pickled."""
 
 
 def _archive(arrays: Mapping[str, np.ndarray]) -> bytes:
@@ -327,14 +374,37 @@ def _archive(arrays: Mapping[str, np.ndarray]) -> bytes:
     return buffer.getvalue()
 
 
-def _load_arrays(path: Path, mend: str = "delete it; the report then leaves that step out") -> dict[str, np.ndarray]:
-    import numpy as np
+MAX_ARRAY_BYTES = 8_000_000_000
+"""Of one archive, unpacked; more is no study of images."""
 
+
+def _load_arrays(path: Path, mend: str = "delete it; the report then leaves that step out") -> dict[str, np.ndarray]:
     try:
-        with reading(path), np.load(path, allow_pickle=False) as archive:
-            return {name: archive[name] for name in archive.files}
+        with reading(path, mend), opened(path) as file, zipfile.ZipFile(file) as archive:
+            members = archive.infolist()
+            if (claimed := sum(member.file_size for member in members)) > MAX_ARRAY_BYTES:
+                raise ValueError(f"it claims to hold {claimed:,} bytes")
+            return {member.filename.removesuffix(".npy"): _load_array(archive, member) for member in members}
     except BAD_ARCHIVE as error:
         raise CorruptDataError(f"{path} is damaged: {error}", hint=mend) from error
+
+
+def _load_array(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> np.ndarray:
+    """One array of an .npz. numpy's own reader asks for as much memory as a header claims, before it looks for it."""
+    import numpy as np
+
+    if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        raise ValueError(f"{member.filename} is packed in another way")
+    data = io.BytesIO(archive.read(member))
+    if np.lib.format.read_magic(data) != (1, 0):
+        raise ValueError(f"{member.filename} is of another version")
+    shape, is_fortran, dtype = np.lib.format.read_array_header_1_0(data)
+    if dtype.hasobject:
+        raise ValueError(f"{member.filename} holds objects, not numbers")
+    held = bytearray(data.read())
+    if (claimed := math.prod(shape) * dtype.itemsize) != len(held):
+        raise ValueError(f"{member.filename} claims {claimed:,} bytes, and has {len(held):,}")
+    return np.ndarray(shape, dtype, held, order="F" if is_fortran else "C")
 
 
 def check_name(name: str) -> None:
@@ -423,11 +493,19 @@ def open_run(path_or_name: str | Path, root: Path = Path("runs")) -> Run:
 
 def _read_config(folder: Path) -> RunConfig:
     path = folder / "config.yaml"
-    if not path.exists():
+    with reading(path):
+        exists = path.exists()
+    if not exists:
         raise CorruptDataError(f"{folder} is not a run: it has no config.yaml", hint="name a run: gcpo-bench ls runs")
     hint = "restore it from a copy; without it the run cannot be trusted"
-    with reading(path):
-        text = path.read_text(encoding="utf-8")
+    data = read_bytes(path, hint)
+    with reading(path, hint):
+        text = data.decode("utf-8").replace("\r\n", "\n")
+    if has_broken_seal(text):
+        raise CorruptDataError(
+            f"{path} was changed after it was written, and the run was made with what stood there before",
+            hint=f"restore it; or train a new run with it: gcpo-bench train --preset {path} --name NAME",
+        )
     try:
         values = parse_yaml(text, stored=True)
         if not isinstance(values, dict):

@@ -11,12 +11,14 @@ from typing import Any
 import pandas as pd
 
 from gcpo_bench.errors import CorruptDataError
-from gcpo_bench.runs import Run, read_json, read_jsonl
+from gcpo_bench.files import checksum_of, parse_jsonl, read_bytes
+from gcpo_bench.runs import Run, read_json
 
 from .measures import Measure, headline_of, measures, panel_of, spread
 
 NOT_COMPARED = ("weights", "checkpoint", "policy", "run", "step")
 """Parts of an evaluation's identity that say what was evaluated rather than how."""
+MEND = "evaluate the run again; its images are kept"
 JUDGED = ("version", "benchmark_source", "prompts_digest", "images_per_prompt", "look", "settings")
 """Parts that say how images were judged, whoever drew them and however."""
 
@@ -88,14 +90,18 @@ def read_evaluation(folder: Path) -> Evaluation:
     Another process may evaluate again meanwhile. It removes the scores before it writes samples, so samples between two
     equal looks at the scores are those that these sum up.
     """
-    scores_path = folder / "scores.json"
+    path, scores_path = folder / "samples.jsonl", folder / "scores.json"
     before, scores = object(), _scores(scores_path)
     while before != scores:
-        before, rows = scores, read_jsonl(folder / "samples.jsonl")
+        before, data = scores, read_bytes(path, MEND)
         scores = _scores(scores_path)
-    samples = tuple(_sample(row, folder / "samples.jsonl", number) for number, row in enumerate(rows, start=1))
-    if not isinstance(scores, dict) or not isinstance(scores.get("identity", {}), dict):
-        raise CorruptDataError(f"{scores_path} is damaged: not an evaluation", hint="evaluate the run again")
+    parts = ("identity", "checksums")
+    if not isinstance(scores, dict) or not all(isinstance(scores.get(part, {}), dict) for part in parts):
+        raise CorruptDataError(f"{scores_path} is damaged: not an evaluation", hint=MEND)
+    if scores.get("checksums", {}).get(path.name, found := checksum_of(data)) != found:
+        raise CorruptDataError(f"{path} is damaged: {scores_path.name} sums up other samples", hint=MEND)
+    rows = parse_jsonl(path, data, forgive_torn_tail=False, hint=MEND)
+    samples = tuple(_sample(row, path, number) for number, row in enumerate(rows, start=1))
     scored = [sample for sample in samples if not sample.unscored]
     frame = pd.DataFrame(
         [{"prompt_id": s.prompt_id, "tag": s.tag, **s.values} for s in scored],
@@ -106,7 +112,7 @@ def read_evaluation(folder: Path) -> Evaluation:
         known = measures(scores, {str(name): spread(by_prompt[name]) for name in by_prompt if name != "tag"})
         panel = panel_of(scores)
     except (AttributeError, TypeError, ValueError) as error:
-        raise CorruptDataError(f"{scores_path} is damaged: {error}", hint="evaluate the run again") from error
+        raise CorruptDataError(f"{scores_path} is damaged: {error}", hint=MEND) from error
     return Evaluation(
         benchmark=folder.name,
         version=str(scores.get("version", "")),
@@ -124,7 +130,7 @@ def read_evaluation(folder: Path) -> Evaluation:
 def _scores(path: Path) -> Any:
     """What the file holds; an empty object where there is none."""
     try:
-        return read_json(path)
+        return read_json(path, MEND)
     except CorruptDataError as error:
         if isinstance(error.__cause__, FileNotFoundError):
             return {}
@@ -159,9 +165,7 @@ def _sample(row: Mapping[str, Any], path: Path, number: int) -> Sample:
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         problem = f"no {error}" if isinstance(error, KeyError) else str(error)
-        raise CorruptDataError(
-            f"{path} is damaged: line {number}: {problem}", hint="evaluate the run again; its images are kept"
-        ) from error
+        raise CorruptDataError(f"{path} is damaged: line {number}: {problem}", hint=MEND) from error
 
 
 def remarks(evaluation: Evaluation, mend: str) -> list[str]:

@@ -23,7 +23,7 @@ from gcpo_bench.variants import acting, even_ratio, name_of, own_loss
 from . import names
 from .evaluations import Evaluation, flatten, read_evaluation, remarks
 from .measures import Measure
-from .references import Reference, load_references
+from .references import FILES, Reference, load_references
 from .statistics import PromptScores
 
 NOT_SETTINGS = ("seed", "logging", "num_threads", "evaluation", "policy.device", *RESOURCES)
@@ -268,8 +268,8 @@ def load_run(path: Path) -> tuple[LoadedRun, list[str]]:
         reason = f": {status.error}" if status.error else ""
         notes.append(f"is {status.state} at step {status.step} of {run.config.num_steps}{reason}")
     evaluations = {}
-    for folder in sorted((run.path / "evaluations").glob("*/samples.jsonl")):
-        evaluations[folder.parent.name] = read_evaluation(folder.parent)
+    for folder in sorted({path.parent for file in FILES for path in (run.path / "evaluations").glob(f"*/{file}")}):
+        evaluations[folder.name] = read_evaluation(folder)
     if not evaluations:
         notes.append("has not been evaluated (gcpo-bench evaluate)")
     for evaluation in evaluations.values():

@@ -18,7 +18,7 @@ from gcpo_bench.reports.page import build
 from gcpo_bench.reports.paper import RELEASED
 from gcpo_bench.reports.study import paper_table, unlike_released
 
-from .run_factory import make_run, make_study
+from .run_factory import make_run, make_study, rewrite_metrics
 
 SIZE = {"prompts_per_task": 40, "images_per_prompt": 4, "maps": False, "draw": False, "steps": 4}
 
@@ -287,9 +287,7 @@ def test_fewer_random_tokens_are_not_as_many(tmp_path: Path) -> None:
 def test_shares_that_were_trained_on_must_agree_where_a_claim_is_about_as_many(tmp_path: Path) -> None:
     paths = runs_of(tmp_path, {"gcpo-no-daw": 0.9, "random": 0.4})
     for path in paths[3:]:
-        lines = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
-        changed = [{**line, "tokens/selected_fraction": 0.09} for line in lines]
-        (path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in changed))
+        rewrite_metrics(path, lambda row: row.update({"tokens/selected_fraction": 0.09}))
     found = by_name(paths)["critical-beats-random"]
     assert found.status == "not tested"
     assert found.words == "gcpo-no-daw trains on 29.0 % of the tokens, random on 9.0 %; the claim is about as many"

@@ -7,6 +7,7 @@ import math
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 import numpy as np
@@ -23,7 +24,7 @@ from gcpo_bench.reports.measures import Measure
 from gcpo_bench.reports.statistics import Interval
 
 from .conftest import Cli
-from .run_factory import HOSTILE, TASKS, make_run
+from .run_factory import HOSTILE, TASKS, make_run, rewrite_metrics
 
 BIG = {"prompts_per_task": 48, "images_per_prompt": 1, "maps": False, "steps": 40}
 
@@ -93,19 +94,16 @@ def test_a_slower_phase_is_found_and_a_faster_machine_is_not(tmp_path: Path) -> 
     old = study(tmp_path / "a", 0.7)
 
     def scaled(update: float, machine: float, root: Path) -> list[Entry]:
-        paths = []
-        for source in sorted((tmp_path / "a").glob("gcpo-*")):
-            target = root / source.name
-            shutil.copytree(source, target)
-            lines = [json.loads(line) for line in (target / "metrics.jsonl").read_text().splitlines()]
-            for line in lines:
-                extra = line["time/update_s"] * (update - 1)
-                line["time/update_s"] += extra
-                line["time/step_s"] += extra
-                for key in [key for key in line if key.startswith("time/")]:
-                    line[key] *= machine
-            (target / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-            paths.append(target)
+        def change(row: dict[str, Any]) -> None:
+            extra = row["time/update_s"] * (update - 1)
+            row["time/update_s"] += extra
+            row["time/step_s"] += extra
+            for key in [key for key in row if key.startswith("time/")]:
+                row[key] *= machine
+
+        paths = [Path(shutil.copytree(source, root / source.name)) for source in (tmp_path / "a").glob("gcpo-*")]
+        for path in paths:
+            rewrite_metrics(path, change)
         return entries(load(paths))
 
     slower = {c.name: c.state for c in gate(old, scaled(1.5, 1.0, tmp_path / "s"), margins={}, performance=0.1)}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
@@ -16,6 +15,7 @@ import pytest
 from gcpo_bench.ablations import Cell
 from gcpo_bench.config import RunConfig
 from gcpo_bench.errors import CorruptDataError, RunError
+from gcpo_bench.files import read_json, write_json
 from gcpo_bench.ledger import Claim, Ledger
 
 RACER = """
@@ -97,8 +97,7 @@ def test_a_silent_worker_on_another_machine_loses_its_cell_and_cannot_finish_it_
     ledger = Ledger(tmp_path, stale_after_s=60)
     ledger.plan([cell(0)])
     slow = claimed(ledger)
-    record = json.loads(slow.path.read_text())
-    slow.path.write_text(json.dumps({**record, "host": "elsewhere"}))
+    write_json(slow.path, {**read_json(slow.path), "host": "elsewhere"})
     assert ledger.claim(ledger.ids(), "other") is None
     long_ago = time.time() - 61
     os.utime(slow.path, (long_ago, long_ago))
@@ -179,9 +178,54 @@ def test_a_torn_cell_is_named(tmp_path: Path, content: str) -> None:
         ledger.states()
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", '{"worker": 1}'])
-def test_a_torn_claim_has_no_owner(tmp_path: Path, content: str) -> None:
-    ledger = Ledger(tmp_path)
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"worker": 1}', None])
+def test_a_damaged_claim_is_held_as_long_as_its_heart_beats(tmp_path: Path, content: str | None) -> None:
+    ledger = Ledger(tmp_path, stale_after_s=600)
     ledger.plan([cell(0)])
-    claimed(ledger).path.write_text(content)
+    path = claimed(ledger).path
+    path.write_text(path.read_text().replace('"test"', '"tent"') if content is None else content)
+    assert ledger.claim(ledger.ids(), "other") is None
+    os.utime(path, (0, 0))
     assert claimed(ledger).attempt == 2
+
+
+@pytest.mark.parametrize("key", ["processes", "boot", "host"])
+def test_an_owner_whose_processes_cannot_be_seen_from_here_is_not_taken_for_dead(tmp_path: Path, key: str) -> None:
+    ledger = Ledger(tmp_path, stale_after_s=600)
+    ledger.plan([cell(0)])
+    path = claimed(ledger).path
+    unused = 2**22 + 1  # above what Linux gives any process
+    write_json(path, {**read_json(path), "pid": unused, key: "another"})
+    assert ledger.claim(ledger.ids(), "other") is None
+    os.utime(path, (0, 0))
+    assert claimed(ledger).attempt == 2
+
+
+def test_an_owner_in_another_namespace_of_processes_is_not_taken_for_dead(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path, stale_after_s=600)
+    ledger.plan([cell(0)])
+    inside = ["unshare", "--user", "--map-root-user", "--pid", "--fork", "--mount-proc"]
+    command = [*inside, sys.executable, "-c", SLEEPER, str(tmp_path), cell(0).id]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as sleeper:
+        assert sleeper.stdout is not None
+        try:
+            if sleeper.stdout.readline().strip() != "1":
+                pytest.skip("this machine lets nobody make a namespace")
+            assert ledger.state(cell(0).id).state == "claimed"
+            assert ledger.claim(ledger.ids(), "other") is None
+        finally:
+            sleeper.kill()
+
+
+@pytest.mark.parametrize("name", ["cell.json", "done.json", "failed-0001.json"])
+def test_one_changed_letter_in_a_cell_is_noticed(tmp_path: Path, name: str) -> None:
+    ledger = Ledger(tmp_path)
+    ledger.plan([cell(3)])
+    claim = claimed(ledger)
+    claim.failed("no memory")
+    claimed(ledger).done(1.5)
+    path = tmp_path / ".ledger/cells" / cell(3).id / name
+    changed = {"cell.json": ('"seed": 3', '"seed": 4'), "done.json": ("1.5", "1.4"), "failed-0001.json": ("no", "so")}
+    path.write_text(path.read_text().replace(*changed[name]))
+    with pytest.raises(CorruptDataError, match=rf"{name} is damaged: it was changed"):
+        ledger.state(cell(3).id)

@@ -37,7 +37,7 @@ from gcpo_bench.reports.statistics import (
 from gcpo_bench.runs import open_run
 
 from .conftest import Cli
-from .run_factory import HOSTILE, SCORERS, make_run, make_study, score_run
+from .run_factory import HOSTILE, SCORERS, forget_checksums, make_run, make_study, score_run
 
 HPS = Measure(name="hps-v2.1", unit="x100", by_prompt=True, digits=2)
 RAW = Measure(name="image-reward", unit="raw", by_prompt=True, digits=2)
@@ -344,6 +344,7 @@ def test_a_report_on_scores_alone_still_judges_the_claims_but_not_almost_nothing
 def test_images_that_one_scorer_could_not_score_are_told(tmp_path: Path) -> None:
     run = make_run(tmp_path, "gcpo-0", steps=1, maps=False, evaluated=False)
     score_run(run, "drawbench", 0.5)
+    forget_checksums(run.evaluation_dir("drawbench"))
     path = run.evaluation_dir("drawbench") / "samples.jsonl"
     lines = [json.loads(line) for line in path.read_text().splitlines()]
     del lines[0]["values"]["pickscore"]
@@ -359,6 +360,7 @@ def test_images_that_one_scorer_could_not_score_are_told(tmp_path: Path) -> None
 def test_an_old_evaluation_that_names_no_score_is_said_to(tmp_path: Path) -> None:
     run = make_run(tmp_path, "gcpo-0", steps=1, maps=False, evaluated=False)
     score_run(run, "hps-gcpo400", 0.5)
+    forget_checksums(run.evaluation_dir("hps-gcpo400"))
     path = run.evaluation_dir("hps-gcpo400") / "scores.json"
     record = json.loads(path.read_text())
     del record["headline"], record["panel"]
@@ -374,6 +376,7 @@ def test_odd_names_of_scores_and_tasks_do_no_harm(tmp_path: Path) -> None:
     for each in (run, start):
         score_run(each, "hps-gcpo400", 0.5, per_task=2, draw=False)
         place = each.evaluation_dir("hps-gcpo400")
+        forget_checksums(place)
         samples = place / "samples.jsonl"
         lines = [json.loads(line) for line in samples.read_text().splitlines()]
         for number, line in enumerate(lines):

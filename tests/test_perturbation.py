@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from gcpo_bench import scenes
+from gcpo_bench import runs, scenes
 from gcpo_bench.config import RewardConfig
 from gcpo_bench.errors import ConfigError
 from gcpo_bench.training.checkpoints import load_weights
@@ -97,7 +97,7 @@ def test_the_command_writes_what_the_report_reads(cli: Cli, tmp_path: Path) -> N
     result = cli("analyze", "perturb", "start", "--ranges", "3", "--prompts-per-task", "1", "--json")
     assert result.code == 0
     record = json.loads(result.out)
-    assert record == json.loads((tmp_path / "runs/start/analyses/perturb.json").read_text())
+    assert record == runs.open_run("start").analyses()["perturb"][0]
     assert len(record["ranges"]) == 3
     assert "unknown --noise" in cli("analyze", "perturb", "start", "--noise", "loud").err
     pair = ("analyze", "perturb", "start", "--prompts-per-task", "1", "--tokens", "0:6", "--against", "30:36")

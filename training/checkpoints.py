@@ -7,6 +7,7 @@ state.json is complete and whatever else happened to it since is noticed.
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -19,8 +20,9 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from gcpo_bench import runs
-from gcpo_bench.errors import CorruptDataError, RunError
+from gcpo_bench.errors import CorruptDataError, RunError, TrainingError
 
+from .health import SAFE
 from .optimizers import Optimizer
 
 WEIGHTS, OPTIMIZER, STATE = "policy.safetensors", "optimizer.pt", "state.json"
@@ -67,7 +69,7 @@ def _tensors(policy: nn.Module, whole: bool) -> dict[str, Tensor]:
 def load_weights(policy: nn.Module, path: Path, *, expected_checksum: str | None = None, whole: bool = False) -> None:
     """Fill what `policy` trains, or all of it, from a safetensors file.
 
-    Raises CorruptDataError if the file is damaged or of another architecture.
+    Raises CorruptDataError if the file is damaged or of another architecture, or holds numbers that are not finite.
     """
     filled = _tensors(policy, whole)
     before = _inode(path)
@@ -79,6 +81,21 @@ def load_weights(policy: nn.Module, path: Path, *, expected_checksum: str | None
         _compare(path, filled, _shapes(file))
         for name, tensor in filled.items():
             tensor.copy_(file.get_tensor(name))
+            check_finite(tensor, f"{path}: {name!r}")
+
+
+def is_finite(tensor: Tensor) -> bool:
+    """Whether every number is one; integers are."""
+    if not tensor.is_floating_point() or tensor.numel() == 0:
+        return True
+    low, high = torch.aminmax(tensor.detach())  # passes NaN on, and takes no memory
+    return math.isfinite(low) and math.isfinite(high)
+
+
+def check_finite(tensor: Tensor, what: str, hint: str = HINT) -> None:
+    """Raises CorruptDataError where a number is infinite or none."""
+    if not is_finite(tensor):
+        raise CorruptDataError(f"{what} holds numbers that are not finite", hint=hint)
 
 
 def _inode(path: Path) -> int:
@@ -127,7 +144,13 @@ def _check(path: Path, expected: str) -> None:
 
 
 def save(run: runs.Run, step: int, policy: nn.Module, optimizer: Optimizer | None, *, keep: int) -> None:
-    """Write the checkpoint of `step` and drop all but the newest `keep`. Of several processes all call it."""
+    """Write the checkpoint of `step` and drop all but the newest `keep`. Of several processes all call it.
+
+    Raises TrainingError where the weights are not finite; the checkpoints before are untouched.
+    """
+    for name, tensor in _tensors(policy, False).items():
+        if not is_finite(tensor):
+            raise TrainingError(f"{name} holds numbers that are not finite at step {step}", hint=SAFE)
     state = optimizer.state_dict() if optimizer is not None else None
     if not run.writable:
         return
@@ -139,6 +162,7 @@ def save(run: runs.Run, step: int, policy: nn.Module, optimizer: Optimizer | Non
         _write_state(folder / OPTIMIZER, state)
         files.append(OPTIMIZER)
     checksums = {name: runs.checksum(folder / name) for name in files}
+    runs.sync(run.metrics_path)  # what a checkpoint was trained on is on the disk before it counts
     runs.write_json(folder / STATE, {"step": step, "model": run.config.policy.name, "checksums": checksums})
     for old in run.checkpoint_steps()[:-keep]:
         (run.checkpoint_path(old) / STATE).unlink()
@@ -180,9 +204,9 @@ class Checkpoint:
             return False
 
 
-def read(folder: Path, step: int) -> Checkpoint:
-    """Raises CorruptDataError where the record is damaged, or no longer there."""
-    return Checkpoint(folder=folder, step=step, checksums=_read_state(folder)["checksums"])
+def read(folder: Path, step: int, model: str | None = None) -> Checkpoint:
+    """Raises CorruptDataError where the record is damaged or no longer there, or of another model than is given."""
+    return Checkpoint(folder=folder, step=step, checksums=_read_state(folder, model)["checksums"])
 
 
 def newest(run: runs.Run) -> Checkpoint:
@@ -194,7 +218,7 @@ def newest(run: runs.Run) -> Checkpoint:
         step = latest_step(run)
         folder = run.checkpoint_path(step)
         try:
-            return read(folder, step)
+            return read(folder, step, run.config.policy.name)
         except CorruptDataError as error:
             if not isinstance(error.__cause__, FileNotFoundError):  # else training removed it just now
                 raise
@@ -229,7 +253,7 @@ def latest_step(run: runs.Run) -> int:
 def load(run: runs.Run, step: int, policy: nn.Module, optimizer: Optimizer | None = None) -> None:
     """Fill `policy` (and `optimizer`) from a checkpoint; every file's checksum is verified first."""
     folder = run.checkpoint_path(step)
-    state = _read_state(folder)
+    state = _read_state(folder, run.config.policy.name)
     load_weights(policy, folder / WEIGHTS, expected_checksum=state["checksums"][WEIGHTS])
     if optimizer is not None:
         path = folder / OPTIMIZER
@@ -244,11 +268,20 @@ def load(run: runs.Run, step: int, policy: nn.Module, optimizer: Optimizer | Non
         optimizer.load_state_dict(torch.load(path, map_location="cpu", weights_only=True, mmap=many))
 
 
-def _read_state(folder: Path) -> dict[str, Any]:
+def _read_state(folder: Path, model: str | None = None) -> dict[str, Any]:
+    """The record of a checkpoint.
+
+    Raises CorruptDataError where it is damaged, of another step than its folder, or of another model than is given.
+    """
     path = folder / STATE
-    state = runs.read_json(path)
+    state = runs.read_json(path, HINT)
     if not (isinstance(state, dict) and isinstance(state.get("checksums"), dict) and WEIGHTS in state["checksums"]):
         raise CorruptDataError(f"{path} is no checkpoint record", hint=HINT)
+    named = runs.STEP_FOLDER.fullmatch(folder.name)
+    if named and state.get("step") != int(named[1]):
+        raise CorruptDataError(f"{path} is of step {state.get('step')!r}, which is another one", hint=HINT)
+    if model is not None and state.get("model") != model:
+        raise CorruptDataError(f"{path} is of model {state.get('model')!r}, and the run of {model!r}", hint=HINT)
     return state
 
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from .graphs import GraphedDecoder
+from .health import check_probabilities
 from .parallel import Workers
 from .types import Policy, Samples
 
@@ -79,6 +80,8 @@ def sample(
         forced_BT: int64 tokens that are put in place of drawn ones; -1 where the policy draws.
         graphs: decode in steps of fixed shapes, which are recorded on a GPU; None: there, if the policy can.
         distribution: fields of `Distribution`.
+    Raises:
+        TrainingError: the policy's probabilities are not finite.
     """
     settings = Distribution(**distribution)
     uniforms_TB = uniforms_BT.t().contiguous()
@@ -87,6 +90,7 @@ def sample(
         graphs = uniforms_BT.is_cuda and getattr(policy, "fixed_shapes", False)
     decode = _graphed if graphs else _stepwise
     tokens_TB, logprobs_TB, entropy_TB = decode(policy, texts_B, uniforms_TB, forced_TB, settings)
+    check_probabilities(entropy_TB)
     return Samples(
         tokens_BT=tokens_TB.t().contiguous(),
         logprobs_BT=logprobs_TB.t().contiguous(),

@@ -21,6 +21,20 @@ def check_finite(values: Mapping[str, float], step: int) -> None:
             raise TrainingError(f"{name} is {value} at step {step}", hint=SAFE)
 
 
+def check_probabilities(entropy_TB: Tensor) -> None:
+    """Raises TrainingError where a policy's probabilities are none: tokens drawn from them mean nothing.
+
+    Args:
+        entropy_TB: nats, of the distribution that each token was drawn from.
+    """
+    if not entropy_TB.isfinite().all():
+        token = int((~entropy_TB.isfinite()).any(dim=1).nonzero()[0])
+        raise TrainingError(
+            f"the policy's probabilities are not finite from token {token} on",
+            hint="its numbers overflow: train with a lower optimizer.learning_rate, or use policy.dtype=float32",
+        )
+
+
 def check_learning(history: Sequence[Mapping[str, float]], now: Sequence[Tensor], then: Sequence[Tensor]) -> None:
     """At step 20: some group must have had differing rewards, and some parameter must have moved.
 

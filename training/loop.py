@@ -85,8 +85,8 @@ def train(
                     _keep(learner, run, 0, stopping=False)
                 while step < config.num_steps:
                     metrics = train_step(learner, step + 1)
-                    step += 1
                     run.log(metrics)
+                    step += 1
                     if on_step:
                         on_step(metrics)
                     if step == health.PATIENCE_STEPS and world.first:
@@ -123,5 +123,6 @@ def _restore(learner: Learner, run: Run) -> int:
     step = steps[-1] if steps else 0
     if steps:
         checkpoints.load(run, step, as_module(learner.policy), learner.optimizer)
+    run.set_status("running", step)  # first: the metrics never show fewer steps than the status tells
     run.truncate_metrics(step)
     return step

@@ -6,7 +6,6 @@ model is told at once, whole.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
 from functools import lru_cache
@@ -16,7 +15,7 @@ from typing import Any, Protocol
 import torch
 import xxhash
 from safetensors import SafetensorError, safe_open
-from torch import Tensor, nn
+from torch import nn
 
 from gcpo_bench import catalogue
 from gcpo_bench.errors import ConfigError, CorruptDataError
@@ -24,6 +23,8 @@ from gcpo_bench.files import checksum, read_object
 from gcpo_bench.registry import POLICIES
 from gcpo_bench.weight_files import ADAPTER, HINT, MERGE, Header, model_files, read_headers, refuse_adapter, unwrapped
 from gcpo_bench.weights import Weights, recorded_checksums, stamp
+
+from .checkpoints import check_finite
 
 Shape = tuple[int, ...]
 FLOATS = frozenset({"F64", "F32", "F16", "BF16"})
@@ -122,16 +123,9 @@ def read_published(policy: nn.Module, folder: Path) -> None:
             for name, tensor in policy.state_dict().items():
                 header = headers[model.published_name(name)]
                 tensor.copy_(files[header.file].get_tensor(header.name))
-                check_finite(tensor, f"{header.file}: {header.name!r}")
+                check_finite(tensor, f"{header.file}: {header.name!r}", HINT)
         except (SafetensorError, OSError) as error:
             raise CorruptDataError(f"{folder} cannot be read: {error}", hint=HINT) from error
-
-
-def check_finite(tensor: Tensor, what: str) -> None:
-    """Raises CorruptDataError where a number is infinite or none."""
-    low, high = torch.aminmax(tensor)  # passes NaN on, and takes no memory
-    if not (math.isfinite(low) and math.isfinite(high)):
-        raise CorruptDataError(f"{what} holds numbers that are not finite", hint=HINT)
 
 
 def check_published(policy: nn.Module, folder: Path) -> dict[str, Header]:

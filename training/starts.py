@@ -350,4 +350,5 @@ def start_run(config: RunConfig, root: Path, on_wait: OnWait = lambda owner: Non
             if not run.checkpoint_steps():
                 run.set_status("finished", 0)
                 checkpoints.save(run, 0, start_policy(config, root, start), None, keep=1)  # type: ignore[arg-type]
+    run.mended_status()
     return run

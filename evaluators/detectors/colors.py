@@ -27,7 +27,7 @@ from transformers import CLIPConfig, CLIPModel, PreTrainedTokenizerBase
 from gcpo_bench.errors import CorruptDataError, PrerequisiteError
 from gcpo_bench.geneval_prompts import COLORS as COLORS
 
-from ..scorers.compute import inference
+from ..scorers.compute import inference, require_numbers
 from ..scorers.tokens import clip_tokenizer
 from .mask2former import Instance, portions
 
@@ -114,6 +114,7 @@ class ColorClassifier:
             features_BD = self._encode(torch.from_numpy(crops_BCYX))
             for label, run in groupby(range(len(some)), key=lambda row: some[row][1].label):
                 logits_BK = 100 * features_BD[list(run)] @ self._weights_of(label).T
+                require_numbers(logits_BK, "CLIP")
                 names += [self.colors[index] for index in logits_BK.argmax(dim=1).tolist()]
         return names
 

@@ -28,7 +28,7 @@ from gcpo_bench.catalogue import COMPBENCH_DEPTH
 from gcpo_bench.errors import CorruptDataError
 
 from ..compbench import frame_size
-from ..scorers.compute import inference
+from ..scorers.compute import inference, require_numbers
 from .mask2former import rows_on
 from .pretrained import load_model
 
@@ -80,6 +80,7 @@ class Depth:
     def _together(self, images: Sequence[UInt8]) -> list[UInt8]:
         pixels_BCYX = torch.stack([preprocess(image_YXC) for image_YXC in images]).to(self.device)
         depths_BYX = self.model(pixel_values=pixels_BCYX).predicted_depth.float()
+        require_numbers(depths_BYX, "DPT")
         return [
             to_frame(depth_YX, *image_YXC.shape[:2]) for depth_YX, image_YXC in zip(depths_BYX, images, strict=True)
         ]

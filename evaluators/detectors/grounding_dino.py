@@ -30,7 +30,7 @@ from gcpo_bench.errors import CorruptDataError
 
 from ..compbench import frame_size
 from ..grounding import FLOOR, Candidate
-from ..scorers.compute import inference
+from ..scorers.compute import inference, require_numbers
 from ..scorers.tokens import bert_tokenizer
 from .mask2former import portions, rows_on
 from .pretrained import load_model
@@ -103,10 +103,8 @@ def candidates(
         CorruptDataError: a number is none.
     """
     probabilities_QT = logits_QT.float().sigmoid().cpu()
-    if probabilities_QT.isnan().any() or not boxes_Q4.isfinite().all():
-        raise CorruptDataError(
-            "what Grounding DINO sees is not a number", hint="its weights are damaged: fetch them again"
-        )
+    require_numbers(probabilities_QT, "Grounding DINO")
+    require_numbers(boxes_Q4, "Grounding DINO")
     empty_Q = torch.zeros(len(probabilities_QT))
     words = [probabilities_QT[:, begin:end] for begin, end in question.spans]
     surest_QN = torch.stack([each.amax(dim=1) if each.shape[1] else empty_Q for each in words], dim=1)

@@ -26,7 +26,7 @@ from transformers import Mask2FormerForUniversalSegmentation
 
 from gcpo_bench.geneval_prompts import CLASSES
 
-from ..scorers.compute import inference
+from ..scorers.compute import inference, require_numbers
 from .resize import resize_antialiased, resize_bilinear
 
 LONG_SIDE, SHORT_SIDE = 1333, 800
@@ -119,6 +119,8 @@ def instances(
         min_confidence: pairs that are not above it are left out, and their masks not kept.
     """
     probabilities_QL = class_logits_QL.float().softmax(dim=-1)[:, :-1]
+    require_numbers(probabilities_QL, "Mask2Former")
+    require_numbers(mask_logits_QYX, "Mask2Former")
     if probabilities_QL.shape[1] != len(classes):
         raise ValueError(f"the network tells {probabilities_QL.shape[1]} classes apart, {len(classes)} are named")
     flat_N = probabilities_QL.flatten()

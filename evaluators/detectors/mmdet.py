@@ -31,7 +31,7 @@ from gcpo_bench.environment import package_version
 from gcpo_bench.errors import PrerequisiteError
 from gcpo_bench.geneval_prompts import CLASSES
 
-from ..scorers.compute import inference
+from ..scorers.compute import inference, require_numbers
 from .mask2former import Instance, UInt8, portions, preprocess, rows_on
 from .mask2former_weights import UNUSED, config_of, convert, read, refusing
 
@@ -83,6 +83,7 @@ class MmdetMask2Former:
 
 
 def _instances(found: Any, min_confidence: float) -> list[Instance]:
+    require_numbers(found.scores, "mmdet")
     rows = zip(
         found.labels.tolist(), found.scores.tolist(), found.bboxes.tolist(), found.masks.cpu().numpy(), strict=True
     )

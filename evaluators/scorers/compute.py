@@ -13,14 +13,20 @@ from functools import partial, wraps
 from typing import Any, Literal, ParamSpec, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from gcpo_bench.errors import ConfigError
+from gcpo_bench.errors import ConfigError, CorruptDataError
 
 ROWS_ON_GPU = 32
 Precision = Literal["float32", "autocast"]
 P = ParamSpec("P")
 T = TypeVar("T")
+
+
+def require_numbers(values: Tensor, who: str) -> None:
+    """Raises CorruptDataError where what a network sees is no number; any verdict on it would be a wrong one."""
+    if not values.isfinite().all():
+        raise CorruptDataError(f"what {who} sees is not a number", hint="its weights are damaged: fetch them again")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -95,9 +95,10 @@ def _resumed(
     run = runs.open_run(name, root) if name else _stopped_last(root)
     config = _resumed_config(run, preset, override, flags)
     if dry_run:
-        _print_plan(config, run.path, root, done=run.status().step)
+        _print_plan(config, run.path, root, done=(run.checkpoint_steps() or [0])[-1])
         return None
-    if run.status().state == "finished" and run.status().step >= config.num_steps:
+    status = run.mended_status()
+    if status.state == "finished" and status.step >= config.num_steps:
         note(f"{run.path} is finished; train on with a larger --num-steps")
         print(run.path)
         return None

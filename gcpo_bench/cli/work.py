@@ -147,7 +147,7 @@ def _trained(cell: Cell, runs_dir: Path) -> Run:
             f"{run.path} was made with other settings: {', '.join(differing)}",
             hint="its config.yaml was edited; delete the folder, and the same command makes it again",
         )
-    status = run.status()
+    status = run.mended_status()
     if status.state != "finished" or status.step < cell.config.num_steps:
         train(run.config, run, resume=True)
     return run
