@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import io
 import json
 import math
 import os
@@ -93,7 +94,7 @@ def _corrupt(path: Path, why: str, hint: str = MEND) -> CorruptDataError:
 
 
 @contextmanager
-def opened(path: Path) -> Iterator[BinaryIO]:
+def opened(path: Path) -> Iterator[io.BufferedReader]:
     """A plain file to read. A pipe or device, which may never end, counts as no file; raises OSError."""
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # non-blocking: a pipe is not waited for
     with os.fdopen(descriptor, "rb", closefd=False) as file:

@@ -79,6 +79,7 @@ __all__ = [
     "read_jsonl",
     "reading",
     "replacing",
+    "sync",
     "unused_name",
     "write_bytes",
     "write_json",

@@ -261,7 +261,7 @@ def test_tokens_are_not_drawn_from_probabilities_that_are_none(trained: runs.Run
 # ---------------------------------------------------------------- evaluations
 
 
-Damage = Callable[[Path], None]
+Damage = Callable[[Path], object]
 DAMAGES: dict[str, Damage] = {
     "a digit of a sample": lambda folder: change(folder / "samples.jsonl", '{"hps-v2.1": 0.2', '{"hps-v2.1": 0.3'),
     "a sample is gone": lambda folder: (folder / "samples.jsonl").write_bytes(

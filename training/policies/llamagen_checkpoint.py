@@ -32,8 +32,7 @@ from gcpo_bench.errors import CorruptDataError, PrerequisiteError
 from gcpo_bench.weight_files import unwrapped
 from gcpo_bench.weights import MODEL_FILES, Weights, files_of
 
-from ..checkpoints import DTYPES, write_tensors
-from ..published import check_finite
+from ..checkpoints import DTYPES, check_finite, write_tensors
 from .llamagen import build
 
 WRAPPERS = ("model", "module", "state_dict")
