@@ -46,7 +46,7 @@ class Panel:
         if not self._given or len(self._given) < len(scorers):
             raise ConfigError("a panel needs at least one scorer, each once", hint=f"known: {', '.join(SCORERS)}")
         for scorer in scorers:
-            if isinstance(scorer, str) and scorer not in SCORERS:
+            if isinstance(scorer, str) and scorer not in SCORERS.entries:
                 raise ConfigError(f"unknown scorer {scorer!r}", hint=did_you_mean(scorer, SCORERS))
         self._options = options or {}
         self.asked = asked or {}

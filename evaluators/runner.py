@@ -81,7 +81,7 @@ def make_benchmark(name: str, world: str, **given: Any) -> Benchmark:
             raise ConfigError(
                 f"benchmark {name!r} has no option {key!r}", hint="leave it out, or choose another benchmark"
             )
-    return cast(Benchmark, factory(world=world, **given))
+    return cast(Benchmark, BENCHMARKS.make(name, world=world, **given))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
@@ -30,18 +30,27 @@ class Prompt:
         return str(self.metadata.get("tag", ""))
 
 
-@cache
-def prompts_by_task(prompt_set: str) -> Mapping[str, tuple[Prompt, ...]]:
-    """The prompts of a registered set by tag, in their order; grouped once, since training asks at every step.
+def prompts_of(prompt_set: str) -> tuple[Prompt, ...]:
+    """The prompts of a registered set or of a function of one's own, in their order.
 
     Raises ConfigError where a function of one's own returns something else than prompts with an id each.
     """
-    prompts = tuple(PROMPT_SETS.load(prompt_set)())
+    given = PROMPT_SETS.make(prompt_set)
+    prompts = tuple(given) if isinstance(given, Iterable) else ()
     ids = {prompt.id for prompt in prompts if isinstance(prompt, Prompt)}
     if not prompts or len(ids) < len(prompts):
         what = f"returns {len(prompts)} entries that hold {len(ids)} prompts with an id of their own"
         raise ConfigError(f"prompt set {prompt_set!r} {what}", hint=OWN_PROMPTS)
+    return prompts
+
+
+@cache
+def prompts_by_task(prompt_set: str) -> Mapping[str, tuple[Prompt, ...]]:
+    """The prompts of a set by tag, in their order; grouped once, since training asks at every step.
+
+    Raises ConfigError as `prompts_of`.
+    """
     tasks: dict[str, list[Prompt]] = {}
-    for prompt in prompts:
+    for prompt in prompts_of(prompt_set):
         tasks.setdefault(prompt.tag, []).append(prompt)
     return {tag: tuple(prompts) for tag, prompts in tasks.items()}

@@ -30,6 +30,10 @@ class ConfigError(GcpoBenchError):
     """A preset, key, value or command-line argument that cannot be used."""
 
 
+class TrustError(ConfigError):
+    """Code from outside the package that a folder names, and nobody here."""
+
+
 class RunError(GcpoBenchError):
     """A run directory that cannot be created, found or resumed as asked."""
 

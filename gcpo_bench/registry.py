@@ -1,17 +1,20 @@
 """Name -> `"module:attribute"`: every pluggable part, loaded only when it is used.
 
-A configuration may also name `"my_lab.selectors:Mine"` directly, so outside code needs no fork.
-To add a part, write its file and add its line here; the conformity tests pick it up by themselves.
+A configuration may also name `"my_lab.selectors:Mine"` directly, so outside code needs no fork; `outside` says when
+such a name is followed. To add a part, write its file and add its line here; the conformity tests pick it up by
+themselves.
 """
 
 from __future__ import annotations
 
 import importlib
+import inspect
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from gcpo_bench.errors import ConfigError, did_you_mean
+from gcpo_bench import outside
+from gcpo_bench.errors import ConfigError, GcpoBenchError, did_you_mean
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,35 +36,44 @@ class Registry:
         return iter(self.entries)
 
     def __contains__(self, name: str) -> bool:
-        return name in self.entries or ":" in name
+        return name in self.entries or outside.is_outside(name)
 
     def reads(self, name: str, key: str) -> bool:
         """Whether the part makes use of `key`; of parts of one's own nothing says so, and they count as if they did."""
         return name not in self.entries or key in self.entries[name].reads
 
     def load(self, name: str) -> Any:
-        """The object behind `name`. Raises ConfigError for a name or target that does not exist."""
+        """The object behind `name`.
+
+        Raises ConfigError for a name that does not exist, TrustError and ConfigError as `outside.load`.
+        """
         if name in self.entries:
-            target = self.entries[name].target
-        elif ":" in name:
-            target = name
-        else:
-            raise ConfigError(f"unknown {self.kind} {name!r}", hint=did_you_mean(name, self.entries))
-        module_name, _, attribute = target.partition(":")
-        try:
+            module_name, _, attribute = self.entries[name].target.partition(":")
             return getattr(importlib.import_module(module_name), attribute)
-        except ModuleNotFoundError as error:
-            # a missing dependency of the module is its own story; only the named module itself is a bad name
-            if error.name is None or not module_name.startswith(error.name):
+        if outside.is_outside(name):
+            return outside.load(self.kind, name)
+        raise ConfigError(f"unknown {self.kind} {name!r}", hint=did_you_mean(name, self.entries))
+
+    def make(self, name: str, /, *args: Any, **kwargs: Any) -> Any:
+        """What the part `name` gives for these arguments.
+
+        Raises ConfigError as `load`, and for whatever an outside part raises that says nothing to the user by itself.
+        """
+        part = self.load(name)
+        if name in self.entries:
+            return part(*args, **kwargs)
+        try:
+            return part(*args, **kwargs)
+        except (GcpoBenchError, OSError, ImportError):
+            raise
+        except Exception as error:
+            if type(error).__name__ == "OutOfMemoryError":  # torch's; this file does not import torch
                 raise
+            takes = ", ".join(inspect.signature(part).parameters) or "nothing"
+            said = str(error) if isinstance(error, TypeError | ValueError) else f"{type(error).__name__}: {error}"
             raise ConfigError(
-                f"{self.kind} {name!r}: no module {module_name!r}",
-                hint="check the spelling; a module of your own must be importable: PYTHONPATH=. gcpo-bench ...",
-            ) from None
-        except AttributeError:
-            raise ConfigError(
-                f"{self.kind} {name!r}: {module_name} has no {attribute!r}", hint="write it as 'module:attribute'"
-            ) from None
+                f"{self.kind} {name!r}: {said}", hint=f"{name} takes {takes}; --debug shows where it failed"
+            ) from error
 
 
 SELECTORS = Registry(

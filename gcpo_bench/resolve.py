@@ -15,6 +15,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from gcpo_bench import outside
 from gcpo_bench.config import RunConfig
 from gcpo_bench.datasets import OWN_PROMPTS
 from gcpo_bench.draft import Draft, KeyPath, display, get, leaves
@@ -32,6 +33,8 @@ SHARED = "-o for all"
 ABSENT = "(absent)"
 """What `config_diff` shows for a key that only the other configuration has."""
 
+RUN = "run"
+"""Origin of what nobody here said: a run's folder did."""
 
 @dataclass(frozen=True, slots=True)
 class Preset:
@@ -118,7 +121,7 @@ def resolve(
     given = {key: value for key, value in (flags or {}).items() if value is not None}
     problems = _Problems()
     start = base if base is not None and preset is None else None
-    draft = Draft((start or RunConfig()).model_dump(), "run" if start else "default")
+    draft = Draft((start or RunConfig()).model_dump(), RUN if start else "default")
     draft.values = _lists(draft.values)
     layers = [] if start else _preset_layers(preset or DEFAULT_PRESET, problems)
     pairs = [(*pair, SHARED) for pair in _parse_overrides(shared, problems)]
@@ -343,7 +346,7 @@ def _validate(draft: Draft, problems: _Problems) -> RunConfig | None:
 
 
 def _check_names(draft: Draft, problems: _Problems) -> None:
-    """Every name that a registry must know, looked up without loading what it names."""
+    """Every name that a registry must know, looked up without loading what it names. What is named here may be."""
     known: list[tuple[str, KeyPath, Any]] = [
         ("model", ("policy", "name"), POLICIES),
         ("weighting", ("weighting", "name"), WEIGHTINGS),
@@ -361,7 +364,11 @@ def _check_names(draft: Draft, problems: _Problems) -> None:
         known += [(kind, (*path, index, "name"), names) for index in range(count)]
     for kind, path, names in known:
         name = get(draft.values, path)
-        if isinstance(name, str) and name not in names:
+        if not isinstance(name, str):
+            continue
+        if draft.source(path) != RUN:
+            outside.allow([name])
+        if name not in names:
             where = _label(draft, path)
             is_file = kind == "prompt set" and Path(name).is_file()
             problems.add(f"unknown {kind} {name!r} ({where})", OWN_PROMPTS if is_file else did_you_mean(name, names))

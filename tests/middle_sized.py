@@ -9,6 +9,7 @@ import json
 import sys
 from typing import Any
 
+from gcpo_bench import outside
 from gcpo_bench.config import RunConfig
 from gcpo_bench.training.policies.janus_pro import JanusPro, Size, byte_tokenizer
 
@@ -17,6 +18,9 @@ SIZE = Size(width=384, mlp=1056, layers=6, heads=6, words=320, side=8, channels=
 
 def build(name: str, *, template: str = "", **_: Any) -> JanusPro:
     return JanusPro(SIZE.config(), byte_tokenizer(), template or "janus-pro")
+
+
+build.gcpo_bench_part = "model"  # type: ignore[attr-defined]
 
 
 def bytes_used(field: str) -> int:
@@ -31,6 +35,7 @@ def main(config: RunConfig) -> dict[str, int]:
     from gcpo_bench.training.observation import draw_prompts, observe
     from gcpo_bench.training.update import update
 
+    outside.allow(outside.parts_of(config))
     computed = memory.needed(config, starts.without_memory(config.policy))
     before = bytes_used("VmRSS")
     learner = build_learner(config)

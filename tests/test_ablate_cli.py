@@ -162,7 +162,8 @@ def test_two_drivers_at_once_share_the_work(grid: Path, tmp_path: Path) -> None:
 
 def test_a_failing_cell_is_reported_and_the_others_are_done(tmp_path: Path) -> None:
     (tmp_path / "broken.py").write_text(
-        "class Reward:\n    def __init__(self):\n        raise RuntimeError('no reward')\n"
+        "class Reward:\n    gcpo_bench_part = 'reward'\n"
+        "    def __init__(self):\n        raise RuntimeError('no reward')\n"
     )
     plan = tmp_path / "plan.yaml"
     broken = "{method: gcpo, overrides: ['rewards=[{name: \"broken:Reward\"}]']}"

@@ -72,6 +72,7 @@ PATIENCE_S = 120.0
 class Fussy:
     """Brightness; where the environment says so, a failure of one process at one of its calls: `1:4:raise`."""
 
+    gcpo_bench_part = "reward"
     calls = 0
 
     def __call__(self, images_BYXC: Any, prompts_B: Any) -> Any:

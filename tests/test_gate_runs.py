@@ -15,6 +15,8 @@ from gcpo_bench.evaluators.types import SceneReward
 SIGN = 1
 
 class Reward(GenEvalReward):
+    gcpo_bench_part = "reward"
+
     def __call__(self, images_BYXC, prompts_B):
         found = super().__call__(images_BYXC, prompts_B)
         return SceneReward(values_B=[SIGN * value for value in found.values_B], anomalies=found.anomalies)

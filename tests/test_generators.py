@@ -19,7 +19,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from gcpo_bench import streams
+from gcpo_bench import outside, streams
 from gcpo_bench.errors import ConfigError, CorruptDataError, GcpoBenchError, PrerequisiteError, RunError
 from gcpo_bench.evaluators.generate import read_manifest
 from gcpo_bench.evaluators.generators.diffusers import BLANKED, DiffusersGenerator
@@ -57,8 +57,13 @@ def bench(world="", *, options=None, device=None):
     return Bench(Panel([Brightness()]), lambda: PROMPTS)
 
 
+bench.gcpo_bench_part = "benchmark"
+
+
 class Painter:
     """One colour an image, from its seed; and none to score of the second prompt."""
+
+    gcpo_bench_part = "generator"
 
     def __init__(self, target, *, options, device):
         self.target, self.options = target, options
@@ -95,6 +100,7 @@ def lab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "lab.py").write_text(LAB)
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.delitem(sys.modules, "lab", raising=False)
+    outside.allow(["lab:bench"])
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
 

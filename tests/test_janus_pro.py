@@ -34,6 +34,8 @@ REWARD = """
 from gcpo_bench.evaluators.types import SceneReward
 
 class Redness:
+    gcpo_bench_part = "reward"
+
     def __call__(self, images_BYXC, prompts_B):
         means = images_BYXC.mean(axis=(1, 2)) / 255
         return SceneReward(values_B=tuple(float(r - (g + b) / 2) for r, g, b in means), anomalies={})

@@ -287,6 +287,7 @@ def test_dry_run_measures_a_step_and_writes_nothing(tmp_path: Path, monkeypatch:
 class NoisyReward:
     """Finite, but NaN for whatever comes third: a scorer that breaks in the middle of a run."""
 
+    gcpo_bench_part = "reward"
     calls = 0
 
     def __call__(self, images_BYXC: Any, prompts_B: Any) -> Any:
@@ -298,6 +299,8 @@ class NoisyReward:
 
 
 class ConstantReward:
+    gcpo_bench_part = "reward"
+
     def __call__(self, images_BYXC: Any, prompts_B: Any) -> Any:
         from gcpo_bench.training.types import RewardOutput
 

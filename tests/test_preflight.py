@@ -29,6 +29,8 @@ NO_GPU = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 
 
 class Broken:
+    gcpo_bench_part = "reward"
+
     def __init__(self) -> None:
         raise CorruptDataError("its weights are damaged", hint="fetch them again")
 

@@ -314,6 +314,7 @@ from gcpo_bench.scenes import held_out_prompts
 
 class Warmth:
     \"\"\"How red pictures are, in grey levels: nothing is right or wrong.\"\"\"
+    gcpo_bench_part = "benchmark"
     name = prompt_set = "lab_warmth:Warmth"
     version = "1"
     headline = "warmth"

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from gcpo_bench import runs
+from gcpo_bench import outside, runs
 from gcpo_bench.config import PolicyConfig
 from gcpo_bench.registry import POLICIES
 from gcpo_bench.resolve import resolve
@@ -68,8 +68,13 @@ def a_model_of_ones_own(name: str, template: str = "") -> nn.Module:
     return policy
 
 
+a_model_of_ones_own.gcpo_bench_part = "model"  # type: ignore[attr-defined]
+
+
 def test_a_model_of_ones_own_keeps_the_weights_that_it_reads() -> None:
-    policy = starts.build(PolicyConfig(name="tests.test_starts:a_model_of_ones_own", dtype="bfloat16"))
+    name = "tests.test_starts:a_model_of_ones_own"
+    outside.allow([name])
+    policy = starts.build(PolicyConfig(name=name, dtype="bfloat16"))
     for parameter in policy.parameters():
         assert torch.equal(parameter, torch.full(parameter.shape, 0.3, dtype=torch.bfloat16))
 

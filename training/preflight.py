@@ -50,10 +50,10 @@ def _checks(config: RunConfig, root: Path, processes: int) -> list[Callable[[], 
 
 def _check_reward(name: str) -> None:
     """That a reward without published weights can be made, and what it asks is there; those with weights are large."""
-    make = REWARDS.load(name)
+    REWARDS.load(name)
     if name not in REWARDS.entries or _has_weights(name):
         return
-    term = make()
+    term = REWARDS.make(name)
     if check := getattr(term, "check", None):
         check()
 

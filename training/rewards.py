@@ -20,7 +20,7 @@ class WeightedSum:
 
     def __init__(self, configs: Sequence[RewardConfig]) -> None:
         self.terms: list[tuple[str, float, Reward]] = [
-            (config.name, config.weight, REWARDS.load(config.name)()) for config in configs
+            (config.name, config.weight, REWARDS.make(config.name)) for config in configs
         ]
 
     def __call__(self, images_BYXC: Any, prompts_B: Sequence[Prompt]) -> RewardOutput:

@@ -165,12 +165,11 @@ def build_selectors(config: SelectionConfig) -> list[tuple[str, Selector]]:
 
 
 def _build(item: SelectorConfig) -> Selector:
-    make = SELECTORS.load(item.name)
     ratio = {} if item.ratio is None else {"ratio": item.ratio}
     try:
-        selector: Selector = make(**ratio, **item.options)
+        selector: Selector = SELECTORS.make(item.name, **ratio, **item.options)
     except (TypeError, ValueError) as error:
-        takes = ", ".join(inspect.signature(make).parameters) or "no ratio and no options"
+        takes = ", ".join(inspect.signature(SELECTORS.load(item.name)).parameters) or "no ratio and no options"
         raise ConfigError(f"selector {item.name!r}: {error}", hint=f"{item.name} takes {takes}") from error
     return selector
 

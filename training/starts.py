@@ -201,7 +201,7 @@ def build(config: PolicyConfig, folder: Path | None = None) -> Any:
 
 def _made(config: PolicyConfig, folder: Path | None) -> Any:
     options = {"folder": folder} if folder is not None and folder.is_dir() else {}
-    policy: Any = POLICIES.load(config.name)(config.name, template=config.template, **options)
+    policy: Any = POLICIES.make(config.name, config.name, template=config.template, **options)
     policy.train(mode=False)
     _freeze(policy, config)
     if hasattr(policy, "recompute"):

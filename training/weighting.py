@@ -84,7 +84,8 @@ def build_weighting(config: WeightingConfig) -> Weighting:
     """
     make = WEIGHTINGS.load(config.name)
     settings = config.model_dump(exclude={"name"})
-    weighting: Weighting = make(**{key: settings[key] for key in inspect.signature(make).parameters if key in settings})
+    taken = {key: settings[key] for key in inspect.signature(make).parameters if key in settings}
+    weighting: Weighting = WEIGHTINGS.make(config.name, **taken)
     return weighting
 
 

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import cast
 
+from gcpo_bench import outside
 from gcpo_bench.errors import ConfigError, did_you_mean
 from gcpo_bench.registry import GENERATORS
 
@@ -22,7 +23,8 @@ def make_generator(text: str, *, options: Mapping[str, str] | None = None, devic
     Raises ConfigError for a kind, target or option that does not exist, PrerequisiteError where a package is missing.
     """
     kind, target = _parts(text)
-    return cast(Generator, GENERATORS.load(kind)(target, options=dict(options or {}), device=device))
+    outside.allow([kind])  # what draws is said here, never read from a folder
+    return cast(Generator, GENERATORS.make(kind, target, options=dict(options or {}), device=device))
 
 
 def default_name(text: str) -> str:

@@ -227,13 +227,15 @@ def _run(
     follow: bool,
     retry: bool,
 ) -> None:
-    from gcpo_bench import environment
+    from gcpo_bench import environment, outside
     from gcpo_bench.ledger import Ledger
 
     os.environ[environment.COMMAND] = json.dumps(sys.argv)  # workers inherit it, so that runs record what was typed
     ledger = Ledger(runs_dir)
     ledger.plan(cells)
     ids = [cell.id for cell in cells]
+    for cell_id in ids:  # the workers run what the ledger says, and it may be older than this plan
+        outside.require_named(ledger.cell(cell_id).config)
     if again := ledger.reopen_lost(ids):
         note(f"{len(again)} finished cells have lost their run and are run again")
     if retry and (again := ledger.retry(ids)):

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .options import RunsDirOption, complete_runs
+from .options import RunsDirOption, TrustOption, complete_runs
 from .output import note, print_json, print_table
 
 if TYPE_CHECKING:
+    from gcpo_bench.runs import Run
     from gcpo_bench.training.perturbation import Range
 
 NOISES = ("uniform", "redraw")
@@ -44,24 +45,24 @@ def perturb_command(
         str, typer.Option(help="uniform: random tokens of the codebook; redraw: other draws of the policy.")
     ] = "uniform",
     runs_dir: RunsDirOption = Path("runs"),
+    trust: TrustOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Put noise into one range of tokens at a time: what does the rest of the image do?"""
     from gcpo_bench.errors import ConfigError, did_you_mean
-    from gcpo_bench.runs import open_run
 
     if noise not in NOISES:
         raise ConfigError(f"unknown --noise {noise!r}", hint=did_you_mean(noise, NOISES))
     pair = _pair(tokens, against, ranges)
-    folder = open_run(run, runs_dir)
+    folder = _opened(run, runs_dir, trust)
+    from gcpo_bench.datasets import prompts_of
     from gcpo_bench.evaluators.runner import first_per_task
-    from gcpo_bench.registry import PROMPT_SETS
     from gcpo_bench.training import starts
     from gcpo_bench.training.perturbation import equal_parts, perturb
     from gcpo_bench.training.rewards import WeightedSum
 
     config = folder.config
-    prompts = first_per_task(PROMPT_SETS.load(config.logging.tracked_prompt_set)(), prompts_per_task)
+    prompts = first_per_task(prompts_of(config.logging.tracked_prompt_set), prompts_per_task)
     policy, checkpoint = starts.load_newest(folder)
     study = perturb(
         policy,
@@ -93,6 +94,16 @@ def perturb_command(
         title=f"{run}: {noise} noise in one range of tokens, {len(prompts)} prompts",
     )
     print(path)
+
+
+def _opened(name: str, runs_dir: Path, trust: bool) -> Run:
+    from gcpo_bench import outside
+    from gcpo_bench.runs import open_run
+
+    run = open_run(name, runs_dir)
+    if trust:
+        outside.allow(outside.parts_of(run.config))
+    return run
 
 
 def _row(item: Range) -> tuple[Any, ...]:
@@ -139,15 +150,15 @@ def overhead_command(
     run: Annotated[str, typer.Argument(metavar="RUN", autocompletion=complete_runs)],
     pairs: Annotated[int, typer.Option(min=2, help="Pairs of steps after one to warm up.")] = 20,
     runs_dir: RunsDirOption = Path("runs"),
+    trust: TrustOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Time steps of the run's method and steps on all tokens in turn: what does selecting cost?"""
     from gcpo_bench import environment
     from gcpo_bench.errors import ConfigError
-    from gcpo_bench.runs import open_run
     from gcpo_bench.variants import name_of
 
-    folder = open_run(run, runs_dir)
+    folder = _opened(run, runs_dir, trust)
     if not folder.config.num_steps or name_of(folder.config) == "grpo":
         raise ConfigError(f"{run} selects no tokens, so it has no such cost", hint="name a run of gcpo")
     from gcpo_bench.training.overhead import paired_steps, ratio

@@ -13,7 +13,7 @@ from .evaluate_results import print_result, print_verdicts, refuse_unscored
 from .evaluate_runs import evaluated_runs
 from .evaluate_usage import Asked, check_usage, lacks, pairs_of, parse_shard
 from .groups import able, expanded, print_overall
-from .options import JsonOption, RunsDirOption, complete_benchmarks, complete_runs
+from .options import JsonOption, RunsDirOption, TrustOption, complete_benchmarks, complete_runs
 from .output import note, print_json, shell_quote
 from .together import require_alone
 
@@ -91,9 +91,11 @@ def evaluate_command(
         bool, typer.Option("--allow-partial", help="With --images: score a set in which files are missing.")
     ] = False,
     no_start: Annotated[bool, typer.Option("--no-start", help="Leave out the weights the run began from.")] = False,
+    trust: TrustOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Score runs and their start, other models, or a folder of images. Exit code 5 if any image could not be scored."""
+    from gcpo_bench import outside
     from gcpo_bench.evaluators.generators.make import default_name
     from gcpo_bench.evaluators.images import check_folder
     from gcpo_bench.evaluators.options import divided
@@ -113,14 +115,18 @@ def evaluate_command(
         "--detector": detector,
         "--classifier": classifier,
         "--device": device,
+        "--trust": trust,
     }
     require_alone("start evaluate without a launcher; --shard I/N divides it between processes")
     check_usage(runs or [], images, generator, conditional, rescore=rescore)
     names = benchmark.split(",") if benchmark else []
     expanded(names)
-    given = {"fidelity": fidelity, "detector": detector, "classifier": classifier, "device": device}
     own = pairs_of("--option", option or [], "threshold=0.4")
+    outside.allow(names)
+    given = {"fidelity": fidelity, "detector": detector, "classifier": classifier, "device": device}
     opened = [open_run(run, runs_dir) for run in runs or []]  # a wrong name is told before minutes of work
+    if trust:
+        outside.allow(part for run in opened for part in outside.parts_of(run.config))
     names = names or list(dict.fromkeys(run.config.evaluation.benchmark for run in opened)) or ["geneval"]
     options, without = divided(
         expanded(names),

@@ -19,6 +19,7 @@ GOES_WITH = {
     "--allow-partial": ("--images",),
     "--generator-option": ("--generator",),
     "--seed": ("--generator",),
+    "--trust": ("runs",),
 }
 NOT_AGAIN = {
     "--shard": "a rescore takes moments",

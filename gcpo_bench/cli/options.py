@@ -64,5 +64,8 @@ OverrideOption = Annotated[
     typer.Option("--override", "-o", metavar="KEY=VALUE", help="Set one value, as in -o loss.beta=0.1; repeatable."),
 ]
 RunsDirOption = Annotated[Path, typer.Option("--runs-dir", help="Folder of the runs.")]
+TrustOption = Annotated[
+    bool, typer.Option("--trust", help="Run the code from outside the package that the run's folder names.")
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 RunArgument = Annotated[str, typer.Argument(metavar="RUN", help="Name or path of a run.", autocompletion=complete_runs)]

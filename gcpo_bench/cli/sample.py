@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .options import OverrideOption, RunsDirOption, complete_runs
+from .options import OverrideOption, RunsDirOption, TrustOption, complete_runs
 from .output import note
 
 if TYPE_CHECKING:
@@ -51,6 +51,7 @@ def sample_command(
     out: Annotated[Path, typer.Option(help="The PNG to write.")] = Path("sample.png"),
     overrides: OverrideOption = None,
     runs_dir: RunsDirOption = Path("runs"),
+    trust: TrustOption = False,
 ) -> None:
     """Draw a prompt and write the images as one PNG.
 
@@ -62,12 +63,15 @@ def sample_command(
 
     from PIL import Image
 
+    from gcpo_bench import outside
     from gcpo_bench.files import write_bytes
     from gcpo_bench.scenes import WORLDS
 
     flags = {"guidance_scale": guidance, "temperature": temperature, "top_k": top_k, "top_p": top_p}
     _refuse_twice(flags, overrides or [])
     config, trained = configuration(run, runs_dir, overrides or [])
+    if trust:
+        outside.allow(outside.parts_of(config))
     distribution = config.evaluation.distribution() | _given(flags)
     world = config.policy.name
     known = _find(prompt) if world in WORLDS else None

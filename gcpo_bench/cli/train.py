@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -22,6 +22,7 @@ from .options import (
     RunsDirOption,
     SeedOption,
     StepsOption,
+    TrustOption,
 )
 from .output import duration, note, print_table, shell_quote, size
 from .progress import describe, progress
@@ -55,13 +56,19 @@ def train_command(
     resume: Annotated[
         bool, typer.Option("--resume", help="Continue --name, or the run that stopped last; same settings.")
     ] = False,
+    trust: TrustOption = False,
 ) -> None:
     """Train a policy; without options GCPO on the embedded world. Under torchrun on several GPUs."""
+    from gcpo_bench import outside
+    from gcpo_bench.errors import ConfigError
+
     flags = {"method": method, "model": model, "ratio": ratio, "seed": seed, "num_steps": num_steps}
+    if trust and not resume:
+        raise ConfigError("--trust goes with --resume only", hint="leave it out: what you name yourself is trusted")
 
     def prepare() -> Plan | None:
         if resume:
-            return _resumed(name, runs_dir, preset, override or [], flags, dry_run)
+            return _resumed(name, runs_dir, preset, override or [], flags, dry_run=dry_run, trust=trust)
         return _new(name, runs_dir, preset, override or [], flags, dry_run)
 
     if dry_run:  # needs no other process: WORLD_SIZE=8 gcpo-bench train --dry-run says what 8 would take
@@ -71,6 +78,7 @@ def train_command(
     with together() as world:
         plan = prepare() if world is None else world.from_first(prepare)
         if plan is not None:
+            outside.allow(outside.parts_of(plan.config))  # the first process was asked; the others follow it
             _train(plan, runs_dir, world)
 
 
@@ -87,21 +95,31 @@ class Plan:
 
 
 def _resumed(
-    name: str | None, root: Path, preset: str | None, override: list[str], flags: Flags, dry_run: bool
+    name: str | None,
+    root: Path,
+    preset: str | None,
+    override: list[str],
+    flags: Flags,
+    *,
+    dry_run: bool,
+    trust: bool,
 ) -> Plan | None:
     """What to go on with; None where nothing is left to do."""
-    from gcpo_bench import runs
+    from gcpo_bench import outside, runs
 
     run = runs.open_run(name, root) if name else _stopped_last(root)
     config = _resumed_config(run, preset, override, flags)
-    if dry_run:
+    if dry_run:  # which is to look before anything of the folder is run, so --trust changes nothing here
         _print_plan(config, run.path, root, done=(run.checkpoint_steps() or [0])[-1])
         return None
+    if trust:
+        outside.allow(outside.parts_of(config))
     status = run.mended_status()
     if status.state == "finished" and status.step >= config.num_steps:
         note(f"{run.path} is finished; train on with a larger --num-steps")
         print(run.path)
         return None
+    outside.require_named(config)
     return Plan(run.name, config, run)
 
 
@@ -260,14 +278,17 @@ def _trained(run: Run, root: Path, world: World, *, resume: bool) -> None:
 
 def _warn_of_leaks(config: RunConfig) -> None:
     """Says which evaluation prompts are trained on; the embedded world's sets are disjoint by construction."""
-    from gcpo_bench.prompt_sets import leaks, texts
+    from gcpo_bench.datasets import prompts_of
+    from gcpo_bench.outside import is_outside
+    from gcpo_bench.prompt_sets import leaks
 
     if config.data.prompts.startswith("scenes-"):
         return
-    for name, found in leaks(texts(config.data.prompts)).items():
+    for name, found in leaks(prompt.text for prompt in prompts_of(config.data.prompts)).items():
         count = len(found.exact) + len(found.normalized)
         note(f"warning: {count} of {found.total} evaluation prompts of {name} are training prompts")
-        note(f"look with: gcpo-bench data overlap {config.data.prompts} {name}")
+        if not is_outside(config.data.prompts):
+            note(f"look with: gcpo-bench data overlap {config.data.prompts} {name}")
 
 
 def _print_summary(run: Run, root: Path, seconds: float) -> None:
@@ -307,6 +328,18 @@ def _differentiated(cost: Estimate) -> str:
     )
 
 
+def _costs(cost: Estimate, steps: int, config: RunConfig) -> Iterator[tuple[str, object]]:
+    many = place().size
+    yield "output layer", _differentiated(cost)
+    yield "time", _time(cost, steps, config)
+    yield "disk", size(cost.bytes_on_disk)
+    if many > 1:
+        yield "processes", many
+    yield "memory", f"{size(cost.peak_memory_bytes)} at the peak{' of each process' * (many > 1)}"
+    if cost.memory:
+        yield from _memory(cost.memory)
+
+
 def _memory(memory: Memory) -> list[tuple[str, str]]:
     """What it is for, the largest first."""
     parts = sorted(memory.parts.items(), key=lambda part: -part[1])
@@ -320,13 +353,14 @@ def _memory(memory: Memory) -> list[tuple[str, str]]:
 
 
 def _print_plan(config: RunConfig, path: Path, root: Path, done: int = 0) -> None:
-    from gcpo_bench import variants
+    from gcpo_bench import outside, variants
     from gcpo_bench.training import preflight
     from gcpo_bench.training.estimate import estimate
 
     many = place().size
-    lacking = preflight.missing(config, root, many)
-    cost = estimate(config, many)
+    unasked = outside.refused(config)
+    lacking = [] if unasked else preflight.missing(config, root, many)
+    cost = None if unasked else estimate(config, many)
     steps = max(config.num_steps - done, 0)
     images = config.sampling.prompts_per_step * config.sampling.group_size
     selectors = [f"{item.name} {item.ratio:g}" if item.ratio else item.name for item in config.selection.selectors]
@@ -340,12 +374,8 @@ def _print_plan(config: RunConfig, path: Path, root: Path, done: int = 0) -> Non
         ("reward", " + ".join(f"{item.weight:g} {item.name}" for item in config.rewards)),
         ("steps", f"{done + 1} to {config.num_steps}" if done else config.num_steps),
         ("images", f"{images} a step, {images * steps:,} in all"),
-        ("output layer", _differentiated(cost)),
-        ("time", _time(cost, steps, config)),
-        ("disk", size(cost.bytes_on_disk)),
-        *([("processes", many)] if many > 1 else []),
-        ("memory", f"{size(cost.peak_memory_bytes)} at the peak{' of each process' * (many > 1)}"),
-        *(_memory(cost.memory) if cost.memory else ()),
+        *(_costs(cost, steps, config) if cost else ()),
+        *(("from outside", f"{kind} {part}: not run here; see --trust") for part, kind in unasked.items()),
         *(("missing", f"{error}: {error.hint}") for error in lacking),
     ]
     print_table(("would run", ""), rows)

@@ -93,7 +93,7 @@ def start_worker(ledger: Ledger, order: Path, name: str) -> subprocess.Popen[byt
     with log.open("ab") as output:
         # a session of its own: Ctrl-C reaches the driver only, which then asks the workers to save and stop
         return subprocess.Popen(
-            [*command, "--worker", name, "--parent", str(os.getpid())],
+            [*command, "--worker", name, "--parent", str(os.getpid()), "--trust"],  # its cells are this plan's
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,

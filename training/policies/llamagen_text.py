@@ -106,7 +106,7 @@ def load_encoder(folder: Path) -> Encoder:
     the tokenizer knows no words (it makes an empty one of a folder without its file).
     """
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         loaded: Any = T5EncoderModel.from_pretrained(
             folder, local_files_only=True, dtype=torch.bfloat16, output_loading_info=True
         )
