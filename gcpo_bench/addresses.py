@@ -21,7 +21,7 @@ import xxhash
 
 from gcpo_bench import prompt_sets
 from gcpo_bench.config import RunConfig
-from gcpo_bench.datasets import Prompt
+from gcpo_bench.datasets import Prompt, prompts_of
 from gcpo_bench.errors import CorruptDataError, PrerequisiteError
 from gcpo_bench.registry import BENCHMARKS, POLICIES, PROMPT_SETS, REWARDS, SELECTORS, WEIGHTINGS, Registry
 
@@ -81,14 +81,14 @@ def outside_source(registry: Registry, name: str) -> str:
 def _training_prompts(name: str) -> dict[str, str]:
     if name in PROMPT_SETS.entries:
         return {}  # made by our code, or of a published file whose SHA-256 stands there
-    return {f"prompts of {name}": _prompts(PROMPT_SETS.load(name))}
+    return {f"prompts of {name}": _prompts(partial(prompts_of, name))}
 
 
 def _evaluation_prompts(name: str, world: str) -> dict[str, str]:
     published = prompt_sets.SETS.get(name)
     if name in BENCHMARKS.entries and (published is None or published.sha256):
         return {}
-    read = BENCHMARKS.load(name)(world=world).prompts if published is None else partial(prompt_sets.load, name)
+    read = BENCHMARKS.make(name, world=world).prompts if published is None else partial(prompt_sets.load, name)
     return {f"prompts of {name}": _prompts(read)}
 
 

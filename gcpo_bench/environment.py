@@ -8,7 +8,7 @@ import platform
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib import metadata
@@ -21,8 +21,18 @@ from gcpo_bench import __version__
 from gcpo_bench.errors import ConfigError
 
 PACKAGES = ("torch", "transformers", "numpy", "scipy", "safetensors", "pydantic", "pillow", "pandas")
-VARIABLES = ("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS")
-"""The only environment variables that are recorded: both change numbers or speed, neither is a secret."""
+VARIABLES = (
+    "CUDA_VISIBLE_DEVICES",
+    "OMP_NUM_THREADS",
+    "ATEN_CPU_CAPABILITY",
+    "MKL_CBWR",
+    "MKL_ENABLE_INSTRUCTIONS",
+    "ONEDNN_DEFAULT_FPMATH_MODE",
+    "CUBLAS_WORKSPACE_CONFIG",
+    "NVIDIA_TF32_OVERRIDE",
+    "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE",
+)
+"""The only environment variables that are recorded: they change numbers or speed, and none is a secret."""
 
 
 CGROUPS = "sys/fs/cgroup"
@@ -50,8 +60,20 @@ def record(argv: Sequence[str] | None = None) -> dict[str, Any]:
 
 def command() -> list[str]:
     """What the user typed: this process's arguments, or for a worker of a grid those of the grid's command."""
-    typed = os.environ.get(COMMAND)
-    return [str(word) for word in json.loads(typed)] if typed else sys.argv
+    with suppress(KeyError, ValueError, TypeError):  # a variable that says nothing must not stop a run: it is a record
+        return [str(word) for word in json.loads(os.environ[COMMAND])]
+    return sys.argv
+
+
+@contextmanager
+def without(variable: str) -> Iterator[None]:
+    """The environment without this variable, for a library that reads it while it is imported."""
+    value = os.environ.pop(variable, None)
+    try:
+        yield
+    finally:
+        if value is not None:
+            os.environ[variable] = value
 
 
 @dataclass(frozen=True, slots=True)

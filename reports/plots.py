@@ -13,16 +13,29 @@ import math
 import re
 import textwrap
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import matplotlib as mpl
 import numpy as np
-from matplotlib.backends.backend_svg import FigureCanvasSVG
-from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 from PIL import Image
+
+from gcpo_bench.environment import without
+from gcpo_bench.errors import PrerequisiteError
+
+try:
+    with without(
+        "MPLBACKEND"
+    ):  # a notebook's, with which matplotlib refuses to be imported where that is not installed
+        import matplotlib as mpl
+        from matplotlib.backends.backend_svg import FigureCanvasSVG
+        from matplotlib.figure import Figure
+        from matplotlib.lines import Line2D
+except ValueError as error:  # it reads the user's matplotlibrc, whatever that is
+    raise PrerequisiteError(
+        f"matplotlib cannot be imported: {error}", hint="mend or remove your matplotlibrc"
+    ) from error
 
 OKABE_ITO = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7f7f7f")
 """Colours that people with colour-blindness tell apart (Okabe and Ito), yellow left out: too pale on white."""
@@ -82,6 +95,15 @@ class Chart:
     """Of the files; on the page the caption says it."""
 
 
+@contextmanager
+def _own_settings(name: str, more: Mapping[str, Any] | None = None) -> Iterator[None]:
+    """matplotlib as it comes, with RC: not as a matplotlibrc or a notebook has set it up. `name` salts the ids."""
+    with mpl.rc_context():
+        mpl.rcdefaults()
+        mpl.rcParams.update({**RC, "svg.hashsalt": name, **(more or {})})
+        yield
+
+
 def color_of(style: int) -> str:
     return OKABE_ITO[style % len(OKABE_ITO)]
 
@@ -98,7 +120,7 @@ def criterion_colors(names: Sequence[str]) -> dict[str, str]:
 
 def line_chart(series: Sequence[Series], *, name: str, x_label: str, y_label: str, description: str) -> Chart:
     """Lines with bands, about 5 x 2.7 inches; `name` keeps its ids apart from other figures of the page."""
-    with mpl.rc_context({**RC, "svg.hashsalt": name}):
+    with _own_settings(name):
         figure = Figure(figsize=(5.0, 2.7), layout="constrained")
         axes = figure.subplots()
         for index, line in enumerate(series):
@@ -159,7 +181,7 @@ def ladder(
     points: Sequence[Point], *, name: str, x_label: str, description: str, line_at: float | None = None
 ) -> Chart:
     """A row a variant: value and interval on one axis, first row on top; a dashed line marks the baseline."""
-    with mpl.rc_context({**RC, "svg.hashsalt": name}):
+    with _own_settings(name):
         rows = _row_labels([point.label for point in points])
         figure = Figure(figsize=(6.4, 0.8 + _height(rows)), layout="constrained")
         axes = figure.subplots()
@@ -187,7 +209,7 @@ def points_chart(
     joined: bool = True,
 ) -> Chart:
     """Values with intervals over a numeric axis; a line of points each entry, joined or named where it stands."""
-    with mpl.rc_context({**RC, "svg.hashsalt": name}):
+    with _own_settings(name):
         figure = Figure(figsize=(5.6, 3.2), layout="constrained")
         axes = figure.subplots()
         for points in lines.values():
@@ -239,7 +261,7 @@ def _name_points(figure: Figure, axes: mpl.axes.Axes, points: Sequence[Point]) -
 def phase_bars(rows: Mapping[str, Mapping[str, float]], *, name: str, description: str) -> Chart:
     """Stacked horizontal bars: seconds of a step by phase, one bar a variant."""
     phases = list(next(iter(rows.values())))
-    with mpl.rc_context({**RC, "svg.hashsalt": name}):
+    with _own_settings(name):
         labels = _row_labels(list(rows))
         figure = Figure(figsize=(6.4, 0.7 + _height(labels)), layout="constrained")
         axes = figure.subplots()
@@ -267,8 +289,8 @@ def chart_files(chart: Chart) -> dict[str, bytes]:
         "png": {"Software": None},
     }
     files = {}
-    settings = {**RC, "svg.hashsalt": chart.name, "svg.fonttype": "path", "pdf.fonttype": 42}
-    with mpl.rc_context(settings), warnings.catch_warnings():
+    types = {"svg.fonttype": "path", "pdf.fonttype": 42}
+    with _own_settings(chart.name, types), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing")  # a script the font lacks: boxes, in files only
         _stand_alone(chart)
         for suffix, fields in metadata.items():

@@ -34,7 +34,7 @@ def test_secrets_in_the_environment_are_not_recorded(monkeypatch: pytest.MonkeyP
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
     record = environment.record([])
     assert "swordfish-7" not in json.dumps(record)
-    assert set(record["variables"]) <= {"CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS"}
+    assert set(record["variables"]) <= set(environment.VARIABLES)
     assert record["variables"]["OMP_NUM_THREADS"] == "3"
 
 
@@ -150,3 +150,75 @@ def test_free_memory_is_what_machine_and_container_leave(
 
 def test_this_machine_has_memory_left() -> None:
     assert 0 < environment.free_memory_bytes() <= environment.usable_memory_bytes() <= environment.memory_bytes()
+
+
+def test_what_changes_the_numbers_of_a_run_is_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Seen to change the bits of trained weights: which instructions torch and MKL may use."""
+    for name in ("ATEN_CPU_CAPABILITY", "MKL_CBWR"):
+        monkeypatch.setenv(name, "default")
+        assert environment.record([])["variables"][name] == "default"
+
+
+@pytest.mark.parametrize("text", ["", "x", "7", "null"])
+def test_a_variable_that_holds_no_command_stops_nothing(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+    monkeypatch.setenv(environment.COMMAND, text)
+    assert environment.command() == sys.argv
+
+
+DRAW = """
+import hashlib, sys
+from gcpo_bench.reports.plots import Point, Series, chart_files, ladder, line_chart, phase_bars, points_chart
+point = Point(label="a_b $c$", y=1.0, low=0.5, high=1.5, x=2.0)
+words = dict(name="n", description="d")
+charts = [
+    line_chart([Series(label="a", x=[0, 1], y=[1.0, -2.0])], x_label="x", y_label="y", **words),
+    ladder([point], x_label="x", **words),
+    points_chart({"a": [point]}, x_label="x", y_label="y", joined=False, **words),
+    phase_bars({"a": {"rollout": 1.0}}, **words),
+]
+for chart in charts:
+    print(hashlib.sha256(chart.svg.encode()).hexdigest())
+    for name, content in chart_files(chart).items():
+        print(name, hashlib.sha256(content).hexdigest())
+"""
+STYLES = {
+    "plain": "",
+    "tex": "text.usetex: True\nfont.family: serif\naxes.unicode_minus: False\nsvg.hashsalt: mine\nsavefig.bbox: tight\n",
+    "loud": "font.size: 3\naxes.grid: True\npath.sketch: 1,100,2\nlines.linewidth: 9\nsavefig.dpi: 30\naxes.facecolor: k\n",
+}
+
+
+def drawn(folder: Path, style: str, **variables: str) -> str:
+    (folder / "matplotlibrc").write_text(STYLES[style])
+    result = subprocess.run(
+        [sys.executable, "-c", DRAW], cwd=folder, env={**os.environ, **variables}, capture_output=True, text=True
+    )
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+def test_figures_are_drawn_alike_whatever_the_user_has_set_up(tmp_path: Path) -> None:
+    expected = drawn(tmp_path, "plain")
+    assert len(expected.split()) == 4 + 4 * 3 * 2
+    assert drawn(tmp_path, "tex", MPLBACKEND="module://matplotlib_inline.backend_inline") == expected
+    assert drawn(tmp_path, "loud", MPLBACKEND="Qt5Agg", LC_ALL="C", TZ="Asia/Tokyo", PYTHONHASHSEED="7") == expected
+
+
+def test_a_matplotlibrc_that_is_no_text_is_named(tmp_path: Path) -> None:
+    (tmp_path / "matplotlibrc").write_bytes(b"\xff\xfe")
+    code = "from gcpo_bench.errors import PrerequisiteError\ntry:\n    import gcpo_bench.reports.plots\nexcept PrerequisiteError as e:\n    print(e, e.hint)"
+    result = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    assert "matplotlib cannot be imported" in result.stdout
+    assert "mend or remove your matplotlibrc" in result.stdout
+
+
+def test_a_table_in_a_pipe_is_whole_whatever_the_terminal_is_said_to_be(tmp_path: Path) -> None:
+    """With FORCE_COLOR and a terminal that is none, names were cut to 80 columns."""
+    code = f"from gcpo_bench.cli.output import print_table\nprint_table(('a', 'b'), [('{'x' * 70}', '{'y' * 70}')])"
+    for variables in ({"FORCE_COLOR": "1", "TERM": "dumb"}, {"FORCE_COLOR": "1", "TERM": "xterm"}, {"COLUMNS": "20"}):
+        result = subprocess.run(
+            [sys.executable, "-c", code], env={**os.environ, **variables}, capture_output=True, text=True, check=True
+        )
+        assert "x" * 70 in result.stdout
+        assert "y" * 70 in result.stdout
+        assert "\x1b" not in result.stdout

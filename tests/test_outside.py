@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -102,7 +102,7 @@ def forget(mark: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     mark.unlink(missing_ok=True)
 
 
-def options(names: dict[str, object], *more: str) -> list[str]:
+def options(names: Mapping[str, object], *more: str) -> list[str]:
     texts = [f"{key}={dump_yaml(value) if isinstance(value, list) else value}" for key, value in names.items()]
     return [word for text in (*texts, *SMALL, *more) for word in ("-o", text)]
 

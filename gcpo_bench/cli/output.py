@@ -36,7 +36,8 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[Any]], *, title:
         table.add_column(column.rstrip(">"), justify="right" if column.endswith(">") else "left", overflow="fold")
     for row in rows:
         table.add_row(*(Text(shown(cell)) for cell in row))  # Text: square brackets in values are no markup
-    Console(file=sys.stdout, width=None if sys.stdout.isatty() else WIDE).print(table)
+    is_screen = sys.stdout.isatty()  # not what FORCE_COLOR says: a terminal without known width would cut names short
+    Console(file=sys.stdout, force_terminal=is_screen, width=None if is_screen else WIDE).print(table)
 
 
 def note(text: str) -> None:
