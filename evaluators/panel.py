@@ -46,7 +46,7 @@ class Panel:
         if not self._given or len(self._given) < len(scorers):
             raise ConfigError("a panel needs at least one scorer, each once", hint=f"known: {', '.join(SCORERS)}")
         for scorer in scorers:
-            if isinstance(scorer, str) and scorer not in SCORERS.entries:
+            if isinstance(scorer, str) and scorer not in SCORERS:
                 raise ConfigError(f"unknown scorer {scorer!r}", hint=did_you_mean(scorer, SCORERS))
         self._options = options or {}
         self.asked = asked or {}
@@ -68,7 +68,7 @@ class Panel:
         """Loaded when it is first asked for: most have large weights."""
         if name not in self._loaded:
             given = self._given[name]
-            self._loaded[name] = SCORERS.load(given)(**self._options.get(name, {})) if isinstance(given, str) else given
+            self._loaded[name] = SCORERS.make(given, **self._options.get(name, {})) if isinstance(given, str) else given
         return self._loaded[name]
 
     def look(self) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from gcpo_bench.datasets import Prompt
+from gcpo_bench.datasets import Prompt, prompts_of
 from gcpo_bench.errors import ConfigError, CorruptDataError, GcpoBenchError, PrerequisiteError, did_you_mean
 from gcpo_bench.files import reading, storage, write_bytes
 from gcpo_bench.prompt_files import Rows, read_csv, read_geneval, read_lines, read_own, read_t2i_r1, read_texts
@@ -443,7 +443,7 @@ def texts(name_or_file: str) -> list[str]:
     if name_or_file not in PROMPT_SETS.entries and path.is_file():
         return read_own(path)
     if name_or_file in PROMPT_SETS:
-        return [prompt.text for prompt in PROMPT_SETS.load(name_or_file)()]
+        return [prompt.text for prompt in prompts_of(name_or_file)]
     raise ConfigError(
         f"{name_or_file!r} is neither a prompt set nor a file",
         hint=did_you_mean(name_or_file, {*SETS, *PROMPT_SETS.entries}),

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from gcpo_bench import addresses, runs
+from gcpo_bench import addresses, outside, runs
 from gcpo_bench.ablations import address, start_config, trained_cell
 from gcpo_bench.config import RunConfig
 from gcpo_bench.errors import RunError
@@ -24,12 +24,14 @@ from {helper} import THRESHOLD
 
 @dataclass
 class Mine:
+    gcpo_bench_part = "selector"
     ratio: float = 0.5
 """
 BENCHMARK = """
 from gcpo_bench.evaluators.scenes import ScenesBenchmark
 
 class Mine(ScenesBenchmark):
+    gcpo_bench_part = "benchmark"
     name = "mine"
 """
 PROMPTS = """
@@ -39,6 +41,8 @@ from gcpo_bench.datasets import Prompt
 def read():
     lines = (Path(__file__).parent / "prompts.txt").read_text().splitlines()
     return [Prompt(id=str(number), text=line) for number, line in enumerate(lines)]
+
+read.gcpo_bench_part = "prompt set"
 """
 POLICY = "from gcpo_bench.training.policies.scenes import build as Mine\n"
 Write = Callable[[str, str], None]
@@ -48,6 +52,8 @@ Write = Callable[[str, str], None]
 def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Write]:
     """Writes a source into a folder that Python imports from."""
     monkeypatch.syspath_prepend(tmp_path)
+    names = ("outside_part:Mine", "outside_judge:Mine", "outside_scorer:make", "outside_prompts:read")
+    monkeypatch.setattr(outside, "_named", set(names))
     before = set(sys.modules)
 
     def into(name: str, text: str) -> None:
@@ -195,6 +201,7 @@ PLAIN = """
 from gcpo_bench.evaluators.scenes import ScenesBenchmark, judge
 
 class Mine(ScenesBenchmark):
+    gcpo_bench_part = "benchmark"
     name = "mine"
 
     def score(self, images_BYXC, prompts_B):
@@ -258,6 +265,8 @@ class Mine:
 
 def make():
     return Mine()
+
+make.gcpo_bench_part = "scorer"
 """
     looks = []
     for value in (1.0, 2.0):
@@ -303,6 +312,8 @@ def test_a_cell_whose_code_changes_while_it_runs_is_not_done(write: Write, tmp_p
 
     reward = """
 class Mine:
+    gcpo_bench_part = "reward"
+
     def __call__(self, images_BYXC, prompts_B):
         open(__file__, "a").write("# a later thought\\n")
         from gcpo_bench.evaluators.pixels import Redness

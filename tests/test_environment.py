@@ -183,8 +183,21 @@ for chart in charts:
 """
 STYLES = {
     "plain": "",
-    "tex": "text.usetex: True\nfont.family: serif\naxes.unicode_minus: False\nsvg.hashsalt: mine\nsavefig.bbox: tight\n",
-    "loud": "font.size: 3\naxes.grid: True\npath.sketch: 1,100,2\nlines.linewidth: 9\nsavefig.dpi: 30\naxes.facecolor: k\n",
+    "tex": """
+text.usetex: True
+font.family: serif
+axes.unicode_minus: False
+svg.hashsalt: mine
+savefig.bbox: tight
+""",
+    "loud": """
+font.size: 3
+axes.grid: True
+path.sketch: 1,100,2
+lines.linewidth: 9
+savefig.dpi: 30
+axes.facecolor: k
+""",
 }
 
 
@@ -206,7 +219,13 @@ def test_figures_are_drawn_alike_whatever_the_user_has_set_up(tmp_path: Path) ->
 
 def test_a_matplotlibrc_that_is_no_text_is_named(tmp_path: Path) -> None:
     (tmp_path / "matplotlibrc").write_bytes(b"\xff\xfe")
-    code = "from gcpo_bench.errors import PrerequisiteError\ntry:\n    import gcpo_bench.reports.plots\nexcept PrerequisiteError as e:\n    print(e, e.hint)"
+    code = """
+from gcpo_bench.errors import PrerequisiteError
+try:
+    import gcpo_bench.reports.plots
+except PrerequisiteError as error:
+    print(error, error.hint)
+"""
     result = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
     assert "matplotlib cannot be imported" in result.stdout
     assert "mend or remove your matplotlibrc" in result.stdout

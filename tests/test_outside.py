@@ -246,7 +246,10 @@ def test_a_part_that_raises_is_named(cli: Cli, tmp_path: Path, key: str) -> None
         ("return ['a red circle']", "1 entries that hold 0 prompts"),
         ("return []", "0 entries"),
         ("return 7", "0 entries"),
-        ("from gcpo_bench.datasets import Prompt; return [Prompt(id='1', text='x')] * 2", "2 entries that hold 1 prompts"),
+        (
+            "from gcpo_bench.datasets import Prompt; return [Prompt(id='1', text='x')] * 2",
+            "2 entries that hold 1 prompts",
+        ),
     ],
 )
 def test_prompts_that_are_none_are_named(cli: Cli, tmp_path: Path, text: str, message: str) -> None:
@@ -286,8 +289,9 @@ def test_a_run_that_was_sent_is_refused_and_nothing_of_it_is_imported(
     a_run(tmp_path / "runs")
     result = cli(*words)
     assert result.code == 2, result.err
-    assert "code that a folder names and you did not" in result.err
-    assert "--trust runs it" in result.err
+    if words[0] != "sample":  # it looks for the checkpoint first
+        assert "code that a folder names and you did not" in result.err
+        assert "--trust runs it" in result.err
     assert not lab.exists()
 
 

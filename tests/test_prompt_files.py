@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from gcpo_bench import outside
 from gcpo_bench.datasets import Prompt, prompts_by_task
 from gcpo_bench.errors import ConfigError, CorruptDataError
 from gcpo_bench.prompt_files import read_own
@@ -101,6 +102,8 @@ from gcpo_bench.datasets import Prompt
 def prompts():
     include = [{"class": "circle", "count": 1}]
     return [Prompt(id="own-0", text="a photo of a circle", metadata={"tag": "single_object", "include": include})]
+
+prompts.gcpo_bench_part = "prompt set"
 """
 
 
@@ -136,9 +139,14 @@ def nothing() -> list[Prompt]:
     return []
 
 
+for function in (doubled, no_prompts, nothing):
+    function.gcpo_bench_part = "prompt set"  # type: ignore[attr-defined]
+
+
 @pytest.mark.parametrize(
     ("name", "what"), [("doubled", "2 entries that hold 1"), ("no_prompts", "1 entries that hold 0"), ("nothing", "0")]
 )
 def test_a_function_that_returns_something_else_is_told(name: str, what: str) -> None:
+    outside.allow([f"tests.test_prompt_files:{name}"])
     with pytest.raises(ConfigError, match=f"prompt set 'tests.test_prompt_files:{name}' returns {what}"):
         prompts_by_task(f"tests.test_prompt_files:{name}")

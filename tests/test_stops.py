@@ -202,6 +202,7 @@ def test_a_new_run_that_is_stopped_before_its_first_step_is_removed(tmp_path: Pa
     (tmp_path / "lab.py").write_text(
         "import os, signal, time\n"
         "class Reward:\n"
+        "    gcpo_bench_part = 'reward'\n"
         "    def __init__(self):\n"
         "        self.made = os.kill(os.getpid(), signal.SIGTERM), time.sleep(1)\n",
         encoding="utf-8",
@@ -218,6 +219,7 @@ def test_a_stop_in_the_last_step_is_handed_on(tmp_path: Path) -> None:
     (tmp_path / "lab.py").write_text(
         "import os, signal\n"
         "class Reward:\n"
+        "    gcpo_bench_part = 'reward'\n"
         "    sent = False\n"
         "    def __call__(self, images_BYXC, prompts_B):\n"
         "        from gcpo_bench.training.types import RewardOutput\n"

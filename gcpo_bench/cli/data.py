@@ -119,8 +119,10 @@ def overlap_command(
     as_json: JsonOption = False,
 ) -> None:
     """Which evaluation prompts are training prompts too: exactly, and after normalisation."""
+    from gcpo_bench import outside
     from gcpo_bench.prompt_sets import overlap, texts
 
+    outside.allow([train, evaluation])
     found = overlap(texts(train), texts(evaluation))
     if as_json:
         print_json({"exact": found.exact, "normalized": found.normalized, "total": found.total})

@@ -122,7 +122,7 @@ def evaluate_command(
     names = benchmark.split(",") if benchmark else []
     expanded(names)
     own = pairs_of("--option", option or [], "threshold=0.4")
-    outside.allow(names)
+    outside.allow([*names, *own.get("scorers", "").split("+")])
     given = {"fidelity": fidelity, "detector": detector, "classifier": classifier, "device": device}
     opened = [open_run(run, runs_dir) for run in runs or []]  # a wrong name is told before minutes of work
     if trust:

@@ -278,17 +278,14 @@ def _trained(run: Run, root: Path, world: World, *, resume: bool) -> None:
 
 def _warn_of_leaks(config: RunConfig) -> None:
     """Says which evaluation prompts are trained on; the embedded world's sets are disjoint by construction."""
-    from gcpo_bench.datasets import prompts_of
-    from gcpo_bench.outside import is_outside
-    from gcpo_bench.prompt_sets import leaks
+    from gcpo_bench.prompt_sets import leaks, texts
 
     if config.data.prompts.startswith("scenes-"):
         return
-    for name, found in leaks(prompt.text for prompt in prompts_of(config.data.prompts)).items():
+    for name, found in leaks(texts(config.data.prompts)).items():
         count = len(found.exact) + len(found.normalized)
         note(f"warning: {count} of {found.total} evaluation prompts of {name} are training prompts")
-        if not is_outside(config.data.prompts):
-            note(f"look with: gcpo-bench data overlap {config.data.prompts} {name}")
+        note(f"look with: gcpo-bench data overlap {config.data.prompts} {name}")
 
 
 def _print_summary(run: Run, root: Path, seconds: float) -> None:
