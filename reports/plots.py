@@ -96,7 +96,7 @@ class Chart:
 
 
 @contextmanager
-def _own_settings(name: str, more: Mapping[str, Any] | None = None) -> Iterator[None]:
+def _own_settings(name: str, more: dict[Any, Any] | None = None) -> Iterator[None]:
     """matplotlib as it comes, with RC: not as a matplotlibrc or a notebook has set it up. `name` salts the ids."""
     with mpl.rc_context():
         mpl.rcdefaults()

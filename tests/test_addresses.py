@@ -189,6 +189,7 @@ JUDGE = """
 from tests.keeping_benchmark import Keeping
 
 class Mine(Keeping):
+    gcpo_bench_part = "benchmark"
     name = "mine"
 
     def observe(self, images, questions):
@@ -201,6 +202,7 @@ PLAIN = """
 from gcpo_bench.evaluators.scenes import ScenesBenchmark, judge
 
 class Mine(ScenesBenchmark):
+    gcpo_bench_part = "benchmark"
     gcpo_bench_part = "benchmark"
     name = "mine"
 

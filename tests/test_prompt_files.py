@@ -140,7 +140,7 @@ def nothing() -> list[Prompt]:
 
 
 for function in (doubled, no_prompts, nothing):
-    function.gcpo_bench_part = "prompt set"  # type: ignore[attr-defined]
+    function.gcpo_bench_part = "prompt set"  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize(

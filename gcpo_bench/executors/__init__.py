@@ -13,6 +13,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Protocol
 
+from gcpo_bench import outside
 from gcpo_bench.errors import ConfigError, CorruptDataError, TrainingError
 from gcpo_bench.files import read_object, write_json
 from gcpo_bench.ledger import Ledger, Owner
@@ -47,6 +48,7 @@ class Executor(Protocol):
 
 def load(name: str, options: Mapping[str, str]) -> Executor:
     """The executor, which may have a `check` of its options. Raises ConfigError, PrerequisiteError."""
+    outside.allow([name])  # said with --executor, never read from a folder
     executor: Executor = EXECUTORS.load(name)
     getattr(executor, "check", lambda options: None)(options)
     return executor
