@@ -203,7 +203,6 @@ from gcpo_bench.evaluators.scenes import ScenesBenchmark, judge
 
 class Mine(ScenesBenchmark):
     gcpo_bench_part = "benchmark"
-    gcpo_bench_part = "benchmark"
     name = "mine"
 
     def score(self, images_BYXC, prompts_B):
