@@ -322,7 +322,7 @@ SECTIONS = Registry(
     {
         "verdict": Entry("gcpo_bench.reports.sections:verdict", "each comparison in plain words"),
         "claims": Entry("gcpo_bench.reports.study:claims", "each claim of the paper, decided or not"),
-        "paper": Entry("gcpo_bench.reports.study:paper_table", "the paper's tables, published beside measured"),
+        "paper": Entry("gcpo_bench.reports.paper_tables:paper_table", "the paper's tables, published beside measured"),
         "components": Entry("gcpo_bench.reports.study:components", "ladder, ratio curve, points against seconds"),
         "scores": Entry("gcpo_bench.reports.sections:scores", "overall and per task, with intervals"),
         "curves": Entry("gcpo_bench.reports.sections:curves", "reward and divergence over training"),

@@ -1,4 +1,4 @@
-"""Sections on the study's questions: the claims, paper beside measured, which part carries it, what it costs."""
+"""Sections on the study's questions: the claims, which part carries it, what it costs."""
 
 from __future__ import annotations
 
@@ -9,14 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from gcpo_bench.variants import PUBLISHED_RATIO
-
-from . import paper, plots
+from . import plots
 from .claims import Finding, judge_all
 from .comparisons import variant_score
 from .fragments import Fragment, render
-from .judged import judged
-from .load import ReportData, Variant
+from .load import ReportData, Variant, other_settings
 from .measures import Measure
 from .statistics import Interval
 from .tables import csv_table, markdown_table, markdown_text, number
@@ -80,181 +77,6 @@ def _claim_record(finding: Finding) -> dict[str, Any]:
     }
 
 
-# --- paper beside measured ------------------------------------------------------------------------------------------
-
-
-def paper_table(data: ReportData) -> Fragment:
-    """The paper's two tables in its layout, and what was measured here in the same columns."""
-    main = _main_rows(data)
-    rungs = _ladder_rows(data)
-    measured = _of_the_study(data, ("grpo", "gcpo"))
-    otherwise = sorted({word for variant in measured for word in unlike_released(variant)})
-    how = [line for benchmark in _of_one_score(data) for line in judged(data, benchmark).lines]
-    remarks = [
-        "Published numbers come from a summary of the paper; a dash is a number that is not published there.",
-        *(["† the reward of training was also the evaluator."] if _circular(data) else []),
-        *([f"‡ measured with other settings than the released scripts': {'; '.join(otherwise)}."] if otherwise else []),
-    ]
-    main_header = ["model", "method", *paper.MAIN_COLUMNS]
-    ladder_header = ["init", "struct", "sim", "DAW", *paper.LADDER_COLUMNS, *_measured_header(data)]
-    return Fragment(
-        title="Paper and measured",
-        html=render(
-            "paper",
-            "study.html",
-            main_header=main_header,
-            main=main,
-            ladder_header=ladder_header,
-            ladder=rungs,
-            remarks=[*remarks, *how],
-        ),
-        markdown="\n".join(
-            [
-                markdown_table(main_header, [[markdown_text(cell) for cell in row["cells"]] for row in main]),
-                markdown_table(ladder_header, [[markdown_text(cell) for cell in row] for row in rungs], numeric_from=4),
-                *remarks,
-                *(markdown_text(line, 500) for line in how),
-            ]
-        )
-        + "\n",
-        data={"main": [row["cells"] for row in main], "ladder": rungs, "remarks": [*remarks, *how]},
-        latex=latex_tables(main, rungs, _measured_header(data), how),
-    )
-
-
-def _main_rows(data: ReportData) -> list[dict[str, Any]]:
-    published = zip(paper.MAIN, _published(paper.MAIN), strict=True)
-    rows = [{"measured": False, "cells": [row.model, row.method, *values]} for row, values in published]
-    circular = "†" if _circular(data) else ""
-    for benchmark in (name for name in data.run_benchmarks if data.headline(name).is_verdict):
-        measure, how = data.headline(benchmark), judged(data, benchmark)
-        for variant in _of_the_study(data, ("start", "grpo", "gcpo")):
-            tasks = [None if column == "overall" else column for column in paper.MAIN_COLUMNS]
-            cells = [variant_score(variant, benchmark, measure, task) for task in tasks]
-            rows.append(
-                {
-                    "measured": True,
-                    "cells": [
-                        f"{variant.policy}, {benchmark}",
-                        f"{_name(variant, circular)} {how.mark(variant.label)}".rstrip(),
-                        *("–" if cell is None else measure.interval(cell) for cell in cells),
-                    ],
-                }
-            )
-    return rows
-
-
-def _name(variant: Variant, circular: str) -> str:
-    return variant.label if variant.is_start else f"{variant.label}{circular}{_fidelity(variant)}"
-
-
-def _ladder_rows(data: ReportData) -> list[list[str]]:
-    rows = []
-    for row, values in zip(paper.LADDER, _published(paper.LADDER), strict=True):
-        marks = ["✓" if name in paper.COMPONENTS[row.method] else "" for name in ("init", "struct", "sim", "DAW")]
-        mine = _of_the_study(data, (row.method,))
-        measured = [_measured(data, mine, benchmark) for benchmark in _of_one_score(data)]
-        rows.append([*marks, *values, *(measured or ["–"])])
-    return rows
-
-
-def _measured(data: ReportData, variants: Sequence[Variant], benchmark: str) -> str:
-    """The score of what plays a row's part; where several do (say, at two rates), each with its label."""
-    measure, how = data.headline(benchmark), judged(data, benchmark)
-    scores = [(variant.label, variant_score(variant, benchmark, measure)) for variant in variants]
-    known = [(label, f"{measure.interval(score)} {how.mark(label)}".rstrip()) for label, score in scores if score]
-    if len(known) > 1:
-        return "; ".join(f"{label}: {text}" for label, text in known)
-    return known[0][1] if known else "–"
-
-
-def _measured_header(data: ReportData) -> list[str]:
-    names = _of_one_score(data)
-    return [f"measured: {name}" for name in names] if len(names) > 1 else ["measured here"]
-
-
-def _of_one_score(data: ReportData) -> list[str]:
-    """Benchmarks that have one score; of a panel the paper has none."""
-    return [name for name in data.run_benchmarks if len(data.panel(name)) == 1]
-
-
-def unlike_released(variant: Variant) -> list[str]:
-    """What differs from the released scripts, as "key = ours (theirs)"; a model that they do not have is one."""
-    family = next((name for name in paper.RELEASED if variant.policy.startswith(name)), None)
-    if family is None:
-        return [f"model {variant.policy} ({', '.join(paper.RELEASED)})"]
-    return [
-        f"{key} {variant.settings.get(key)} ({theirs:g})"
-        for key, theirs in paper.RELEASED[family].items()
-        if variant.settings.get(key) != theirs
-    ]
-
-
-def _fidelity(variant: Variant) -> str:
-    return "‡" if unlike_released(variant) else ""
-
-
-def _published(rows: Sequence[paper.Row]) -> list[list[str]]:
-    """The values of each row; those of a column have as many decimals as the most precise of them, so they align."""
-    columns = []
-    for column in zip(*(row.values for row in rows), strict=True):
-        digits = max(len(f"{value:g}".partition(".")[2]) for value in column if value is not None)
-        columns.append(["–" if value is None else number(value, digits) for value in column])
-    return [list(values) for values in zip(*columns, strict=True)]
-
-
-def _of_the_study(data: ReportData, methods: Sequence[str]) -> list[Variant]:
-    """Variants that play these parts by their settings, at the published ratio; in that order."""
-    return [
-        variant
-        for method in methods
-        for variant in data.variants
-        if variant.method == method and (variant.is_start or variant.has_ratio(PUBLISHED_RATIO))
-    ]
-
-
-def _circular(data: ReportData) -> bool:
-    """Whether what judged the images also rewarded them."""
-    rewards = {reward.name for run in data.runs if not run.is_start for reward in run.config.rewards}
-    return bool(rewards & {"geneval", "geneval-dense", "scene-strict"}) and "scenes" in data.run_benchmarks
-
-
-def latex_tables(
-    main: Sequence[dict[str, Any]],
-    rungs: Sequence[Sequence[str]],
-    measured: Sequence[str] = ("measured here",),
-    how: Sequence[str] = (),
-) -> str:
-    """Both tables for a paper that loads booktabs and amssymb; `how` the measured numbers were judged."""
-    from .tables import latex_table
-
-    main_rows = [row["cells"] for row in main]
-    return (
-        latex_table(
-            ["Model", "Method", "Overall", "Counting", "Color", "Position"],
-            main_rows,
-            align="llrrrr",
-            caption=" ".join(["GenEval, published and measured.", *how]),
-            label="main",
-        )
-        + "\n"
-        + latex_table(
-            [
-                "Init",
-                "HG",
-                "LS",
-                "DAW",
-                *paper.LADDER_COLUMNS,
-                *(f"M{name[1:]}".removesuffix(" here") for name in measured),
-            ],
-            rungs,
-            align="cccc" + "r" * (len(paper.LADDER_COLUMNS) + len(measured)),
-            caption=" ".join(["Components, published and measured.", *how]),
-            label="ladder",
-        )
-    )
-
-
 # --- which part carries it, at which ratio, at what cost ------------------------------------------------------------
 
 
@@ -315,12 +137,13 @@ def components(data: ReportData) -> Fragment:
 
 def _ladder_chart(rows: Sequence[dict[str, Any]], name: str, benchmark: str) -> dict[str, Any]:
     """Every variant on one axis; `benchmark` is named where there are several."""
-    baseline = next((row for row in rows if row["method"] == "grpo"), None)
+    baselines = [row for row in rows if row["method"] == "grpo"]
+    baseline = baselines[0] if len(baselines) == 1 else None  # of several, none is that of all
     measure: Measure = rows[0]["measure"]
     what = "Points" if measure.is_share else measure.label
     return {
         "title": f"Score of every variant{f', {benchmark}' if benchmark else ''}",
-        "note": f"{what} with 95 % interval over seeds and prompts; the dashed line is GRPO.",
+        "note": f"{what} with 95 % interval over seeds and prompts{'; the dashed line is GRPO' if baseline else ''}.",
         "chart": plots.ladder(
             [_point(row, style=0 if row["method"] == "grpo" else 1) for row in rows],
             name=name,
@@ -344,6 +167,7 @@ def _rows(data: ReportData, benchmark: str) -> list[dict[str, Any]]:
             continue
         rows.append(
             {
+                "of": variant,
                 "variant": variant.label,
                 "method": variant.method,
                 "ratio": variant.ratio,
@@ -375,12 +199,9 @@ def _point(row: dict[str, Any], *, x: float = 0.0, style: int = 0) -> plots.Poin
 
 def _ratio_chart(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """Score over the ratio, where a method was run at several."""
-    lines: dict[str, list[plots.Point]] = {}
-    for row in sorted((row for row in rows if row["ratio"] is not None), key=lambda row: row["ratio"]):
-        lines.setdefault(row["method"], []).append(_point(row, x=100 * row["ratio"]))
     lines = {
-        method: [plots.Point(label=method, x=p.x, y=p.y, low=p.low, high=p.high, style=style) for p in found]
-        for style, (method, found) in enumerate((m, f) for m, f in lines.items() if len({p.x for p in f}) > 1)
+        label: [replace(_point(row, x=100 * row["ratio"]), label=label, style=style) for row in found]
+        for style, (label, found) in enumerate(_lines(rows).items())
     }
     if not lines:
         return []
@@ -402,6 +223,32 @@ def _ratio_chart(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
             ],
         }
     ]
+
+
+def _lines(rows: Sequence[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    """Label -> variants that differ in nothing but the ratio, where there are several; by rising ratio."""
+    groups: list[list[dict[str, Any]]] = []
+    for row in sorted((row for row in rows if row["ratio"] is not None), key=lambda row: row["ratio"]):
+        alike = (group for group in groups if _differ_in_ratio_only(group[0]["of"], row["of"]))
+        home = next(alike, None)
+        groups.append([row]) if home is None else home.append(row)
+    groups = [group for group in groups if len(group) > 1]
+    labels = [_line_label(group[0]["of"], [other[0]["of"] for other in groups]) for group in groups]
+    return dict(zip(labels, groups, strict=True))
+
+
+def _differ_in_ratio_only(a: Variant, b: Variant) -> bool:
+    return a.method == b.method and a.signals == b.signals and not other_settings(a, b)
+
+
+def _line_label(variant: Variant, others: Sequence[Variant]) -> str:
+    """The method, with the settings in which lines of the same method differ."""
+    namesakes = [other for other in others if other.method == variant.method]
+    differing = {key for other in namesakes for key in other_settings(variant, other)}
+    differing |= {key for key, value in variant.signals.items() if any(o.signals.get(key) != value for o in namesakes)}
+    settings = {**variant.settings, **variant.signals}
+    details = ", ".join(f"{key}={settings.get(key)}" for key in sorted(differing))
+    return f"{variant.method} ({details})" if details else variant.method
 
 
 def _cost_chart(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -16,7 +16,8 @@ from gcpo_bench.reports.claims import CLAIMS, Finding, decided, judge_all
 from gcpo_bench.reports.load import load
 from gcpo_bench.reports.page import build
 from gcpo_bench.reports.paper import RELEASED
-from gcpo_bench.reports.study import paper_table, unlike_released
+from gcpo_bench.reports.paper_tables import paper_table, unlike_released
+from gcpo_bench.reports.study import components
 
 from .run_factory import make_run, make_study, rewrite_metrics
 
@@ -308,6 +309,19 @@ def test_two_runs_for_one_row_are_both_told(tmp_path: Path) -> None:
     paths = runs_of(tmp_path / "a", {"gcpo": 0.9}) + runs_of(tmp_path / "b", {"gcpo": 0.5}, overrides=bold)
     cell = paper_table(load(paths)).data["ladder"][-1][-1]
     assert cell.count("gcpo (loss.beta=0.01): ") == cell.count("; gcpo (loss.beta=0.1): ") == 1
+
+
+def test_a_line_over_the_ratio_is_of_variants_that_differ_in_it_alone(tmp_path: Path) -> None:
+    few = {**SIZE, "prompts_per_task": 4}
+    for beta in (0.01, 0.1):
+        for ratio in (0.05, 0.1):
+            sets = {"selectors": [{**item, "ratio": ratio} for item in CRITICAL]}
+            changed = {"selection": sets, "loss": {"beta": beta}}
+            make_run(tmp_path, f"gcpo-{beta}-{ratio}", overrides=changed, **few)  # type: ignore[arg-type]
+        make_run(tmp_path, f"grpo-{beta}", method="grpo", overrides={"loss": {"beta": beta}}, **few)  # type: ignore[arg-type]
+    html = components(load(sorted(tmp_path.iterdir()))).html
+    assert "Lines: gcpo (loss.beta=0.01), gcpo (loss.beta=0.1)." in html
+    assert "the dashed line is GRPO" not in html  # there are two
 
 
 def test_how_signals_are_made_is_a_setting_of_the_group(tmp_path: Path) -> None:

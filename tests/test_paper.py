@@ -11,7 +11,7 @@ import pytest
 
 from gcpo_bench.reports import paper
 from gcpo_bench.reports.load import load
-from gcpo_bench.reports.study import paper_table
+from gcpo_bench.reports.paper_tables import paper_table
 
 from .run_factory import make_run
 
