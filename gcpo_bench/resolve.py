@@ -36,6 +36,7 @@ ABSENT = "(absent)"
 RUN = "run"
 """Origin of what nobody here said: a run's folder did."""
 
+
 @dataclass(frozen=True, slots=True)
 class Preset:
     name: str

@@ -441,7 +441,7 @@ def test_the_command_takes_points_for_shares_and_numbers_for_scores(cli: Cli, tm
     passed = cli("gate", "--baseline", "b.json", "--margin", "hps-gcpo400=0.5", "--json")
     assert passed.code == 0, passed.out
     (check,) = json.loads(passed.out)["checks"]
-    assert (check["margin"], check["unit"]) == (0.005, "hps-v2.1 x100")
+    assert (check["margin"], check["unit"], check["metric"]) == (0.005, "x100", "hps-v2.1")
     assert cli("gate", "--baseline", "b.json").code == 2
     points = cli("gate", "--baseline", "b.json", "--margin", "hps-gcpo400=1pt")
     assert (points.code, "is no number above 0" in points.err) == (2, True)

@@ -85,7 +85,7 @@ def test_the_command_times_pairs_and_keeps_them(cli: Cli, tmp_path: Path) -> Non
     result = cli("analyze", "overhead", "g", "--pairs", "2", "--json")
     assert result.code == 0, result.err
     record = json.loads(result.out)
-    assert record == json.loads((tmp_path / "runs/g/analyses/overhead.json").read_text())
+    assert record.items() <= json.loads((tmp_path / "runs/g/analyses/overhead.json").read_text()).items()
     assert len(record["pairs"]) == 2
     assert all(0 < pair["selection_s"] < pair["selecting_s"] and pair["all_tokens_s"] > 0 for pair in record["pairs"])
     run = runs.open_run(tmp_path / "runs/g")

@@ -121,7 +121,7 @@ def test_two_image_sets_are_compared_with_each_other_and_called_no_checkpoints(t
     assert text.startswith("ours is better than theirs by ")
     assert text.endswith("; 48 prompts).")
     made = build(data)
-    assert "ours is better than theirs by" in made["report.html"]
+    assert '<b>ours</b> <span class="quiet">against</span> theirs' in made["report.html"]
     assert "ours is better than theirs by" in made["report.md"]
     assert "Nothing can be compared yet" not in made["report.html"] + made["report.md"]
 

@@ -39,6 +39,12 @@ def config(method: str, *overrides: str, ratio: float | None = None) -> RunConfi
     return resolve(None, overrides, {"method": method, "ratio": ratio}).config
 
 
+def with_clip(method: str, clip: float = 0.1) -> RunConfig:
+    """As a run folder may hold it; where that does nothing it is refused today."""
+    made = config(method)
+    return made.model_copy(update={"weighting": made.weighting.model_copy(update={"clip": clip, "form": "linear"})})
+
+
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("labelled", METHODS)
 def test_a_method_is_known_by_its_settings_whatever_name_stands_beside_them(method: str, labelled: str) -> None:
@@ -51,7 +57,6 @@ def test_a_method_is_known_by_its_settings_whatever_name_stands_beside_them(meth
         ("gcpo", ["weighting.name=uniform"], "gcpo-no-daw"),
         ("gcpo-no-daw", ["weighting.name=confidence"], "gcpo"),
         ("gcpo", ["weighting.detached=false"], "gcpo-official"),
-        ("grpo", ["weighting.clip=0.1", "weighting.form=linear"], "grpo"),  # uniform weights have neither
         ("gcpo-sim", ["selection.overlap=allow", "selection.similarity_embedding=codebook"], "gcpo-sim"),
         ("gcpo", [f"selection.selectors=[{INIT}, {STRUCT}]"], "gcpo[init+struct]"),
         ("gcpo-no-daw", [f"selection.selectors=[{INIT}, {STRUCT}]"], "gcpo-no-daw[init+struct]"),
@@ -78,6 +83,12 @@ def test_a_method_is_known_by_its_settings_whatever_name_stands_beside_them(meth
 )
 def test_other_settings_are_told_in_brackets(method: str, overrides: list[str], name: str) -> None:
     assert name_of(config(method, *overrides)) == name
+
+
+def test_what_a_uniform_weight_does_not_have_tells_nothing() -> None:
+    assert name_of(with_clip("grpo")) == "grpo"
+    assert acting(with_clip("grpo")) == acting(config("grpo"))
+    assert acting(with_clip("gcpo")) != acting(config("gcpo"))
 
 
 @pytest.mark.parametrize(
@@ -160,7 +171,6 @@ def test_a_selector_of_ones_own_may_look_at_everything() -> None:
 @pytest.mark.parametrize(
     ("method", "override", "acts"),
     [
-        ("grpo", "weighting.clip=0.1", False),
         ("gcpo", "weighting.clip=0.1", True),
         ("grpo", "selection.similarity_embedding=codebook", False),
         ("gcpo-struct", "selection.similarity_embedding=codebook", False),
