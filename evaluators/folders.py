@@ -19,6 +19,8 @@ from .generate import first_per_task
 from .images import ImageSet, Picture
 from .types import Benchmark
 
+ARCHIVES = (".tar", ".zip", ".gz", ".tgz", ".parquet")
+"""Files that may hold images, and are not looked into."""
 MOST_LOOKED_INTO = 200
 """Folders below, in the search for one that is meant."""
 
@@ -134,10 +136,23 @@ def _no_layout(folder: Path, benchmark: Benchmark, prompts: list[Prompt], images
     layouts = [f"{prompts[0].id}-0.png" if prompts else "<prompt id>-0.png"]
     layouts += [getattr(benchmark, "official_layout", "")]
     layouts += ["00000/samples/00000.png beside 00000/metadata.jsonl"] if benchmark.name in prompt_sets.SETS else []
-    nearest = next((each for each in _below(folder) if _in_layout(each, benchmark, prompts, images_per_prompt)), None)
+    looked_for = f"looked for {', '.join(filter(None, layouts))} and so on"
+    if nearest := next(
+        (each for each in _below(folder) if _in_layout(each, benchmark, prompts, images_per_prompt)), None
+    ):
+        return ConfigError(
+            f"{folder} holds no images of {benchmark.name}; {looked_for}", hint=f"did you mean --images {nearest}?"
+        )
+    names = sorted(path.name for path in folder.iterdir() if path.suffix.lower() in (*images.SUFFIXES, *ARCHIVES))
+    if not names:
+        return ConfigError(
+            f"{folder} holds no images of {benchmark.name}; {looked_for}",
+            hint="name the folder in which such files lie",
+        )
     return ConfigError(
-        f"{folder} holds no images of {benchmark.name}; looked for {', '.join(filter(None, layouts))} and so on",
-        hint=f"did you mean --images {nearest}?" if nearest else "name the folder in which such files lie",
+        f"no name of the {len(names)} files in {folder}, such as {names[0]!r}, says of which prompt of "
+        f"{benchmark.name} the image is; {looked_for}",
+        hint=f"unpack archives, and name each image by its prompt's id and its number, as in {layouts[0]}",
     )
 
 

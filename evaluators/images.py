@@ -1,8 +1,9 @@
 """Images to be judged: found in a folder that anybody made, and decoded without trusting them.
 
-Three layouts are read as they are: GenEval's (`00000/metadata.jsonl`, `00000/samples/*.png`), a run's own
-(`<prompt id>-<k>.png`, perhaps with a manifest.jsonl), and any folder with such names. Whatever is missing, doubled,
-left over or damaged is named; nothing is counted as a wrong image that is no image.
+Three layouts are read as they are: GenEval's (`00000/metadata.jsonl`, `00000/samples/*.png`, also without the folder
+`samples`), a run's own (`<prompt id>-<k>.png`, perhaps with a manifest.jsonl), and any folder with such names (also
+`<prompt id>_<k>`); .jpg and .webp too. Whatever is missing, doubled, left over or damaged is named; nothing is counted
+as a wrong image that is no image.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import os
 import re
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -38,9 +39,16 @@ PLAIN_MODES = frozenset({"1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "La",
 """Ways of storing colours that turn into RGB without loss or choice, transparency aside."""
 PNG, PNG_DEPTH = b"\x89PNG\r\n\x1a\n", 24
 """How a PNG begins, and which byte holds its bits a channel."""
-SAMPLE = re.compile(r"([0-9]+)\.png")
-NAMED = re.compile(r"(.+)-([0-9]{1,4})\.png")
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
+"""Files of pictures; of two with the same number the earlier kind is taken."""
+_SUFFIX = rf"({'|'.join(map(re.escape, SUFFIXES))})"
+SAMPLE = re.compile(rf"([0-9]+){_SUFFIX}", re.IGNORECASE)
+NAMED = re.compile(rf"(.+)[-_]([0-9]{{1,5}}){_SUFFIX}", re.IGNORECASE)
 """A prompt's id and the number of the image."""
+JUDGED = ("tag", "include", "exclude")
+"""What GenEval judges by, of a prompt's metadata; other keys, such as a seed, say how an image was drawn."""
+DRAWN_FOR = "parameters"
+"""The text in a PNG where AUTOMATIC1111's web UI and its kin write the prompt, then what else they drew with."""
 MISSING = "the image file is missing"
 
 
@@ -179,24 +187,54 @@ def _of_request(folder: Path, request: Request, record: Mapping[str, Any], key: 
 
 def of_folder(folder: Path, prompts: Sequence[Prompt], images_per_prompt: int) -> ImageSet:
     """Images named after their prompts, and what else lies there."""
+    manifest = read_manifest(folder)
+    told = {file for file, record in manifest.items() if "text" in record}
+    named = _named(folder)
     wanted = requests(prompts, images_per_prompt)
-    pictures = of_requests(folder, wanted)
-    known = {request.file for request in wanted} | {"manifest.jsonl"}
+    pictures = []
+    for request in wanted:
+        name = named.get((request.prompt.id, request.index), request.file)
+        picture = replace(_of_request(folder, request, manifest.get(name, {}), key=""), path=folder / name)
+        if not picture.problem and name not in told:
+            picture = replace(picture, problem=_drawn_for_another(picture))
+        pictures.append(picture)
+    known = {picture.path.name for picture in pictures} | {"manifest.jsonl"}
     extra = sorted(name for name in os.listdir(folder) if name not in known)
     ids = {prompt.id for prompt in prompts}
-    further = [name for name in extra if (match := NAMED.fullmatch(name)) and match[1] in ids]
-    notes = [f"{name!r} is no image that is asked for" for name in extra if name not in set(further)]
+    further = {name: index for (prompt_id, index), name in named.items() if prompt_id in ids and name not in known}
+    notes = [f"{name!r} is no image that is asked for" for name in extra if name not in further]
     if further:
-        most = 1 + max(int(name.removesuffix(".png").rpartition("-")[2]) for name in further)
+        first = min(further)
         notes.append(
-            f"{len(further)} images beyond {images_per_prompt} a prompt are left out, the first is {further[0]!r}; "
-            f"--images-per-prompt {most} takes them"
+            f"{len(further)} images beyond {images_per_prompt} a prompt are left out, the first is {first!r}; "
+            f"--images-per-prompt {1 + max(further.values())} takes them"
         )
-    told = {file for file, record in read_manifest(folder).items() if "text" in record}
     untold = sum(each.path.name not in told and not each.is_missing for each in pictures)
     if untold:
         notes.append(f"of {untold} images no manifest.jsonl says the prompt; their names alone say whose they are")
-    return ImageSet(pictures=pictures, notes=tuple(notes))
+    return ImageSet(pictures=tuple(pictures), notes=tuple(notes))
+
+
+def _named(folder: Path) -> dict[tuple[str, int], str]:
+    """Prompt id and number -> the file whose name says so; of several the one that a run would write, or `SUFFIXES`."""
+    found: dict[tuple[str, int], str] = {}
+    matches = [match for name in os.listdir(folder) if (match := NAMED.fullmatch(name))]
+    for match in sorted(matches, key=lambda match: (SUFFIXES.index(match[3].lower()), len(match[0]), match[0])):
+        found.setdefault((match[1], int(match[2])), match[0])
+    return found
+
+
+def _drawn_for_another(picture: Picture) -> str:
+    """Why the picture is not its prompt's, by what the file itself says; empty where it says nothing else."""
+    try:
+        with Image.open(picture.path) as file:
+            text = str(file.info.get(DRAWN_FOR, ""))
+    except Exception:  # what is missing or cannot be read is told where it is decoded
+        return ""
+    drawn = re.split(r"\n(?:Negative prompt|Steps): ", text)[0].strip()
+    if not drawn or drawn == picture.prompt.text.strip():
+        return ""
+    return f"its file says that it was drawn for {drawn!r:.120}, should be {picture.prompt.text!r:.120}"
 
 
 # ---------------------------------------------------------------- GenEval's layout
@@ -229,23 +267,23 @@ class _Reader:
     def metadata(self, path: Path) -> Prompt | str:
         """The prompt in a folder's metadata.jsonl, or what is wrong with it."""
         try:
-            lines = (path / "metadata.jsonl").read_text(encoding="utf-8").strip().split("\n")
-            record = json.loads(lines[0])
+            record = json.loads((path / "metadata.jsonl").read_text(encoding="utf-8-sig"))
         except (OSError, ValueError, RecursionError) as error:
             return f"its metadata.jsonl cannot be read: {type(error).__name__}"
-        if len(lines) > 1 or not isinstance(record, dict) or not isinstance(record.get("prompt"), str):
+        if not isinstance(record, dict) or not isinstance(record.get("prompt"), str):
             return "its metadata.jsonl is not one JSON object with a 'prompt'"
-        metadata = {key: value for key, value in record.items() if key != "prompt"}
+        metadata = {key: value for key, value in record.items() if key in JUDGED}
         return Prompt(id=f"{int(path.name):05d}", text=record["prompt"], metadata=metadata)
 
     def pictures(self, prompt: Prompt, path: Path, problem: str = "") -> list[Picture]:
         """The first images of a prompt in the order of their numbers; places that stay empty are missing files."""
         samples: dict[int, Path] = {}
-        inside = path / "samples"
-        files = list(inside.iterdir()) if inside.is_dir() else []
-        for file in sorted(files, key=lambda file: (-len(file.name), file.name)):  # 00000.png before 0.png
+        inside = path / "samples" if (path / "samples").is_dir() or not path.is_dir() else path
+        place = inside.relative_to(self.folder).as_posix()
+        files = [file for file in inside.iterdir() if file.name != "metadata.jsonl"] if inside.is_dir() else []
+        for file in sorted(files, key=_rank):
             match = SAMPLE.fullmatch(file.name)
-            shown = f"{path.name}/samples/{file.name!r}"
+            shown = f"{place}/{file.name!r}"
             if not match:
                 self.notes.append(f"{shown} is no image that GenEval reads")
             elif int(match[1]) in samples:
@@ -254,13 +292,19 @@ class _Reader:
                 samples[int(match[1])] = file
         files = [file for _, file in sorted(samples.items())]
         for file in files[self.images_per_prompt :]:
-            self.notes.append(f"{path.name}/samples/{file.name} is one image too many; left out")
+            self.notes.append(f"{place}/{file.name} is one image too many; left out")
         free = (inside / f"{number:05d}.png" for number in range(10**6) if number not in samples)
         files += [next(free) for _ in range(self.images_per_prompt - len(files))]
         return [
             Picture(prompt=prompt, index=index, path=file, problem=problem)
             for index, file in enumerate(files[: self.images_per_prompt])
         ]
+
+
+def _rank(file: Path) -> tuple[int, int, str]:
+    """Which of two files of the same number comes first: 00000.png before 0.png, and before 00000.jpg."""
+    suffix = file.suffix.lower()
+    return (SUFFIXES.index(suffix) if suffix in SUFFIXES else len(SUFFIXES), -len(file.name), file.name)
 
 
 def of_geneval_folder(
@@ -273,12 +317,14 @@ def of_geneval_folder(
     Raises:
         PrerequisiteError: without `known`, for a folder that does not hold every prompt.
         CorruptDataError: without `known`, for prompts that are not GenEval's.
+        ConfigError: every prompt is GenEval's in other words.
     """
     reader = _Reader(folder, images_per_prompt)
     folders = reader.folders()
     prompts = {number: reader.metadata(path) for number, path in folders.items()}
     if known is None:
         known = _from_folder(folder, published, prompts)
+    _refuse_rewritten(folder, prompts, known)
     pictures: list[Picture] = []
     for number, prompt in enumerate(known):
         path = folders.get(number, folder / f"{number:05d}")
@@ -297,6 +343,19 @@ def _difference(found: Prompt, prompt: Prompt) -> str:
     if found.text != prompt.text:
         return f"its prompt is {found.text!r}, should be {prompt.text!r}"
     return "" if found.metadata == prompt.metadata else "its metadata is not GenEval's"
+
+
+def _refuse_rewritten(folder: Path, prompts: Mapping[int, Prompt | str], known: Sequence[Prompt]) -> None:
+    pairs = [
+        (found, known[number]) for number, found in prompts.items() if isinstance(found, Prompt) and number < len(known)
+    ]
+    if pairs and all(found.text != own.text and found.metadata == own.metadata for found, own in pairs):
+        found, own = pairs[0]
+        raise ConfigError(
+            f"{folder}: all {len(pairs)} prompts are GenEval's in other words; {own.id} is {found.text!r:.120}, "
+            f"should be {own.text!r}",
+            hint="to judge by GenEval's prompts what was drawn for these, write GenEval's into each metadata.jsonl",
+        )
 
 
 def _from_folder(folder: Path, published: PromptSet, prompts: Mapping[int, Prompt | str]) -> list[Prompt]:

@@ -13,10 +13,7 @@ from pathlib import Path
 
 from gcpo_bench.datasets import Prompt
 
-from .images import ImageSet, Picture
-
-HPS_SUFFIXES = (".jpg", ".jpeg", ".png")
-"""HPSv2 itself reads .jpg only."""
+from .images import SUFFIXES, ImageSet, Picture
 
 Official = Callable[[Prompt, int], str]
 """Where a prompt's picture belongs in the folder."""
@@ -43,8 +40,12 @@ def of_hps_folder(folder: Path, prompts: Sequence[Prompt]) -> ImageSet | None:
 
 
 def _hps_picture(folder: Path, prompt: Prompt) -> Path:
-    first = folder / hps_file(prompt)
-    return next((path for path in map(first.with_suffix, HPS_SUFFIXES) if path.is_file()), first)
+    return _any_kind(folder / hps_file(prompt))  # HPSv2 itself reads .jpg only
+
+
+def _any_kind(first: Path) -> Path:
+    """The file, or where it is missing one that differs in its ending; `first` where there is none."""
+    return next((path for path in (first, *map(first.with_suffix, SUFFIXES)) if path.is_file()), first)
 
 
 def of_compbench_folder(folder: Path, prompts: Sequence[Prompt], images_per_prompt: int) -> ImageSet | None:
@@ -53,7 +54,7 @@ def of_compbench_folder(folder: Path, prompts: Sequence[Prompt], images_per_prom
     if place is None:
         return None
     pictures = [
-        Picture(prompt=prompt, index=index, path=place / compbench_file(prompt, index, images_per_prompt))
+        Picture(prompt=prompt, index=index, path=_any_kind(place / compbench_file(prompt, index, images_per_prompt)))
         for prompt in prompts
         for index in range(images_per_prompt)
     ]

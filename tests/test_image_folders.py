@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from gcpo_bench import catalogue, prompt_sets
 from gcpo_bench.datasets import Prompt
@@ -506,12 +507,131 @@ def test_extra_and_doubled_files_and_folders_are_named_and_left_out(
             "'١' is no prompt's folder",
             "00000/samples/'..png' is no image that GenEval reads",
             "00000/samples/'0.png' is image 0 a second time; left out",
-            "00000/samples/'00000.jpg' is no image that GenEval reads",
+            "00000/samples/'00000.jpg' is image 0 a second time; left out",
             "00000/samples/'grid\\n.png' is no image that GenEval reads",
             "00000/samples/'０.png' is no image that GenEval reads",
             "00000/samples/00007.png is one image too many; left out",
         ]
     )
+
+
+METADATA = {
+    "more keys": lambda demand: json.dumps({**demand, "seed": 42, "index": 7}),
+    "over several lines": lambda demand: json.dumps(demand, indent=2) + "\n\n",
+    "with a mark": lambda demand: "\ufeff" + json.dumps(demand),
+}
+
+
+@pytest.mark.parametrize("form", METADATA)
+@pytest.mark.parametrize("known", [True, False])
+def test_metadata_that_geneval_reads_is_read(
+    folder: Path, tmp_path: Path, networks: dict[str, Any], form: str, known: bool
+) -> None:
+    want = go(folder, tmp_path / "plain", networks)
+    for number, demand in enumerate(DEMANDS):
+        (folder / f"{number:05d}" / "metadata.jsonl").write_text(METADATA[form](demand), encoding="utf-8")
+    if not known:
+        prompt_sets.SETS["geneval"].path.unlink()
+    found = go(folder, tmp_path / "out", networks)
+    assert repr(found.metrics) == repr(want.metrics)
+    assert found.notes == ()
+
+
+@pytest.mark.parametrize("change", [{"include": []}, {"tag": "counting"}, {"exclude": [{"class": "cow", "count": 3}]}])
+def test_metadata_that_judges_otherwise_is_not_genevals(
+    folder: Path, tmp_path: Path, networks: dict[str, Any], change: dict[str, Any]
+) -> None:
+    (folder / "00000" / "metadata.jsonl").write_text(json.dumps({**DEMANDS[0], **change}))
+    assert go(folder, tmp_path / "out", networks).notes[0].startswith("00000: its metadata is not GenEval's")
+
+
+def test_rewritten_prompts_are_refused_with_the_way_out(folder: Path, tmp_path: Path, networks: dict[str, Any]) -> None:
+    for number, demand in enumerate(DEMANDS):
+        text = json.dumps({**demand, "prompt": f"{demand['prompt']}, studio light"})
+        (folder / f"{number:05d}" / "metadata.jsonl").write_text(text)
+    with pytest.raises(ConfigError, match="all 7 prompts are GenEval's in other words; 00000 is 'a photo of") as error:
+        go(folder, tmp_path / "out", networks)
+    assert "write GenEval's into each metadata.jsonl" in error.value.hint
+
+
+@pytest.mark.parametrize("kind", ["PNG", "jpg", "JPEG", "webp"])
+def test_other_kinds_of_picture_are_read(folder: Path, tmp_path: Path, networks: dict[str, Any], kind: str) -> None:
+    for path in folder.glob("*/samples/*.png"):
+        with Image.open(path) as picture:
+            picture.save(path.with_suffix(f".{kind}"), lossless=True, quality=95)
+        path.unlink()
+    found = go(folder, tmp_path / "out", networks)
+    assert found.notes == ()
+    assert [sample.unscored for sample in stored.load_all_samples(tmp_path / "out")] == [""] * TOTAL
+
+
+def test_images_beside_their_metadata_are_read(folder: Path, tmp_path: Path, networks: dict[str, Any]) -> None:
+    want = go(folder, tmp_path / "plain", networks)
+    for path in folder.glob("*/samples/*.png"):
+        path.rename(path.parents[1] / path.name)
+    for path in folder.glob("*/samples"):
+        path.rmdir()
+    found = go(folder, tmp_path / "out", networks)
+    assert repr(found.metrics) == repr(want.metrics)
+    assert found.notes == ()
+
+
+def flat(folder: Path, place: Path, name: str) -> Path:
+    """The images in one folder, named by prompt and number."""
+    place.mkdir()
+    for number in range(len(DEMANDS)):
+        for index in range(IMAGES):
+            image = folder / f"{number:05d}" / "samples" / f"{index:05d}.png"
+            shutil.copy(image, place / name.format(number=number, index=index))
+    return place
+
+
+@pytest.mark.parametrize(
+    "name", ["{number:05d}_{index}.png", "{number:05d}-{index:05d}.png", "{number:05d}_{index:04d}.PNG"]
+)
+def test_other_ways_to_name_a_prompts_images_are_read(
+    folder: Path, tmp_path: Path, networks: dict[str, Any], name: str
+) -> None:
+    want = go(flat(folder, tmp_path / "own", "{number:05d}-{index}.png"), tmp_path / "a", networks)
+    found = go(flat(folder, tmp_path / "theirs_flat", name), tmp_path / "b", networks)
+    assert repr(found.metrics) == repr(want.metrics)
+    assert found.notes == want.notes
+
+
+def test_of_two_names_of_an_image_a_runs_own_is_taken(folder: Path, tmp_path: Path, networks: dict[str, Any]) -> None:
+    place = flat(folder, tmp_path / "own", "{number:05d}-{index}.png")
+    want = go(place, tmp_path / "a", networks)
+    shutil.copy(place / "00001-0.png", place / "00000_0.jpg")
+    shutil.copy(place / "00001-0.png", place / "00000-00000.png")
+    found = go(place, tmp_path / "b", networks)
+    assert repr(found.metrics) == repr(want.metrics)
+    assert {"'00000_0.jpg' is no image that is asked for", "'00000-00000.png' is no image that is asked for"} <= set(
+        found.notes
+    )
+
+
+def test_an_image_that_says_another_prompt_is_unscored(folder: Path, tmp_path: Path, networks: dict[str, Any]) -> None:
+    """AUTOMATIC1111 numbers files as it draws, and writes the prompt into them."""
+    place = flat(folder, tmp_path / "drawn", "{number:05d}-{index}.png")
+    said = {0: DEMANDS[0]["prompt"], 1: DEMANDS[2]["prompt"]}
+    for number, text in said.items():
+        settings = PngInfo()
+        settings.add_text("parameters", f"{text}\nNegative prompt: blurry\nSteps: 20, Sampler: Euler a")
+        with Image.open(place / f"{number:05d}-0.png") as picture:
+            picture.save(place / f"{number:05d}-0.png", pnginfo=settings)
+    found = go(place, tmp_path / "out", networks)
+    assert found.metrics["dense"].unscored == 1
+    reason = "its file says that it was drawn for 'a photo of a cow and a sink', should be 'a photo of a toaster'"
+    assert f"00001-0.png is not scored: {reason}" in found.notes
+
+
+@pytest.mark.parametrize("name", ["ComfyUI_00001_.png", "images.tar"])
+def test_names_that_say_no_prompt_are_refused_as_that(tmp_path: Path, networks: dict[str, Any], name: str) -> None:
+    (tmp_path / "drawn").mkdir()
+    (tmp_path / "drawn" / name).write_bytes(b"x")
+    with pytest.raises(ConfigError, match=f"no name of the 1 files in .*, such as '{name}', says of") as error:
+        go(tmp_path / "drawn", tmp_path / "out", networks)
+    assert error.value.hint.endswith("name each image by its prompt's id and its number, as in 00000-0.png")
 
 
 @pytest.mark.parametrize(
