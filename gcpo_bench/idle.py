@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from gcpo_bench.config import RunConfig
 from gcpo_bench.registry import POLICIES, WEIGHTINGS
+from gcpo_bench.variants import signals_read
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,8 +52,6 @@ def _unread(config: RunConfig) -> Iterator[Idle]:
     rows = config.sampling.prompts_per_step * config.sampling.group_size
     if optimizer.minibatches > rows:
         yield unread("optimizer.minibatches", f"a step has {rows} images", f"lower it to {rows} or less")
-    if config.logging.token_maps_every == 0:
-        yield unread("logging.tracked_prompts", "no token maps are saved", "raise logging.token_maps_every")
 
 
 def _without_difference(config: RunConfig) -> Iterator[Idle]:
@@ -68,13 +67,14 @@ def _without_difference(config: RunConfig) -> Iterator[Idle]:
         yield from same("with one update a rollout every ratio is 1", "loss.clip_epsilon")
     if "all" in names and not selection.complement:
         yield from same("every token is selected", "loss.kl_tokens", "loss.normalizer", "weighting.support")
+    if config.logging.token_maps_every == 0:
+        yield from same("no token maps are saved", "logging.tracked_prompts")
     if len(names) == 1:
         yield from same("there is one selector", "selection.overlap")
     if sampling.guidance_scale == sampling.temperature == 1:
         why = "images are drawn without guidance at temperature 1, from the conditional distribution itself"
         yield from same(why, "selection.entropy_source")
-    looks = any(name == "diverse" or ":" in name for name in names)
-    if config.logging.token_maps_every == 0 and not looks:
+    if config.logging.token_maps_every == 0 and "similarity" not in signals_read(selection):
         yield from same("no selector looks at similarity and no token maps are saved", "selection.similarity_embedding")
     if config.policy.device != "cpu":
         yield from same("on a GPU one CPU thread does all", "num_threads")

@@ -34,6 +34,14 @@ class Method:
     families: dict[str, dict[str, Any]] = field(default_factory=dict)
     """How a model's name begins -> what is set there beside `settings`, because that family's released code differs."""
 
+    def settings_for(self, model: str) -> dict[str, Any]:
+        """`settings`, with those of the model's family."""
+        found = {section: dict(values) for section, values in self.settings.items()}
+        for family, settings in self.families.items():
+            for section, values in settings.items() if model.startswith(family) else ():
+                found[section] = {**found.get(section, {}), **values}
+        return found
+
 
 def _matched(name: str) -> list[dict[str, Any]]:
     """A single selector that takes as many tokens as the three critical sets together."""

@@ -298,12 +298,9 @@ def _expand_method(draft: Draft, method: Any, source: str, model: str, problems:
         problems.add(f"unknown method {str(method)!r}{where}", did_you_mean(str(method), METHODS))
         return
     defaults = _lists(RunConfig().model_dump())
-    for section, values in METHODS[method].settings.items():
+    for section, values in METHODS[method].settings_for(model).items():
         draft.values[section] = defaults[section]  # what another method set here goes
         draft.set((section,), _lists(values), f"method {method}")
-    for family, settings in METHODS[method].families.items():
-        for section, values in settings.items() if model.startswith(family) else ():
-            draft.set((section,), _lists(values), f"method {method}, {family}*")
     draft.set(("method",), method, source)
 
 

@@ -14,6 +14,7 @@ from typing import Any
 
 from gcpo_bench.config import RunConfig, SelectionConfig, SelectorConfig, WeightingConfig
 from gcpo_bench.methods import METHODS
+from gcpo_bench.registry import WEIGHTINGS
 
 PUBLISHED_RATIO = 0.1
 OPTIONS: Mapping[str, Mapping[str, Any]] = {
@@ -41,8 +42,6 @@ READS: Mapping[str, tuple[str, ...]] = {
 """Selector -> the signals that it looks at. One of a user's own may look at all."""
 MADE = {"entropy_source": "entropy", "similarity_embedding": "similarity"}
 """Key of the selection -> the signal that it decides."""
-WEIGHTS = {"uniform": (), "prefix": (), "confidence": ("form", "clip", "detached", "support")}
-"""Weighting -> its fields that act; of one of a user's own any may."""
 SHORT = {"initial": "init", "structural": "struct", "diverse": "sim"}
 """The published sets, as the paper's ablation calls them."""
 WEIGHTED_SETS = ("gcpo", "gcpo-official", "gcpo-paper", "gcpo-no-daw", "init-reweighted")
@@ -73,8 +72,8 @@ def acting(config: RunConfig) -> dict[str, Any]:
         found["selection.overlap"] = selection.overlap
     read = signals_read(selection)
     found |= {f"selection.{key}": getattr(selection, key) for key, signal in MADE.items() if signal in read}
-    fields = WEIGHTS.get(weighting.name, tuple(key for key in WeightingConfig.model_fields if key != "name"))
-    return found | {f"weighting.{key}": getattr(weighting, key) for key in ("name", *fields)}
+    fields = [key for key in WeightingConfig.model_fields if key == "name" or WEIGHTINGS.reads(weighting.name, key)]
+    return found | {f"weighting.{key}": getattr(weighting, key) for key in fields}
 
 
 def _options(item: SelectorConfig) -> dict[str, Any]:

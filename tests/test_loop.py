@@ -17,7 +17,7 @@ import torch
 import transformers
 
 from gcpo_bench import runs
-from gcpo_bench.config import RunConfig
+from gcpo_bench.config import OptimizerConfig, RunConfig
 from gcpo_bench.errors import CorruptDataError, Interrupted, Preempted, RunError, TrainingError
 from gcpo_bench.resolve import resolve
 from gcpo_bench.training import checkpoints, health, starts
@@ -247,11 +247,8 @@ def test_groups_without_variance_can_be_dropped(tmp_path: Path) -> None:
 def test_schedules_are_those_of_transformers(
     schedule: str, theirs: str, options: dict[str, float], warmup: int
 ) -> None:
-    optimizer = config(
-        f"optimizer.schedule={schedule}",
-        f"optimizer.warmup_steps={warmup}",
-        f"optimizer.min_rate={options.get('min_lr_rate', 0.0)}",
-    ).optimizer
+    values = {"schedule": schedule, "warmup_steps": warmup, "min_rate": options.get("min_lr_rate", 0.0)}
+    optimizer = OptimizerConfig.model_validate(values)
     oracle = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
     scheduler = transformers.get_scheduler(theirs, oracle, warmup, 20, scheduler_specific_kwargs=options)
     expected = []
@@ -263,7 +260,7 @@ def test_schedules_are_those_of_transformers(
 
 
 def test_a_run_shorter_than_its_warmup_only_warms_up() -> None:
-    optimizer = config("optimizer.schedule=cosine", "optimizer.warmup_steps=40").optimizer
+    optimizer = OptimizerConfig(schedule="cosine", warmup_steps=40)
     assert [rate_scale(optimizer, step, 20) for step in (1, 11, 20)] == [0, 0.25, 0.475]
 
 

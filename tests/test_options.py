@@ -36,7 +36,7 @@ from gcpo_bench.training.weighting import build_weighting
 from .reference.inputs import make_signals
 
 SMALL = (
-    "sampling.prompts_per_step=3", "sampling.group_size=4", "sampling.batch_rows=12", "optimizer.micro_batch_rows=6",
+    "sampling.prompts_per_step=3", "sampling.group_size=4", "sampling.batch_rows=12", "optimizer.micro_batch_rows=3",
     "optimizer.learning_rate=0.003", "loss.beta=0.1", "num_threads=1", "num_steps=4", "seed=3",
     "logging.tracked_prompts=1", "logging.checkpoint_every=1", "evaluation.prompts_per_task=1",
     "evaluation.images_per_prompt=1",

@@ -11,15 +11,14 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gcpo_bench.config import RunConfig, WeightingConfig
+from gcpo_bench.config import RunConfig
 from gcpo_bench.methods import METHODS
-from gcpo_bench.registry import SELECTORS, WEIGHTINGS
+from gcpo_bench.registry import SELECTORS
 from gcpo_bench.resolve import resolve
 from gcpo_bench.variants import (
     OPTIONS,
     READS,
     SIGNALS,
-    WEIGHTS,
     acting,
     describe,
     name_of,
@@ -36,7 +35,7 @@ OWN = '{"name": "my_lab:Surprising", "ratio": 0.1}'
 
 
 def config(method: str, *overrides: str, ratio: float | None = None) -> RunConfig:
-    return resolve(None, overrides, {"method": method, "ratio": ratio}).config
+    return resolve(None, flags={"method": method, "ratio": ratio}, shared=overrides).config
 
 
 def with_clip(method: str, clip: float = 0.1) -> RunConfig:
@@ -156,12 +155,6 @@ def test_a_selector_reads_no_signal_but_those_that_are_told(name: str) -> None:
         assert same == (signal not in READS[name]), signal
 
 
-@pytest.mark.parametrize("name", list(WEIGHTINGS))
-def test_fields_are_those_of_the_weightings(name: str) -> None:
-    taken = inspect.signature(WEIGHTINGS.load(name)).parameters
-    assert set(WEIGHTS[name]) == set(taken) & set(WeightingConfig.model_fields)
-
-
 def test_a_selector_of_ones_own_may_look_at_everything() -> None:
     assert signals_read(config("grpo").selection) == frozenset()
     assert signals_read(config("gcpo").selection) == {"entropy", "similarity"}
@@ -184,3 +177,9 @@ def test_a_selector_of_ones_own_may_look_at_everything() -> None:
 )
 def test_only_what_acts_makes_another_variant(method: str, override: str, acts: bool) -> None:
     assert (acting(config(method)) != acting(config(method, override))) == acts
+
+
+def test_the_released_method_is_known_with_every_family_of_models() -> None:
+    for model in ("llamagen-tiny", "janus-pro-tiny", "scenes-8"):
+        settings = resolve(None, flags={"method": "gcpo-official", "model": model}).config
+        assert name_of(settings) == "gcpo-official"
