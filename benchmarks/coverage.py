@@ -41,7 +41,7 @@ PROMPTS, TASKS, IMAGES = 288, 6, 4
 PROMPT_DF = PROMPTS - TASKS
 SEEDS = (2, 3, 5, 8)
 VARIANTS = (1, 2, 5, 10, 20)
-PRINTED = 150
+PRINTED = 50
 """Reports of a cell whose printed power is worked out."""
 RULES = ("before", "alone", "plain", "pooled", "limma", "moderated")
 
@@ -151,18 +151,20 @@ def figures(world: World, variants: int, seeds: int, trials: int) -> dict[str, d
     grids = simulate(world, variants, seeds, trials, generator_of(world, variants, seeds))
     sigma = Design(seeds=seeds, prompts=PROMPTS, images=IMAGES).stderr(world.spread)
     before, now = judge(grids, "before"), judge(grids, "moderated")
-    usual = found_four_times_in_five(before, sigma, LEVEL)
+    usual = found_four_times_in_five(half_width(before, LEVEL), sigma)
     cell = {}
     for rule in RULES:
         judged = judge(grids, rule)
-        cell[rule] = {**errors(grids, judged), "power where it was 80 % before": power_of(judged, usual, sigma, LEVEL)}
+        power = power_of(half_width(judged, LEVEL), usual, sigma)
+        cell[rule] = {**errors(grids, judged), "power where it was 80 % before": power}
     for rule, judged, printed in (("before", before, _printed_before), ("moderated", now, _printed)):
         effects = [printed(judged, trial, seeds) for trial in range(0, trials, max(1, trials // PRINTED))]
-        found = [power_of(judged, effect, sigma, LEVEL) for effect in effects]
+        half_N = half_width(judged, LEVEL)
+        found = [power_of(half_N, effect, sigma) for effect in effects]
         cell[rule]["power of what is printed as 80 %"] = float(np.mean(found))
     design = Design(seeds=seeds, prompts=PROMPTS, images=IMAGES, comparisons=variants)
     planned = design.detectable(world.spread)
-    cell["moderated"]["power of what is planned as 80 %"] = power_of(now, planned, sigma, design.level)
+    cell["moderated"]["power of what is planned as 80 %"] = power_of(half_width(now, design.level), planned, sigma)
     return cell
 
 
@@ -182,14 +184,18 @@ def errors(grids: Grids, judged: Judged) -> dict[str, float]:
     }
 
 
-def power_of(judged: Judged, effect: float, sigma: float, level: float) -> float:
-    """Of the first variant's difference, whose error is independent of what the variances show."""
-    half = judged.stderr_NK[:, 0] * judged.critical(level)[:, 0]
-    return float(np.mean(special.ndtr((effect - half) / sigma) + special.ndtr((-effect - half) / sigma)))
+def half_width(judged: Judged, level: float) -> Floats:
+    """Of the first variant's interval."""
+    return np.asarray(judged.stderr_NK[:, 0] * judged.critical(level)[:, 0])
 
 
-def found_four_times_in_five(judged: Judged, sigma: float, level: float) -> float:
-    return float(optimize.brentq(lambda effect: power_of(judged, effect, sigma, level) - 0.8, 0.0, 1000 * sigma))
+def power_of(half_N: Floats, effect: float, sigma: float) -> float:
+    """A difference's error is independent of what the variances show."""
+    return float(np.mean(special.ndtr((effect - half_N) / sigma) + special.ndtr((-effect - half_N) / sigma)))
+
+
+def found_four_times_in_five(half_N: Floats, sigma: float) -> float:
+    return float(optimize.brentq(lambda effect: power_of(half_N, effect, sigma) - 0.8, 0.0, 1000 * sigma))
 
 
 def _printed(judged: Judged, trial: int, seeds: int) -> float:

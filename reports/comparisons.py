@@ -155,6 +155,16 @@ def compare_references(data: ReportData, benchmark: str) -> tuple[list[Compariso
     return adjusted(found), list({(each.a, each.b, each.reason): each for each in refused}.values())
 
 
+def better_pairs(data: ReportData, benchmark: str) -> set[tuple[str, str]]:
+    """(a, b) where the variant a is proven better than the variant b; Holm over all pairs of trained variants."""
+    measure = data.headline(benchmark)
+    outcomes = [
+        compare(a, b, benchmark, measure, "baseline", data.peers_of(a)) for a, b in combinations(data.trained, 2)
+    ]
+    found = adjusted([outcome for outcome in outcomes if isinstance(outcome, Comparison)])
+    return {(c.a, c.b) if c.verdict == "better" else (c.b, c.a) for c in found if c.verdict in ("better", "worse")}
+
+
 def adjusted(found: list[Comparison]) -> list[Comparison]:
     """Holm over one family."""
     p_values = holm([comparison.p_value for comparison in found])
@@ -210,8 +220,10 @@ def compare(
     prompts, tags = _common([scores for pair in pairs for scores in pair])
     if not prompts:
         return refuse("they share no scored prompt")
-    seeds_of_peers = _seed_variance(peers, benchmark, measure, paired=against == "baseline") if len(pairs) > 1 else None
-    interval = interval_of(pairs, prompts, tags, measure, seeds_of_peers)
+    paired = against == "baseline"
+    lend = len(pairs) > 1 and (not paired or any(peer is b for peer in peers))
+    lent = _seed_variance(peers, benchmark, measure, paired=paired) if lend else None
+    interval = interval_of(pairs, prompts, tags, measure, lent)
     p_value = 1.0 if math.isnan(interval.p_value) else interval.p_value
     everything = {prompt for pair in pairs for scores in pair for prompt in scores}
     return Comparison(

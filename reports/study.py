@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import replace
 from typing import Any
 
@@ -11,7 +11,7 @@ import numpy as np
 
 from . import plots
 from .claims import Finding, judge_all
-from .comparisons import variant_score
+from .comparisons import better_pairs, variant_score
 from .fragments import Fragment, render
 from .load import ReportData, Variant, other_settings
 from .measures import Measure
@@ -85,14 +85,14 @@ def components(data: ReportData) -> Fragment:
     several = len(data.run_benchmarks) > 1
     rows = [row for benchmark in data.run_benchmarks[:1] for row in _rows(data, benchmark)]
     charts: list[dict[str, Any]] = []
+    front = {row["variant"] for row in pareto(rows, better_pairs(data, data.run_benchmarks[0]) if rows else set())}
     if len(rows) > 1:
         charts.append(_ladder_chart(rows, "ladder", data.run_benchmarks[0] if several else ""))
         charts += _ratio_chart(rows)
-        charts += _cost_chart(rows)
+        charts += _cost_chart(rows, front)
     for number_of, benchmark in enumerate(data.run_benchmarks[1:], start=2):
         if len(others := _rows(data, benchmark)) > 1:
             charts.append(_ladder_chart(others, f"ladder-{number_of}", benchmark))
-    front = {row["variant"] for row in pareto(rows)}
     table = [
         {
             "label": row["variant"],
@@ -251,12 +251,11 @@ def _line_label(variant: Variant, others: Sequence[Variant]) -> str:
     return f"{variant.method} ({details})" if details else variant.method
 
 
-def _cost_chart(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+def _cost_chart(rows: Sequence[dict[str, Any]], front: Set[str]) -> list[dict[str, Any]]:
     known = [row for row in rows if math.isfinite(row["seconds"]) and row["seconds"] > 0]
     if len(known) < 2:
         return []
     measure: Measure = known[0]["measure"]
-    front = {row["variant"] for row in pareto(known)}
     points_of = {
         row["variant"]: _point(row, x=row["seconds"], style=1 if row["variant"] in front else 6) for row in known
     }
@@ -278,23 +277,20 @@ def _cost_chart(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     return [
         {
             "title": "Points against seconds" if measure.is_share else "Score against seconds",
-            "note": "Training time of a run, mean over seeds. Orange: no other variant scores more in less time. "
-            "Seconds of runs that shared a machine carry its noise.",
+            "note": "Training time of a run, mean over seeds. Orange: no other variant is proven to score more in no "
+            "more time. Seconds of runs that shared a machine carry its noise.",
             "chart": replace(chart, keys=tuple(keys)),
             "legend": [{"label": label, "color": color, "dashes": dashes} for label, color, dashes in keys],
         }
     ]
 
 
-def pareto(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Rows that no other row beats in both score and seconds."""
+def pareto(rows: Sequence[dict[str, Any]], better: Set[tuple[str, str]]) -> list[dict[str, Any]]:
+    """Rows that no other row is proven to beat in no more seconds; `better` holds (variant, one it is better than)."""
     return [
         row
         for row in rows
         if not any(
-            other["score"].value >= row["score"].value
-            and other["seconds"] <= row["seconds"]
-            and (other["score"].value > row["score"].value or other["seconds"] < row["seconds"])
-            for other in rows
+            (other["variant"], row["variant"]) in better and other["seconds"] <= row["seconds"] for other in rows
         )
     ]

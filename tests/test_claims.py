@@ -45,6 +45,18 @@ def test_a_planted_difference_supports_a_claim_and_the_opposite_contradicts_it(t
     assert "gcpo − grpo: +" in found["critical-beats-all"].words
 
 
+def test_a_variant_is_off_the_front_where_another_is_proven_better_not_where_it_scored_more(tmp_path: Path) -> None:
+    """GRPO's steps are the shortest."""
+
+    def front(root: Path, skills: dict[str, float]) -> dict[str, bool]:
+        record = components(load(runs_of(root, skills))).data["variants"]
+        return {row["variant"]: row["pareto"] for row in record}
+
+    assert front(tmp_path / "far", {"grpo": 0.9, "gcpo": 0.4}) == {"grpo": True, "gcpo": False}
+    close = front(tmp_path / "close", {"grpo": 0.62, "gcpo": 0.6})
+    assert close == {"grpo": True, "gcpo": True}
+
+
 def test_a_conjunction_is_contradicted_by_one_part_and_supported_only_by_all(tmp_path: Path) -> None:
     parts = {"gcpo-no-daw": 0.7, "gcpo-init": 0.5, "gcpo-struct": 0.5}
     assert by_name(runs_of(tmp_path / "a", {**parts, "gcpo-sim": 0.5}))["union-beats-parts"].status == "supported"

@@ -11,7 +11,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.coverage import WORLDS, errors, found_four_times_in_five, generator_of, judge, power_of, simulate
+from benchmarks.coverage import (
+    WORLDS,
+    errors,
+    found_four_times_in_five,
+    generator_of,
+    half_width,
+    judge,
+    power_of,
+    simulate,
+)
 from gcpo_bench.reports.comparisons import Comparison, adjusted, compare_all, interval_of
 from gcpo_bench.reports.design import Design
 from gcpo_bench.reports.load import load
@@ -110,7 +119,8 @@ def test_what_is_planned_to_befound_four_times_in_five_is(name: str, seeds: int,
     spread = WORLDS[name].spread
     design = Design(seeds=seeds, prompts=288, images=4, comparisons=variants)
     grids = simulate(WORLDS[name], variants, seeds, 1500, np.random.default_rng([seeds, variants]))
-    found = power_of(judge(grids, "moderated"), design.detectable(spread), design.stderr(spread), design.level)
+    half_N = half_width(judge(grids, "moderated"), design.level)
+    found = power_of(half_N, design.detectable(spread), design.stderr(spread))
     assert found == pytest.approx(0.8, abs=0.05)
 
 
@@ -119,8 +129,8 @@ def test_ten_variants_find_at_three_seeds_what_one_pair_was_said_to() -> None:
     for world in WORLDS.values():
         grids = simulate(world, 10, 3, 1500, np.random.default_rng(0))
         sigma = Design(seeds=3, prompts=288, images=4).stderr(world.spread)
-        effect = found_four_times_in_five(judge(grids, "before"), sigma, 0.05)
-        assert power_of(judge(grids, "moderated"), effect, sigma, 0.05) > 0.8
+        effect = found_four_times_in_five(half_width(judge(grids, "before"), 0.05), sigma)
+        assert power_of(half_width(judge(grids, "moderated"), 0.05), effect, sigma) > 0.8
 
 
 def test_seed_variances_that_differ_are_moved_less_than_those_that_do_not() -> None:
