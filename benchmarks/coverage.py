@@ -41,7 +41,7 @@ PROMPTS, TASKS, IMAGES = 288, 6, 4
 PROMPT_DF = PROMPTS - TASKS
 SEEDS = (2, 3, 5, 8)
 VARIANTS = (1, 2, 5, 10, 20)
-PRINTED = 50
+PRINTED = 200
 """Reports of a cell whose printed power is worked out."""
 RULES = ("before", "alone", "plain", "pooled", "limma", "moderated")
 

@@ -206,7 +206,8 @@ def two_way_difference(
 
     # the same run twice is no example of how much seeds vary
     peers = seeds if differences_SP.any() else None
-    terms = [(v / num_seeds, df) for v, df in moderated(per_seed_S.var(ddof=1), num_seeds - 1.0, peers)]
+    lent = moderated(float(per_seed_S.var(ddof=1)), num_seeds - 1.0, peers)
+    terms = [(float(v) / num_seeds, float(df)) for v, df in lent]
     terms.append((max(v_prompt - v_interaction, 0.0), differing(prompt_means, df_prompt)))
     method = "two-way t over seeds and prompts" + (f", seeds of {peers.variants} variants" if peers else "")
     return interval_of_terms(
@@ -394,11 +395,14 @@ def interval_of_terms(
     method: str,
 ) -> Interval:
     """The variance is the sum of the terms, each with its degrees of freedom, but not below `smallest`."""
-    variance = max(float(sum(term for term, _ in terms)), smallest)
-    stderr, df, parts, half = math.sqrt(variance), math.inf, (), 0.0
+    estimated = float(sum(term for term, _ in terms))
+    variance = max(estimated, smallest)
+    stderr, df, half = math.sqrt(variance), math.inf, 0.0
+    parts: Parts = ()
     if math.isnan(variance):
         df, half = math.nan, math.inf
     elif stderr > 0:
+        terms = [*terms, (variance - estimated, math.inf)]  # what is added is no estimate
         parts = tuple((float(term / variance), float(df)) for term, df in terms if term > 0)
         half = stderr * float(critical_value(parts, 1 - confidence))
         df = parts[0][1] if len(parts) == 1 else _equivalent_df(parts)

@@ -18,13 +18,12 @@ from gcpo_bench.evaluators.metrics import stratified
 from gcpo_bench.evaluators.stored import load_evaluation as stored_evaluation
 from gcpo_bench.evaluators.types import SampleScore
 from gcpo_bench.reports.baseline import entries, read, write
-from gcpo_bench.reports.comparisons import Comparison, compare_all, interval_of, variant_score
+from gcpo_bench.reports.comparisons import Comparison, compare_all, interval_of, sentence, variant_score
 from gcpo_bench.reports.gate import gate, overall
 from gcpo_bench.reports.gate_formats import markdown, words
 from gcpo_bench.reports.load import load
 from gcpo_bench.reports.measures import SCALED, Measure, measures, with_digits
 from gcpo_bench.reports.page import build
-from gcpo_bench.reports.sections import sentence
 from gcpo_bench.reports.statistics import (
     Interval,
     PromptScores,

@@ -13,11 +13,11 @@ from typing import Any
 import pytest
 
 from gcpo_bench.errors import CorruptDataError, RunError
-from gcpo_bench.reports.comparisons import compare_all, compare_references, variant_score
+from gcpo_bench.reports.comparisons import compare_all, compare_references, sentence, variant_score
 from gcpo_bench.reports.load import ReportData, load
 from gcpo_bench.reports.page import build
 from gcpo_bench.reports.references import load_references, reference_folders
-from gcpo_bench.reports.sections import gallery, sentence, verdict
+from gcpo_bench.reports.sections import gallery, verdict
 from gcpo_bench.reports.study import claims
 
 from .conftest import Cli

@@ -25,12 +25,11 @@ from gcpo_bench.errors import ConfigError, CorruptDataError, RunError
 from gcpo_bench.methods import CRITICAL
 from gcpo_bench.registry import SECTIONS
 from gcpo_bench.reports import plots, tables
-from gcpo_bench.reports.comparisons import Comparison, compare_all, variant_score
+from gcpo_bench.reports.comparisons import Comparison, compare_all, sentence, variant_score
 from gcpo_bench.reports.gallery import paired, read_image
 from gcpo_bench.reports.load import load
 from gcpo_bench.reports.measures import Measure
 from gcpo_bench.reports.page import build, figures, script_json, sections, write_report
-from gcpo_bench.reports.sections import sentence
 from gcpo_bench.reports.statistics import Interval, score_interval
 from gcpo_bench.reports.token_maps import value_range
 from tests.conftest import Cli

@@ -292,6 +292,19 @@ def test_means_that_agree_by_chance_do_not_make_a_two_way_interval_certain() -> 
     assert interval.stderr > 0.1
 
 
+@settings(max_examples=50, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.integers(2, 4), st.sampled_from([0.0, 0.3, 3.0]))
+def test_a_two_way_interval_leaves_out_0_where_its_p_is_below_5_percent(seed: int, seeds: int, effect: float) -> None:
+    generator = np.random.default_rng(seed)
+    d_SP = effect + generator.standard_normal((seeds, 8)) * generator.choice([0.01, 1.0])
+    d_SP -= generator.choice([0.0, 0.999]) * (d_SP.mean(axis=1, keepdims=True) - effect)  # seeds agree by chance
+    interval = two_way_difference(d_SP, np.zeros_like(d_SP), list("aaaabbbb"))
+    assert (interval.low > 0 or interval.high < 0) == (interval.p_value < 0.05)
+    assert abs(interval.value) / interval.stderr == pytest.approx(
+        float(critical_value(interval.parts or ((1.0, interval.df),), interval.p_value)), rel=1e-6, abs=1e-6
+    ) or (interval.p_value < 1e-49)
+
+
 def test_a_two_way_interval_asks_for_two_seeds() -> None:
     with pytest.raises(ValueError, match="at least 2 seeds"):
         two_way_difference(np.zeros((1, 4)), np.zeros((1, 4)), ["t"] * 4)
