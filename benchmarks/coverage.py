@@ -259,7 +259,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             "machine": f"{platform.machine()}, Python {platform.python_version()}, numpy {np.__version__}",
             "cells": records,
         }
-        options.json.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+        options.json.write_text(json.dumps(record) + "\n", encoding="utf-8")
     return 0
 
 
