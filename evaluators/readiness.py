@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gcpo_bench.errors import ConfigError, CorruptDataError, GcpoBenchError, PrerequisiteError
+from gcpo_bench.errors import ConfigError, CorruptDataError, GcpoBenchError, PrerequisiteError, joined
 
 from .folders import find_whole, holds
 from .runner import make_benchmark, own_images_per_prompt
@@ -33,7 +33,7 @@ def lack(
     is_of_group: bool = False,
     on_note: Callable[[str], None] | None = None,
 ) -> GcpoBenchError | None:
-    """What keeps the benchmark from being run; None where nothing does. No network is loaded.
+    """All that keeps the benchmark from being run, as one error; None where nothing does. No network is loaded.
 
     Args:
         is_of_group: a folder without any of its images is then a reason to leave it out, and no mistake.
@@ -42,13 +42,11 @@ def lack(
     """
     benchmark = make_benchmark(name, world, **options)
     lines: list[str] = []
-    try:
-        getattr(benchmark, "require", lambda: None)()
+
+    def look() -> None:
         if folder is None:
             benchmark.prompts()
-            return None
-        if is_of_group and not holds(folder.path, benchmark):
-            return ConfigError(f"{folder.path} holds no images of it", hint=_layouts(benchmark))
+            return
         find_whole(
             folder.path,
             benchmark,
@@ -57,11 +55,18 @@ def lack(
             allow_partial=folder.allow_partial,
             on_note=lines.append,
         )
-    except (PrerequisiteError, CorruptDataError) as error:
-        for line in lines:
-            (on_note or (lambda line: None))(line)
-        return error
-    return None
+
+    found: list[GcpoBenchError] = []
+    for check in (look, getattr(benchmark, "require", lambda: None)):  # prompts and files before gigabytes of weights
+        try:
+            if check is look and folder is not None and is_of_group and not holds(folder.path, benchmark):
+                return ConfigError(f"{folder.path} holds no images of it", hint=_layouts(benchmark))
+            check()
+        except (PrerequisiteError, CorruptDataError) as error:
+            found.append(error)
+    for line in lines if found else ():
+        (on_note or (lambda line: None))(line)
+    return joined(found) if found else None
 
 
 def _layouts(benchmark: Benchmark) -> str:

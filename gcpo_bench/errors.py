@@ -8,7 +8,7 @@ Exit codes: 0 done, 1 regression proven, 2 usage or configuration, 3 inconclusiv
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import partial
 from typing import Any
 
@@ -70,6 +70,12 @@ class Interrupted(GcpoBenchError):
 
 LIKENESS = 0.65
 """Twice the common letters over all letters: `dwa` is still taken for `daw`, `ppo` no longer for `grpo`."""
+
+
+def joined(errors: Sequence[GcpoBenchError]) -> GcpoBenchError:
+    """One error of the first one's kind that says what all of them say, so that all can be mended at once."""
+    hints = dict.fromkeys(error.hint for error in errors)
+    return type(errors[0])("; ".join(map(str, errors)), hint="; ".join(hints))
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

@@ -14,7 +14,7 @@ from typing import Literal
 from .options import JsonOption, RunsDirOption
 from .output import print_json, print_table, size
 
-State = Literal["ok", "warning", "missing"]
+State = Literal["ok", "absent", "warning", "missing"]
 MIN_DISK_BYTES = 500_000_000
 EXTRAS = {
     "diffusers": "diffusers",
@@ -33,7 +33,7 @@ SPACY_MODEL = "en_core_web_sm"
 class Check:
     name: str
     state: State
-    """`missing` is required and makes the command fail; `warning` is not."""
+    """`missing` is required and makes the command fail; what needs something `absent` cannot run, and says so then."""
     found: str
     mend: str = ""
 
@@ -60,10 +60,21 @@ def _interpreter() -> Iterator[Check]:
     old = sys.version_info < (3, 11)
     yield Check("python", "missing" if old else "ok", version, "install Python 3.11 or newer" if old else "")
     for name in ("transformers", "numpy", "scipy", "safetensors", "pydantic", "pillow", "pandas", "matplotlib"):
-        found = package_version(name)
-        yield Check(
-            name, "ok" if found else "missing", found or "not installed", "" if found else f"pip install {name}"
-        )
+        yield _package(name, package_version(name))
+
+
+def _package(name: str, version: str | None) -> Check:
+    """Installed, and it can be imported."""
+    from gcpo_bench.environment import without
+
+    if version is None:
+        return Check(name, "missing", "not installed", f"pip install {name}")
+    try:
+        with without("MPLBACKEND"):  # as reports import matplotlib
+            importlib.import_module({"pillow": "PIL.Image"}.get(name, name))
+    except Exception as error:
+        return Check(name, "missing", f"{version} cannot be imported: {_short(error)}", f"pip install -U {name}")
+    return Check(name, "ok", version)
 
 
 def _torch() -> Iterator[Check]:
@@ -199,15 +210,17 @@ def _published() -> Iterator[Check]:
         yield _elsewhere(name)
     for name in catalogue.POLICIES:
         found = state(catalogue.CATALOGUE[name])
-        mend = "" if found == "there" else f"gcpo-bench models fetch {name}"
-        yield Check(f"model {name}", "ok", "ready" if found == "there" else "not fetched", mend)
+        if found == "there":
+            yield Check(f"model {name}", "ok", "ready")
+        else:
+            yield Check(f"model {name}", "absent", "not fetched", f"gcpo-bench models fetch {name}")
 
 
 def _benchmark(name: str) -> Check:
     """Prompts and weights are counted; whether that is all, the benchmark itself says, as it does before it draws."""
     from gcpo_bench import catalogue
     from gcpo_bench.errors import GcpoBenchError
-    from gcpo_bench.evaluators.runner import make_benchmark
+    from gcpo_bench.evaluators.readiness import lack
     from gcpo_bench.prompt_sets import SETS, verify, with_parts
     from gcpo_bench.weights import local
 
@@ -221,12 +234,11 @@ def _benchmark(name: str) -> Check:
     if absent := sum(local(each) is None for each in needed):
         lacks.append(f"{absent} of {len(needed)} weights")
         mends.append(f"gcpo-bench models fetch {name}")
-    if not lacks:
-        try:
-            make_benchmark(name, "").prompts()
-        except GcpoBenchError as error:
-            return Check(f"benchmark {name}", "ok", f"lacks something: {error}", error.hint)
-    return Check(f"benchmark {name}", "ok", f"lacks {', '.join(lacks)}" if lacks else "ready", "; ".join(mends))
+    if lacks:
+        return Check(f"benchmark {name}", "absent", f"lacks {', '.join(lacks)}", "; ".join(mends))
+    if error := lack(name, "", {}):
+        return Check(f"benchmark {name}", "absent", f"lacks something: {error}", error.hint)
+    return Check(f"benchmark {name}", "ok", "ready")
 
 
 def _elsewhere(name: str) -> Check:
@@ -236,11 +248,11 @@ def _elsewhere(name: str) -> Check:
     from gcpo_bench.registry import SCORERS
 
     if name not in SCORERS.entries:
-        return Check(f"elsewhere: {name}", "ok", "runs in a program of its own", ELSEWHERE[name].how)
+        return Check(f"elsewhere: {name}", "absent", "runs in a program of its own", ELSEWHERE[name].how)
     try:
         SCORERS.load(name)()
     except GcpoBenchError as error:
-        return Check(f"elsewhere: {name}", "ok", str(error), error.hint)
+        return Check(f"elsewhere: {name}", "absent", str(error), error.hint)
     return Check(f"elsewhere: {name}", "ok", f"{ELSEWHERE[name].variable} is set; it was not asked")
 
 
@@ -263,10 +275,10 @@ def _extras() -> Iterator[Check]:
     for package, extra in EXTRAS.items():
         version = package_version(package)
         mend = "" if version else f"pip install 'gcpo-bench[{extra}]'"
-        yield Check(f"optional: {package}", "ok", version or "not installed", mend)
+        yield Check(f"optional: {package}", "ok" if version else "absent", version or "not installed", mend)
     model = package_version(SPACY_MODEL)
     mend = "" if model else f"python -m spacy download {SPACY_MODEL}; for other noun phrases than the shipped ones"
-    yield Check(f"optional: {SPACY_MODEL}", "ok", model or "not installed", mend)
+    yield Check(f"optional: {SPACY_MODEL}", "ok" if model else "absent", model or "not installed", mend)
 
 
 def _short(error: Exception) -> str:

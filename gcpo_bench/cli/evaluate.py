@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .evaluate_images import evaluated_folder, evaluated_generator, place_of, refuse_namesake
+from .evaluate_images import Drawing, evaluated_folder, evaluated_generator, place_of, refuse_namesake
 from .evaluate_results import print_result, print_verdicts, refuse_unscored
 from .evaluate_runs import evaluated_runs
 from .evaluate_usage import Asked, check_usage, lacks, pairs_of, parse_shard
@@ -142,26 +142,29 @@ def evaluate_command(
         rescore=rescore,
     )
     worlds = list(dict.fromkeys(run.config.policy.name for run in opened)) or [""]
-    folder = None
+    folder = place = drawing = None
     if images is not None:
         check_folder(images)
         folder = Folder(path=images, images_per_prompt=images_per_prompt, limit=limit, allow_partial=allow_partial)
-    benchmarks = expanded(names) if rescore else able(names, lacks(names, worlds, asked, folder))
+        place = place_of(images.resolve().name or "images", name, out)
+        if name is None and out is None:
+            refuse_namesake(place, images)
+    elif generator is not None:
+        place = place_of(default_name(generator), name, out)
+        pairs = pairs_of("--generator-option", generator_option or [], "steps=30")
+        drawing = Drawing.of(generator, pairs, device, rescore=rescore)
+    lack = lacks(names, worlds, asked, folder)
+    benchmarks = expanded(names) if rescore else able(names, lack, also=drawing.lacks if drawing else None)
     for key, those in without.items():
         if passed := [each for each in those if each in benchmarks]:
             note(f"--{key} has no meaning for {', '.join(passed)}")
     results: list[dict[str, Any]] = []
     evaluations: list[Evaluation | None] = []
     try:
-        if images is not None:
-            place = place_of(images.resolve().name or "images", name, out)
-            if name is None and out is None:
-                refuse_namesake(place, images)
+        if images is not None and place is not None:
             outcomes = evaluated_folder(images, place, benchmarks, asked, allow_partial=allow_partial)
-        elif generator is not None:
-            place = place_of(default_name(generator), name, out)
-            pairs = pairs_of("--generator-option", generator_option or [], "steps=30")
-            outcomes = evaluated_generator(generator, place, benchmarks, asked, options=pairs, seed=seed or 0)
+        elif drawing is not None and place is not None:
+            outcomes = evaluated_generator(drawing, place, benchmarks, asked, seed=seed or 0)
         else:
             outcomes = evaluated_runs(opened, benchmarks if benchmark else [], asked, no_start=no_start)
         for found, result in outcomes:

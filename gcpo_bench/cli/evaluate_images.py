@@ -13,7 +13,8 @@ from .output import note
 from .progress import progress
 
 if TYPE_CHECKING:
-    from gcpo_bench.evaluators.types import Evaluation
+    from gcpo_bench.errors import PrerequisiteError
+    from gcpo_bench.evaluators.types import Evaluation, Generator
     from gcpo_bench.locks import OnWait
 
     from .evaluate_usage import Asked
@@ -82,22 +83,42 @@ def evaluated_folder(
     return (_evaluated(evaluate, str(images), place, benchmark, asked) for benchmark in benchmarks)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Drawing:
+    """A generator by its name, made where it is to draw."""
+
+    name: str
+    made: Generator | None
+    lacks: PrerequisiteError | None
+    """What is missing on this machine to make it; told beside what a benchmark lacks."""
+
+    @classmethod
+    def of(cls, name: str, options: Mapping[str, str], device: str | None, *, rescore: bool) -> Drawing:
+        """Reads no weights. Raises ConfigError for a name, target or option that does not exist."""
+        from gcpo_bench.errors import PrerequisiteError
+        from gcpo_bench.evaluators.generators.make import make_generator
+
+        if rescore:
+            return cls(name=name, made=None, lacks=None)
+        try:
+            return cls(name=name, made=make_generator(name, options=options, device=device), lacks=None)
+        except PrerequisiteError as error:
+            return cls(name=name, made=None, lacks=error)
+
+
 def evaluated_generator(
-    generator: str, place: Place, benchmarks: Sequence[str], asked: Asked, *, options: Mapping[str, str], seed: int
+    drawing: Drawing, place: Place, benchmarks: Sequence[str], asked: Asked, *, seed: int
 ) -> Outcomes:
-    from gcpo_bench.evaluators.generators.make import make_generator
     from gcpo_bench.evaluators.runner import evaluate_generator
     from gcpo_bench.sources import Collection
 
-    made = None if asked.rescore else make_generator(generator, options=options, device=asked.device)
-
     def evaluate(benchmark: str, _: Notes) -> Evaluation:
-        assert made is not None
+        assert drawing.made is not None
         with progress("images") as show:
             return evaluate_generator(
                 Collection(place.path),
-                made,
-                generator,
+                drawing.made,
+                drawing.name,
                 benchmark,
                 name=place.name,
                 seed=seed,
@@ -111,7 +132,7 @@ def evaluated_generator(
                 on_wait=_on_wait(place, benchmark),
             )
 
-    return (_evaluated(evaluate, generator, place, benchmark, asked) for benchmark in benchmarks)
+    return (_evaluated(evaluate, drawing.name, place, benchmark, asked) for benchmark in benchmarks)
 
 
 def _on_wait(place: Place, benchmark: str) -> OnWait:

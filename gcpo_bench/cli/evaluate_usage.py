@@ -124,6 +124,6 @@ def parse_shard(text: str | None) -> tuple[int, int] | None:
     if text is None:
         return None
     match = re.fullmatch(r"(\d{1,6})/(\d{1,6})", text)
-    if not match:
+    if not match or not 1 <= int(match[1]) <= int(match[2]):
         raise ConfigError(f"--shard {text!r} is not I/N", hint="--shard 1/4 to --shard 4/4")
     return int(match[1]), int(match[2])

@@ -25,13 +25,13 @@ def expanded(names: Sequence[str]) -> list[str]:
     return list(dict.fromkeys(member for name in names for member in BENCHMARK_GROUPS.get(name, (name,))))
 
 
-def able(names: Sequence[str], lack: Lack) -> list[str]:
+def able(names: Sequence[str], lack: Lack, *, also: GcpoBenchError | None = None) -> list[str]:
     """Benchmarks behind names that can be run. What else a group holds is named with what it lacks.
 
-    Raises one error for everything that a benchmark lacks which was named itself, or all that a group holds. Data that
-    are damaged or not whole are never passed over.
+    Raises one error for everything that a benchmark lacks which was named itself, or all that a group holds, and for
+    what is missing beside them (`also`). Data that are damaged or not whole are never passed over.
     """
-    from gcpo_bench.errors import CorruptDataError
+    from gcpo_bench.errors import CorruptDataError, GcpoBenchError, joined
     from gcpo_bench.registry import BENCHMARK_GROUPS
 
     found = {member: lack(member) for member in expanded(names)}
@@ -42,7 +42,14 @@ def able(names: Sequence[str], lack: Lack) -> list[str]:
         if any(member not in lacking for member in members):
             passed_over |= {m: lacking[m] for m in members if m in lacking and m not in names}
     passed_over = {m: error for m, error in passed_over.items() if not isinstance(error, CorruptDataError)}
-    _refuse({member: error for member, error in lacking.items() if member not in passed_over}, asked=len(found))
+    try:
+        _refuse({member: error for member, error in lacking.items() if member not in passed_over}, asked=len(found))
+    except GcpoBenchError as error:
+        if also:
+            raise joined([also, error]) from error
+        raise
+    if also:
+        raise also
     for line in _lines(passed_over):
         note(f"left out: {line}")
     return [member for member in found if member not in passed_over]

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import signal
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -150,13 +153,30 @@ def _watch(places: _Places, out: Path, wanted: list[str], seconds: int) -> None:
             if found != seen:
                 seen = found
                 try:
-                    _write(places, out, wanted, refresh_s=seconds)
+                    with _uninterrupted():
+                        _write(places, out, wanted, refresh_s=seconds)
                     note(f"{time.strftime('%H:%M:%S')} wrote {out}")
                 except (RunError, CorruptDataError) as error:
                     note(f"{time.strftime('%H:%M:%S')} nothing to report yet: {error}")
             time.sleep(seconds)
     except KeyboardInterrupt:
         note("")
+
+
+@contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Ctrl-C and SIGTERM wait for the end: a library that was stopped half-way is not fit to write a last time."""
+    arrived: list[int] = []
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    for number in before:
+        signal.signal(number, lambda number, _: arrived.append(number))
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        if arrived:
+            signal.raise_signal(arrived[0])
 
 
 def _formats(text: str) -> list[str]:
