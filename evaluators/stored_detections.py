@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from gcpo_bench.errors import ConfigError, CorruptDataError
-from gcpo_bench.files import checksum_of, reading
+from gcpo_bench.files import checksum_of, read_bytes
 
 from .compbench import FRAME_LONG
 
@@ -54,8 +54,7 @@ def read(path: Path) -> StoredDetections:
     """Raises ConfigError where there is no such file, CorruptDataError where not a single line can be used."""
     if not path.is_file():
         raise ConfigError(f"there is no file of detections {path}", hint="--option detections=FILE")
-    with reading(path):
-        data = path.read_bytes()
+    data = read_bytes(path)
     rows: dict[Address, dict[str, Any]] = {}
     lines: dict[Address, int] = {}
     twice: set[Address] = set()

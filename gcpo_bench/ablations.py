@@ -23,7 +23,7 @@ from pydantic import Field, ValidationError
 from gcpo_bench import addresses, scenes
 from gcpo_bench.config import Config, RunConfig, Share
 from gcpo_bench.errors import ConfigError, CorruptDataError, did_you_mean
-from gcpo_bench.files import MAX_YAML_BYTES, parse_yaml
+from gcpo_bench.files import read_yaml
 from gcpo_bench.methods import METHODS, get_method
 from gcpo_bench.resolve import Resolved, resolve
 from gcpo_bench.variants import describe, name_of, run_prefix
@@ -279,9 +279,7 @@ def load_plan(name: str) -> Plan:
             raise ConfigError(f"unknown plan {name!r}", hint=f"{did_you_mean(name, known)}, or a path to a .yaml file")
         path = known[name]
     try:
-        if path.stat().st_size > MAX_YAML_BYTES:
-            raise ValueError(f"it is larger than {MAX_YAML_BYTES:,} bytes")
-        values = parse_yaml(path.read_text(encoding="utf-8"))
+        values = read_yaml(path)
         if not isinstance(values, dict):
             raise ValueError("it is no mapping of keys to values")
         return Plan.model_validate({"name": path.stem, **values})

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from gcpo_bench.datasets import Prompt, prompts_of
 from gcpo_bench.errors import ConfigError, CorruptDataError, GcpoBenchError, PrerequisiteError, did_you_mean
-from gcpo_bench.files import reading, storage, write_bytes
+from gcpo_bench.files import read_bytes, storage, write_bytes
 from gcpo_bench.prompt_files import Rows, read_csv, read_geneval, read_lines, read_own, read_t2i_r1, read_texts
 from gcpo_bench.registry import BENCHMARK_GROUPS, PROMPT_SETS
 
@@ -302,8 +302,7 @@ def _checked(prompt_set: PromptSet) -> list[bytes]:
             raise PrerequisiteError(
                 f"the prompts of {prompt_set.name} are not on this machine ({path})", hint=f"{prompt_set.mend}{more}"
             )
-        with reading(path):
-            contents.append(path.read_bytes())
+        contents.append(read_bytes(path))
         check_content(prompt_set, path, contents[-1], path)
     return contents
 
@@ -357,8 +356,7 @@ def _import(prompt_set: PromptSet, place: Path, source: Path) -> bytes:
     candidates.sort(key=lambda path: not path.as_posix().endswith(own))
     wrong: list[GcpoBenchError] = []
     for path in candidates:
-        with reading(path):
-            content = path.read_bytes()
+        content = read_bytes(path)
         try:
             check_content(prompt_set, path, content, path)
         except CorruptDataError as error:

@@ -20,7 +20,7 @@ from gcpo_bench.config import RunConfig
 from gcpo_bench.datasets import OWN_PROMPTS
 from gcpo_bench.draft import Draft, KeyPath, display, get, leaves
 from gcpo_bench.errors import ConfigError, did_you_mean
-from gcpo_bench.files import MAX_YAML_BYTES, inline_yaml, parse_yaml
+from gcpo_bench.files import inline_yaml, parse_yaml, read_yaml
 from gcpo_bench.idle import Idle, idle
 from gcpo_bench.methods import METHODS
 from gcpo_bench.registry import BENCHMARKS, POLICIES, PROMPT_SETS, REWARDS, SELECTORS, WEIGHTINGS
@@ -201,9 +201,7 @@ def _preset_path(preset: str, folder: Path) -> Path:
 
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
-        if path.stat().st_size > MAX_YAML_BYTES:
-            raise ValueError(f"it is larger than {MAX_YAML_BYTES:,} bytes")
-        values = parse_yaml(path.read_text(encoding="utf-8"))
+        values = read_yaml(path)
     except OSError as error:
         raise ConfigError(f"preset {path}: {error.strerror}", hint="check the path; gcpo-bench ls presets") from error
     except ValueError as error:

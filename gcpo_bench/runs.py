@@ -520,11 +520,22 @@ def _read_config(folder: Path) -> RunConfig:
 
 
 def list_runs(root: Path) -> list[Path]:
-    """Folders in `root` that hold a run, by name; they may still be damaged inside. Empty where `root` is missing."""
+    """Folders in `root` that hold a run, by name; they may still be damaged inside. Empty where `root` is missing.
+
+    Those that cannot be looked into count: whether they hold one cannot be told, and opening them says why.
+    """
     if not root.is_dir():
         return []
-    folders = (path for path in root.iterdir() if RunName.fullmatch(path.name))
-    return sorted(path for path in folders if (path / "config.yaml").is_file())
+    with reading(root):
+        folders = [path for path in root.iterdir() if RunName.fullmatch(path.name)]
+    return sorted(path for path in folders if _has_config(path))
+
+
+def _has_config(folder: Path) -> bool:
+    try:
+        return (folder / "config.yaml").exists()
+    except OSError:
+        return True
 
 
 def unused_name(root: Path, stem: str) -> str:

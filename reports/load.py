@@ -17,6 +17,7 @@ import pandas as pd
 
 from gcpo_bench.config import RESOURCES, RunConfig
 from gcpo_bench.errors import CorruptDataError, GcpoBenchError, RunError
+from gcpo_bench.files import reading
 from gcpo_bench.runs import Run, open_run
 from gcpo_bench.variants import acting, even_ratio, name_of, own_loss
 
@@ -240,7 +241,8 @@ def load(paths: Sequence[Path], references: Sequence[Path] = ()) -> ReportData:
     failures: list[GcpoBenchError] = []
     for path in sorted(set(paths), key=lambda path: (path.name, str(path))):
         try:
-            run, remarks = load_run(path)
+            with reading(path, "mend its permissions, or leave it out"):
+                run, remarks = load_run(path)
         except GcpoBenchError as error:
             failures.append(error)
             notes.append(f"{path.name} is left out: {_relative(str(error), path)}")

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import ast
 import base64
+import contextlib
 import io
 import json
 import math
 import os
 import shlex
+import socket
 import sys
 import threading
 import time
@@ -482,6 +484,32 @@ def test_a_silent_server_is_not_waited_for_and_the_other_pictures_are_scored(ser
     scores = UnifiedReward(url=server.url, timeout_s=0.4).score([grey(0)] * 3, ["a", "b", "c"])
     assert scores == [3, Unscored("no answer within 0.4 s", may_pass=True), 3]
     assert time.monotonic() - started < 5
+
+
+@pytest.mark.parametrize("part", ["headers", "body"])
+def test_a_server_that_drips_does_not_outlast_the_timeout(part: str) -> None:
+    """Each byte comes within the socket's own limit, and there is no last one until the client has gone."""
+    gone = threading.Event()
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+
+        def drip() -> None:
+            connection, _ = listening.accept()
+            with connection, contextlib.suppress(OSError):
+                connection.recv(1 << 16)
+                head = b"HTTP/1.1 200 OK\r\nX-A: "
+                connection.sendall(head if part == "headers" else head + b"b\r\n\r\n")
+                while not gone.wait(0.05):
+                    connection.sendall(b"a")
+            gone.set()
+
+        threading.Thread(target=drip, daemon=True).start()
+        scorer = UnifiedReward(url=f"http://127.0.0.1:{listening.getsockname()[1]}/v1", timeout_s=1.0, attempts=1)
+        asking = threading.Thread(target=lambda: answers.extend(scorer.score([grey(0)], ["a"])), daemon=True)
+        answers: list[Any] = []
+        asking.start()
+        asking.join(120)  # a drip would go on for ever
+        gone.set()
+    assert answers == [Unscored("no answer within 1 s", may_pass=True)]
 
 
 def test_an_endless_reply_is_cut_off(server: Server) -> None:

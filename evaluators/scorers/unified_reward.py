@@ -13,12 +13,15 @@ Sources: CodeGoat24/UnifiedReward, yifan123/flow_grpo `unifiedreward_scorer.py`.
 from __future__ import annotations
 
 import base64
+import contextlib
 import hashlib
 import http.client
 import io
 import json
 import os
 import re
+import socket
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -26,13 +29,13 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 from urllib.parse import urlsplit
 
 from PIL import Image as Pictures
 
 from gcpo_bench.errors import ConfigError, PrerequisiteError
-from gcpo_bench.files import reading
+from gcpo_bench.files import read_bytes, reading
 
 from .types import Image, Images, Score, Unscored, check_images
 
@@ -162,21 +165,91 @@ class UnifiedReward:
         request = urllib.request.Request(f"{self.url.rstrip('/')}/{path}", data=body, headers=headers)
         # a proxy for the outside world must not be asked for this machine
         here = urlsplit(self.url).hostname in {"127.0.0.1", "localhost", "::1"}
-        opener = urllib.request.build_opener(_NoRedirect, *([urllib.request.ProxyHandler({})] if here else []))
-        deadline = time.monotonic() + self.timeout_s
-        with opener.open(request, timeout=self.timeout_s) as response:
-            reply = b""
-            while block := response.read1(1 << 16):
-                reply += block
-                if len(reply) > MAX_REPLY_BYTES:
-                    raise http.client.HTTPException(f"a reply of more than {MAX_REPLY_BYTES:,} bytes")
-                if time.monotonic() > deadline:  # the socket's own limit is for each piece
-                    raise TimeoutError
-            return reply
+        proxies = [urllib.request.ProxyHandler({})] if here else []
+        with _Deadline(self.timeout_s) as deadline:
+            handlers = _Http(deadline), _Https(deadline), _NoRedirect, *proxies
+            with urllib.request.build_opener(*handlers).open(request, timeout=self.timeout_s) as response:
+                reply: bytes = response.read(MAX_REPLY_BYTES + 1)
+        if len(reply) > MAX_REPLY_BYTES:
+            raise http.client.HTTPException(f"a reply of more than {MAX_REPLY_BYTES:,} bytes")
+        return reply
 
 
 def _reason(error: Exception) -> str:
     return str(getattr(error, "reason", None) or error) or type(error).__name__
+
+
+class _Deadline:
+    """Ends a connection when the whole time is over; a socket's own limit is for each piece, and a server can drip.
+
+    Raises TimeoutError in place of what that breaks.
+    """
+
+    def __init__(self, timeout_s: float) -> None:
+        self._end = time.monotonic() + timeout_s
+        self._lock = threading.Lock()
+        self._sockets: list[socket.socket] = []
+        self._timer = threading.Timer(timeout_s, self._close)
+        self._timer.daemon = True
+
+    def connect(self, *args: Any, **kwargs: Any) -> socket.socket:
+        """`socket.create_connection`; a second handle on the connection stays here, as TLS takes the first one over."""
+        made = socket.create_connection(*args, **kwargs)
+        with self._lock:
+            self._sockets.append(made.dup())
+        if self.is_over:
+            made.close()
+            raise TimeoutError
+        return made
+
+    @property
+    def is_over(self) -> bool:
+        return time.monotonic() >= self._end
+
+    def _close(self) -> None:
+        with self._lock:
+            for each in self._sockets:
+                with contextlib.suppress(OSError):
+                    each.shutdown(socket.SHUT_RDWR)
+
+    def __enter__(self) -> Self:
+        self._timer.start()
+        return self
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        self._timer.cancel()
+        with self._lock:
+            while self._sockets:
+                self._sockets.pop().close()
+        if self.is_over and (error is None or isinstance(error, OSError | http.client.HTTPException)):
+            raise TimeoutError from error
+
+
+class _Http(urllib.request.HTTPHandler):
+    def __init__(self, deadline: _Deadline) -> None:
+        super().__init__()
+        self._deadline = deadline
+
+    def http_open(self, request: urllib.request.Request) -> http.client.HTTPResponse:
+        return self.do_open(_connecting(http.client.HTTPConnection, self._deadline), request)
+
+
+class _Https(urllib.request.HTTPSHandler):
+    def __init__(self, deadline: _Deadline) -> None:
+        super().__init__()
+        self._deadline = deadline
+
+    def https_open(self, request: urllib.request.Request) -> http.client.HTTPResponse:
+        return self.do_open(_connecting(http.client.HTTPSConnection, self._deadline), request)
+
+
+def _connecting(kind: type[http.client.HTTPConnection], deadline: _Deadline) -> Any:
+    def make(*args: Any, **kwargs: Any) -> http.client.HTTPConnection:
+        connection: Any = kind(*args, **kwargs)
+        connection._create_connection = deadline.connect  # http.client's own hook, which it has no public name for
+        return connection  # type: ignore[no-any-return]
+
+    return make
 
 
 class _NoRedirect(urllib.request.HTTPRedirectHandler):
@@ -227,8 +300,9 @@ def unified_reward() -> UnifiedReward:
         )
     question = QUESTION
     if file := os.environ.get(QUESTION_VARIABLE):
+        data = read_bytes(Path(file))
         with reading(Path(file)):
-            question = Path(file).read_text(encoding="utf-8")
+            question = data.decode("utf-8")
     return UnifiedReward(
         url=url,
         model=os.environ.get(MODEL_VARIABLE) or MODEL,

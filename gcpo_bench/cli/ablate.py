@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from .options import ModelOption, OverrideOption, PresetOption, RunsDirOption, StepsOption
-from .output import duration, note
+from .output import duration, note, visible
 from .together import require_alone
 
 if TYPE_CHECKING:
@@ -329,7 +329,7 @@ def _table(ledger: Ledger, states: Sequence[CellState]) -> Any:
     for state in states:
         if state.state in ("claimed", "failed"):
             step, reward = _progress(ledger.runs_dir / state.cell.name, state.cell.config)
-            table.add_row(*map(Text, (state.cell.name, state.state, step, reward, state.error[:80])))
+            table.add_row(*map(Text, (state.cell.name, state.state, step, reward, visible(state.error[:80]))))
     return table
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import os
 import signal
 import sys
@@ -32,6 +33,7 @@ from . import (
     train,
     work,
 )
+from .output import visible
 
 UsageError: type[Exception] = typer.BadParameter.__mro__[1]  # Typer bundles its own click: this finds either
 INTERNAL_ERROR = 70
@@ -96,6 +98,9 @@ def run(argv: Sequence[str] | None = None) -> NoReturn:
     """The `gcpo-bench` command. Exit codes: see `gcpo_bench.errors`; 70 is a defect of the program itself."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in arguments
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a file's name need not be text
     sys.exit(_guarded([argument for argument in arguments if argument != "--debug"], debug))
 
 
@@ -139,6 +144,9 @@ def explain(error: BaseException) -> tuple[str, str, int]:
         return f"{error.filename or 'a file'}: the disk is full", "free some space, then try again; nothing is lost", 4
     if isinstance(error, PermissionError):
         return f"{error.filename}: {error.strerror}", "mend its permissions, or choose another folder", 4
+    if isinstance(error, OSError) and error.filename is not None and error.strerror:
+        mend = "look at its disk; or choose another file or folder, or a shorter name"
+        return f"{os.fsdecode(error.filename)}: {error.strerror}", mend, 4
     if type(error).__name__ == "OutOfMemoryError":  # torch's; this file does not import torch
         mend = (
             "take fewer images at once; train goes on with --resume and lower -o sampling.batch_rows=N "
@@ -157,4 +165,4 @@ def _cut(text: str) -> str:
 
 
 def _one_line(text: str) -> str:
-    return " ".join(text.split())
+    return visible(" ".join(text.split()))

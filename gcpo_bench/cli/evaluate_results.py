@@ -152,7 +152,7 @@ class Notes:
 
     def __call__(self, line: str) -> None:
         if line not in self.told and len(self.told) < MAX_NOTES:
-            note(_plain(line))
+            note(line.replace("\n", "\\n"))
         self.told.add(line)
 
     def rest(self, evaluation: Evaluation) -> None:
@@ -165,8 +165,3 @@ class Notes:
         """Say how many lines were not printed, and where they are."""
         if (more := len(self.told) - MAX_NOTES) > 0:
             note(f"... and {more} more{where}")
-
-
-def _plain(line: str) -> str:
-    """One line, whatever a file's name holds."""
-    return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in line)

@@ -131,24 +131,26 @@ def _runs(root: Path) -> list[dict[str, Any]]:
 def _run(path: Path) -> dict[str, Any]:
     """One run in a line; a damaged one is listed with what is wrong instead of hiding the others."""
     from gcpo_bench.errors import GcpoBenchError
+    from gcpo_bench.files import reading
     from gcpo_bench.runs import open_run
     from gcpo_bench.variants import name_of
 
     row: dict[str, Any] = dict.fromkeys(("name", "state", "step", "of", "method", "model", "seed", "reward", "overall"))
     row["name"] = path.name
     try:
-        run = open_run(path)
-        status, rows = run.status(), run.metrics()
-        return row | {
-            "state": status.state,
-            "step": status.step,
-            "of": run.config.num_steps,
-            "method": name_of(run.config),
-            "model": run.config.policy.name,
-            "seed": run.config.seed,
-            "reward": rows[-1].get("reward/mean") if rows else None,
-            "overall": _overall(run.evaluation_dir(run.config.evaluation.benchmark) / "scores.json"),
-        }
+        with reading(path):
+            run = open_run(path)
+            status, rows = run.status(), run.metrics()
+            return row | {
+                "state": status.state,
+                "step": status.step,
+                "of": run.config.num_steps,
+                "method": name_of(run.config),
+                "model": run.config.policy.name,
+                "seed": run.config.seed,
+                "reward": rows[-1].get("reward/mean") if rows else None,
+                "overall": _overall(run.evaluation_dir(run.config.evaluation.benchmark) / "scores.json"),
+            }
     except GcpoBenchError as error:
         return row | {"state": f"damaged: {error}"}
 

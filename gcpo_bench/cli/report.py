@@ -94,7 +94,7 @@ class _Places:
         for path in watched:
             try:
                 stat = path.stat()
-            except FileNotFoundError:  # the run was removed just now
+            except OSError:  # the run was removed just now, or is somebody else's
                 continue
             found.add((str(path), stat.st_size, stat.st_mtime_ns))
         return found
@@ -106,7 +106,16 @@ def _start(run: Run) -> Path | None:
 
     weights = next((str(record["start_weights"]) for record in run.environments() if "start_weights" in record), "")
     path = run.path.parent / start_name(run.config, weights)
-    return path if weights and any((path / "evaluations").glob("*/scores.json")) else None
+    return path if weights and _is_evaluated(path) else None
+
+
+def _is_evaluated(path: Path) -> bool:
+    """A folder that may not be looked into holds nothing for this user; that is said."""
+    try:
+        return any((path / "evaluations").glob("*/scores.json"))
+    except OSError as error:
+        note(f"passing over {path}: {error.strerror}")
+        return False
 
 
 def _evaluations_dir(given: Path | None) -> Path:
@@ -196,7 +205,7 @@ def evaluated_runs(root: Path) -> list[Path]:
     from gcpo_bench.runs import list_runs
 
     known = list_runs(root)
-    paths = [path for path in known if any((path / "evaluations").glob("*/scores.json"))]
+    paths = [path for path in known if _is_evaluated(path)]
     if not paths:
         what = "no evaluated run" if known else "no run"
         mend = f"gcpo-bench evaluate {known[0].name}" if known else "gcpo-bench train"
