@@ -318,7 +318,9 @@ def test_a_reward_that_is_not_a_number_stops_the_run_before_anything_is_overwrit
 
 
 class HalfReward:
-    """0 and 1 in turn, and what it saw beside it."""
+    """0 and 1 in turn."""
+
+    gcpo_bench_part = "reward"
 
     def __call__(self, images_BYXC: Any, prompts_B: Any) -> Any:
         from gcpo_bench.training.types import RewardOutput
@@ -337,11 +339,15 @@ def test_each_reward_of_a_sum_is_logged_by_its_name(tmp_path: Path) -> None:
 
 
 class RaisingReward:
+    gcpo_bench_part = "reward"
+
     def __call__(self, images_BYXC: Any, prompts_B: Any) -> Any:
         raise KeyError("missing")
 
 
 class ShortReward:
+    gcpo_bench_part = "reward"
+
     def __call__(self, images_BYXC: Any, prompts_B: Any) -> Any:
         from gcpo_bench.training.types import RewardOutput
 

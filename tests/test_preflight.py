@@ -51,6 +51,11 @@ def nothing_fetched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         (("rewards=[{name: geneval-server}]",), 4, "geneval-server lacks mask2former"),
         (("rewards=[{name: deqa}]",), 4, "needs a program of its own"),
         (("rewards=[{name: unified-reward}]",), 4, "runs behind a server"),
+        (
+            ("data.prompts=scenes-heldout", "sampling.prompts_per_step=289"),
+            2,
+            "a step takes 49 prompts of a task, and scenes-heldout has 48 of",
+        ),
         (("data.prompts=t2i-r1",), 4, "the prompts of t2i-r1 are not on this machine"),
         (("rewards=[{name: 'tests.test_preflight:Broken'}]",), 5, "its weights are damaged"),
     ],

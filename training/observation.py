@@ -11,6 +11,7 @@ from torch import Tensor
 from gcpo_bench import streams
 from gcpo_bench.config import RunConfig
 from gcpo_bench.datasets import Prompt, prompts_by_task
+from gcpo_bench.errors import ConfigError
 from gcpo_bench.variants import SIGNALS, signals_read
 
 from .advantages import group_advantages
@@ -21,6 +22,17 @@ from .metrics import Stopwatch
 from .selectors import select
 from .signals import group_similarity_of
 from .types import Observation, RewardOutput, Rollout, TokenSignals
+
+
+def require_prompts(config: RunConfig) -> None:
+    """Raises ConfigError where a step would ask for more different prompts of a task than there are."""
+    tasks = prompts_by_task(config.data.prompts)
+    most, tag = -(-config.sampling.prompts_per_step // len(tasks)), min(tasks, key=lambda each: len(tasks[each]))
+    if most > len(tasks[tag]):
+        raise ConfigError(
+            f"a step takes {most} prompts of a task, and {config.data.prompts} has {len(tasks[tag])} of {tag}",
+            hint=f"lower sampling.prompts_per_step to {len(tasks) * len(tasks[tag])} or less",
+        )
 
 
 def draw_prompts(config: RunConfig, step: int) -> list[Prompt]:

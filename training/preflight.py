@@ -7,12 +7,12 @@ from pathlib import Path
 
 from gcpo_bench import catalogue
 from gcpo_bench.config import RunConfig
-from gcpo_bench.datasets import prompts_by_task
 from gcpo_bench.errors import CorruptDataError, PrerequisiteError
 from gcpo_bench.registry import BENCHMARKS, POLICIES, REWARDS
 
 from . import starts
 from .memory import check_memory
+from .observation import require_prompts
 from .selectors import build_selectors
 from .weighting import build_weighting
 
@@ -40,7 +40,7 @@ def _checks(config: RunConfig, root: Path, processes: int) -> list[Callable[[], 
         lambda: build_weighting(config.weighting),
         lambda: starts.usable_device(config.policy.device),
         lambda: check_memory(config, processes),
-        lambda: prompts_by_task(config.data.prompts),
+        lambda: require_prompts(config),
         lambda: catalogue.require(term.name for term in config.rewards if _has_weights(term.name)),
         *(lambda name=term.name: _check_reward(name) for term in config.rewards),
         lambda: _check_start(config, root),
