@@ -75,6 +75,8 @@ def grid(tmp_path_factory: pytest.TempPathFactory) -> Path:
     code, out, err = completed(folder)
     assert code == 0, err
     assert "report/report.html" in out
+    assert out.splitlines()[-1] == "report/figures"  # the folder, not what is in it
+    assert not any(line.startswith("report/figures/") for line in out.splitlines())
     return folder
 
 

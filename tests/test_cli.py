@@ -23,6 +23,7 @@ from gcpo_bench import __version__, runs
 from gcpo_bench.cli.output import duration, size
 from gcpo_bench.cli.progress import describe, progress
 from gcpo_bench.cli.sample import configuration
+from gcpo_bench.cli.train import first_to_last
 from gcpo_bench.config import RunConfig
 from gcpo_bench.methods import METHODS
 from gcpo_bench.registry import BENCHMARK_GROUPS, BENCHMARKS, POLICIES, REWARDS, SCORERS, SELECTORS, WEIGHTINGS, Entry
@@ -365,6 +366,19 @@ def test_a_dry_run_says_what_would_run_and_writes_nothing(cli: Cli, tmp_path: Pa
     for part in ("runs/gcpo-scenes-8-seed0", "initial 0.1 + structural 0.1 + diverse 0.1", "s a step", "MB"):
         assert part in result.out
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("rewards", "text"),
+    [
+        ([0.5], "0.500 (one step)"),
+        ([0.2, 0.8], "0.200 -> 0.800 (first and last step)"),
+        ([0.2, 0.4, 0.9, 0.6, 0.8], "0.300 -> 0.700 (means of the first and last 2 steps)"),
+        ([0.0] * 5 + [0.5] * 9 + [1.0] * 5, "0.000 -> 1.000 (means of the first and last 5 steps)"),
+    ],
+)
+def test_the_first_and_the_last_reward_share_no_step(rewards: list[float], text: str) -> None:
+    assert first_to_last(rewards) == text
 
 
 def test_train_evaluate_report_and_sample_go_hand_in_hand(cli: Cli, tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -288,14 +288,20 @@ def _warn_of_leaks(config: RunConfig) -> None:
         note(f"look with: gcpo-bench data overlap {config.data.prompts} {name}")
 
 
+def first_to_last(rewards: Sequence[float]) -> str:
+    """`0.512 -> 0.634 (means of the first and last 5 steps)`; no step is in both."""
+    if len(rewards) == 1:
+        return f"{rewards[0]:.3f} (one step)"
+    count = min(SUMMARY_STEPS, len(rewards) // 2)
+    first, last = (sum(part) / count for part in (rewards[:count], rewards[-count:]))
+    of = f"means of the first and last {count} steps" if count > 1 else "first and last step"
+    return f"{first:.3f} -> {last:.3f} ({of})"
+
+
 def _print_summary(run: Run, root: Path, seconds: float) -> None:
     rewards = [row["reward/mean"] for row in run.metrics()]
     if rewards:
-        count = max(min(SUMMARY_STEPS, len(rewards) // 2), 1)  # no step is in both
-        ends = [sum(part) / len(part) for part in (rewards[:count], rewards[-count:])]
-        of = f"means of the first and last {count} steps" if count > 1 else "first and last step"
-        change = f"{ends[0]:.3f} -> {ends[1]:.3f} ({of})" if len(rewards) > 1 else f"{ends[0]:.3f} (one step)"
-        note(f"reward {change}, {duration(seconds)}")
+        note(f"reward {first_to_last(rewards)}, {duration(seconds)}")
     where = [] if root == Path("runs") else ["--runs-dir", str(root)]
     note(f"next: {shell_quote(['gcpo-bench', 'evaluate', run.name, *where])}")
     note(f"then: {shell_quote(['gcpo-bench', 'report', *where])}")
