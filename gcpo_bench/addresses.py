@@ -45,13 +45,7 @@ def code_digest(parts: Sequence[str] = CODE) -> str:
 
 def run_parts(config: RunConfig) -> dict[str, str]:
     """Part by part that a run is made of, what is behind its name; see `part`."""
-    named = [
-        (PROMPT_SETS, config.data.prompts),
-        (WEIGHTINGS, config.weighting.name),
-        *((SELECTORS, item.name) for item in config.selection.selectors),
-        *((REWARDS, item.name) for item in config.rewards),
-    ]
-    found = {f"{registry.kind} {name}": part(registry, name) for registry, name in named}
+    found = {f"{registry.kind} {name}": part(registry, name) for registry, name in _training(config)}
     return found | evaluation_parts(config) | _training_prompts(config.data.prompts)
 
 
@@ -60,6 +54,21 @@ def evaluation_parts(config: RunConfig) -> dict[str, str]:
     named = [(POLICIES, config.policy.name), (BENCHMARKS, config.evaluation.benchmark)]
     found = {f"{registry.kind} {name}": part(registry, name) for registry, name in named}
     return found | _evaluation_prompts(config.evaluation.benchmark, config.policy.name)
+
+
+def outside_sources(config: RunConfig) -> dict[str, str]:
+    """Of each part from elsewhere that trains a run, by name, the digest of its sources."""
+    named = [*_training(config), (POLICIES, config.policy.name)]
+    return {name: source for registry, name in named if (source := outside_source(registry, name))}
+
+
+def _training(config: RunConfig) -> list[tuple[Registry, str]]:
+    return [
+        (PROMPT_SETS, config.data.prompts),
+        (WEIGHTINGS, config.weighting.name),
+        *((SELECTORS, item.name) for item in config.selection.selectors),
+        *((REWARDS, item.name) for item in config.rewards),
+    ]
 
 
 def part(registry: Registry, name: str) -> str:

@@ -16,6 +16,7 @@ from gcpo_bench.errors import RunError
 from gcpo_bench.resolve import resolve
 from gcpo_bench.training.starts import start_weights
 
+from .conftest import Cli
 from .test_runner import Painter, go
 
 SELECTOR = """
@@ -169,9 +170,10 @@ def test_prompts_that_no_code_fixes_count_by_what_they_are(write: Write) -> None
 def test_a_name_that_leads_elsewhere_is_another_part(monkeypatch: pytest.MonkeyPatch) -> None:
     from gcpo_bench.registry import SELECTORS, Entry
 
-    before = of(config())
+    wanted = config()
+    before = of(wanted)
     monkeypatch.setitem(SELECTORS.entries, "diverse", Entry("gcpo_bench.training.selectors:Initial", "as `initial`"))
-    assert of(config()) != before
+    assert of(wanted) != before
 
 
 def test_source_is_read_and_not_run(write: Write, tmp_path: Path) -> None:
@@ -321,7 +323,7 @@ class Mine:
         return Redness()(images_BYXC, prompts_B)
 """
     write("outside_part.py", reward)
-    small = ["sampling.prompts_per_step=2", "sampling.group_size=2", "logging.tracked_prompts=1", "num_threads=1"]
+    small = ["sampling.prompts_per_step=2", "sampling.group_size=2", "num_threads=1"]
     small += ["evaluation.prompts_per_task=1", "evaluation.images_per_prompt=1", "logging.token_maps_every=0"]
     wanted = resolve(None, [*small, "rewards=[{name: 'outside_part:Mine'}]"], {"model": "scenes-8", "num_steps": 1})
     cell = trained_cell(wanted.config, start_weights(wanted.config)[1], addresses.code_digest())
@@ -331,3 +333,17 @@ class Mine:
     state = ledger.state(cell.id)
     assert (state.state, state.failures) == ("failed", 1)
     assert "was planned with other code" in state.error
+
+
+def test_a_resume_with_an_edited_part_says_so(write: Write, cli: Cli) -> None:
+    reward = "from gcpo_bench.evaluators.pixels import Redness\n"
+    reward += "class Mine(Redness):\n    gcpo_bench_part = 'reward'\n"
+    write("outside_part.py", reward)
+    small = ["--model=scenes-8", "--num-steps=1", "-osampling.prompts_per_step=2", "-osampling.group_size=2"]
+    small += ["-ologging.token_maps_every=0", "-orewards=[{name: 'outside_part:Mine'}]", "--name=a"]
+    assert cli("train", *small).code == 0
+    for steps, edit, said in ((2, "", False), (3, "LATER = 1\n", True)):
+        write("outside_part.py", reward + edit)
+        ended = cli("train", "--resume", "--name=a", f"--num-steps={steps}")
+        assert ended.code == 0
+        assert ("the source of outside_part:Mine has changed since a began" in ended.err) == said

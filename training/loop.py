@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 import torch
 
 from gcpo_bench import __version__, environment, stops
+from gcpo_bench.addresses import outside_sources
 from gcpo_bench.config import RunConfig
 from gcpo_bench.datasets import prompts_by_task
 from gcpo_bench.errors import GcpoBenchError, Interrupted, Preempted
@@ -78,6 +79,8 @@ def train(
                 keep_one_layout(learner.policy, [prompt.text for prompt in prompts])
             step = _restore(learner, run) if resume else 0
             used = {"start_weights": start[1], "policy": starts.text_and_parts(learner.policy, config.policy)}
+            if sources := outside_sources(config):
+                used["sources"] = sources
             with StopRequests(ECHO_S if world.size > 1 else stops.ECHO_S) as stop:  # before, there is nothing to save
                 run.add_environment({**environment.record(), **world.record(), **used})
                 run.set_status("running", step)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -27,6 +28,7 @@ def outcome(evaluation: Evaluation) -> dict[str, Any]:
         "label": label(evaluation.identity),
         "headline": evaluation.headline,
         "panel": list(evaluation.panel),
+        "identity": json.loads(json.dumps(dict(evaluation.identity))),  # as it is read back
     }
 
 
@@ -126,16 +128,26 @@ def _difference(difference: dict[str, Any]) -> str:
 
 
 def print_verdicts(results: Sequence[dict[str, Any]]) -> None:
-    """What a report on these runs and their starts says of them: the same tests, in the same words."""
-    from gcpo_bench.reports.comparisons import sentences
-    from gcpo_bench.reports.load import load
+    """What a report on these runs and their starts says of them: the same tests, in the same words.
 
+    Not where another process has evaluated one of them otherwise meanwhile: the words would be of its scores.
+    """
     runs = {Path(result["path"]) for result in results if result.get("start")}
     starts = {Path(result["start"]["path"]) for result in results if result.get("start")}
     if not runs:
         return
-    benchmarks = list(dict.fromkeys(result["benchmark"] for result in results))
-    for line in sentences(load([*runs, *starts]), benchmarks):
+    from gcpo_bench.reports.comparisons import sentences
+    from gcpo_bench.reports.load import load
+
+    data = load([*runs, *starts])
+    stored = {(str(run.path), name): dict(each.identity) for run in data.runs for name, each in run.evaluations.items()}
+    for result in results:
+        for each in (result, *filter(None, [result.get("start")])):
+            if stored.get((each["path"], each["identity"]["benchmark"])) != each["identity"]:
+                note(f"{each['run']} has just been evaluated otherwise; how they compare: gcpo-bench report")
+                return
+    benchmarks = list(dict.fromkeys(result["identity"]["benchmark"] for result in results))
+    for line in sentences(data, benchmarks):
         print(line)
 
 

@@ -251,6 +251,7 @@ def _trained(run: Run, root: Path, world: World, *, resume: bool) -> None:
     note(f"training {variants.describe(config)} on {config.policy.name}{many}: {run.path}")
     if world.first:
         _warn_of_leaks(config)
+        _warn_of_edits(run, config)
     started = time.perf_counter()
     done = (run.checkpoint_steps() or [0])[-1] if resume else 0
     with writing(run.log_path), run.log_path.open("a", encoding="utf-8") as log, progress("step", done) as show:
@@ -274,6 +275,18 @@ def _trained(run: Run, root: Path, world: World, *, resume: bool) -> None:
             raise
     if world.first:
         _print_summary(run, root, time.perf_counter() - started)
+
+
+def _warn_of_edits(run: Run, config: RunConfig) -> None:
+    """Says which parts from elsewhere are not what the run began with: its steps are then of two kinds."""
+    from gcpo_bench.addresses import outside_sources
+
+    first = next((record["sources"] for record in run.environments() if "sources" in record), {})
+    for name, source in outside_sources(config).items():
+        if first.get(name, source) != source:
+            note(
+                f"warning: the source of {name} has changed since {run.name} began; its first steps are of the old one"
+            )
 
 
 def _warn_of_leaks(config: RunConfig) -> None:
