@@ -281,7 +281,7 @@ def _warn_of_edits(run: Run, config: RunConfig) -> None:
     """Says which parts from elsewhere are not what the run began with: its steps are then of two kinds."""
     from gcpo_bench.addresses import outside_sources
 
-    first = next((record["sources"] for record in run.environments() if "sources" in record), {})
+    first: Mapping[str, str] = next((record["sources"] for record in run.environments() if "sources" in record), {})
     for name, source in outside_sources(config).items():
         if first.get(name, source) != source:
             note(
