@@ -100,3 +100,17 @@ def test_what_is_being_written_is_written_to_its_end(handlers: None) -> None:
     with report._uninterrupted():
         done.append("again")
     assert done == ["whole", "again"]
+
+
+@pytest.mark.parametrize("group", ["analyze", "baseline", "data", "models"])
+def test_a_group_without_its_command_is_one_line(cli: Cli, group: str) -> None:
+    result = cli(group)
+    assert result.code == 2
+    assert result.err == f"error: gcpo-bench {group} needs a command\nhint: see gcpo-bench {group} --help\n"
+
+
+def test_what_is_not_verified_is_said_once(cli: Cli) -> None:
+    result = cli("data", "verify", "geneval", "drawbench")
+    assert result.code == 4
+    for name in ("geneval", "drawbench"):
+        assert result.err.count(f"the prompts of {name} are not on this machine") == 1

@@ -139,6 +139,8 @@ def explain(error: BaseException) -> tuple[str, str, int]:
         context = getattr(error, "ctx", None)
         command = context.command_path if context else "gcpo-bench"
         message = getattr(error, "format_message", error.__str__)()
+        if type(error).__name__ == "NoArgsIsHelpError":  # its message is the whole help
+            message = f"{command} needs a command"
         return message.replace("Value error, ", ""), f"see {command} --help", 2
     if isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EDQUOT}:
         return f"{error.filename or 'a file'}: the disk is full", "free some space, then try again; nothing is lost", 4

@@ -107,7 +107,8 @@ def verify_command(names: NamesArgument = None) -> None:
             print(f"{each.name}: ok, {each.count} prompts, {known}")
         except GcpoBenchError as error:
             failures.append(error)
-            note(f"{each.name}: {error}")
+    for error in failures[1:]:
+        note(str(error))
     if failures:
         raise failures[0]
 
