@@ -411,5 +411,10 @@ def inline_yaml(value: Any) -> str:
 
 def storage(kind: str) -> Path:
     """Where what was fetched is kept: `$GCPO_BENCH_HOME/<kind>`, or `~/.cache/gcpo-bench/<kind>`."""
-    home = os.environ.get("GCPO_BENCH_HOME")
-    return (Path(home) if home else Path.home() / ".cache" / "gcpo-bench") / kind
+    if home := os.environ.get("GCPO_BENCH_HOME"):
+        return Path(home) / kind
+    try:
+        return Path.home() / ".cache" / "gcpo-bench" / kind
+    except RuntimeError as error:  # a container's user without name and HOME
+        hint = "set GCPO_BENCH_HOME to a folder"
+        raise PrerequisiteError("there is no home folder for what is fetched", hint=hint) from error

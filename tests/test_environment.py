@@ -241,3 +241,22 @@ def test_a_table_in_a_pipe_is_whole_whatever_the_terminal_is_said_to_be(tmp_path
         assert "x" * 70 in result.stdout
         assert "y" * 70 in result.stdout
         assert "\x1b" not in result.stdout
+
+
+@pytest.mark.skipif(os.name != "posix" or os.geteuid() != 0, reason="becomes another user, which takes root")
+def test_a_user_without_a_home_is_told_what_to_set() -> None:
+    code = """
+import os, pwd
+from gcpo_bench.errors import PrerequisiteError
+from gcpo_bench.files import storage
+os.environ.pop("HOME", None)
+os.setuid(54321)
+try:
+    storage("data")
+except PrerequisiteError as error:
+    print(error.hint)
+os.environ["GCPO_BENCH_HOME"] = "/somewhere"
+print(storage("data"))
+"""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.splitlines() == ["set GCPO_BENCH_HOME to a folder", "/somewhere/data"]
