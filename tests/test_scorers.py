@@ -628,6 +628,17 @@ def test_another_vocabulary_is_another_identity(files: Path, tmp_path: Path) -> 
     assert reward.identity != strange.identity
 
 
+@pytest.mark.parametrize("more", [1, -1])
+def test_a_clip_vocabulary_of_another_size_is_refused(files: Path, tmp_path: Path, more: int) -> None:
+    """transformers numbers begin and end behind the words where the file lacks them."""
+    path = clip_tokenizer_folder(tmp_path / "clip") / "vocab.json"
+    words = json.loads(path.read_text())
+    words = {**words, "zebra": len(words)} if more > 0 else {word: at for word, at in words.items() if at}
+    path.write_text(json.dumps(words))
+    with pytest.raises(CorruptDataError, match=r"the tokenizer in .* has \d+ words, the model \d+"):
+        load_hps(files / "hps.pt", path.parent, architecture=GELU, preprocessing=small(GELU, pixels.HPS))
+
+
 def test_the_same_vocabulary_in_other_files_is_the_same_identity(files: Path, tmp_path: Path) -> None:
     for name, read in (("clip-tokenizer", clip_tokenizer), ("bert-tokenizer", bert_tokenizer)):
         plain = read(files / name)

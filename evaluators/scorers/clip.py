@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 from transformers import CLIPModel, PreTrainedTokenizerBase
 
+from gcpo_bench.errors import CorruptDataError
+
 from .clip_weights import Architecture, load_clip
 from .compute import CPU, Compute, inference
 from .images import Preprocessing
@@ -106,9 +108,16 @@ def load(
     unescape: bool = True,
     compute: Compute = CPU,
 ) -> Clip:
-    """Raises as `load_clip` and `clip_tokenizer` do."""
+    """Raises as `load_clip` and `clip_tokenizer` do, and CorruptDataError where the tokenizer is another model's."""
     reader = None if tokenizer is None else clip_tokenizer(tokenizer)
     model, digest = load_clip(weights, architecture)
+    words = model.config.text_config.vocab_size
+    if (
+        reader is not None and len(reader) != words
+    ):  # transformers numbers what it lacks, begin and end, behind the rest
+        raise CorruptDataError(
+            f"the tokenizer in {tokenizer} has {len(reader):,} words, the model {words:,}", hint="it is another model's"
+        )
     return Clip(
         model=model,
         tokenizer=reader,
