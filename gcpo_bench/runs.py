@@ -233,6 +233,13 @@ class Run:
         matches = (STEP_FOLDER.fullmatch(path.parent.name) for path in folders)
         return sorted(int(match[1]) for match in matches if match)
 
+    def weights_digest(self) -> str:
+        """Checksum of the newest checkpoint's weights, as its record tells it; empty where there is none."""
+        steps = self.checkpoint_steps()
+        record = read_json(self.checkpoint_path(steps[-1]) / "state.json") if steps else {}
+        checksums = record.get("checksums") if isinstance(record, dict) else None
+        return str(checksums.get("policy.safetensors", "")) if isinstance(checksums, dict) else ""
+
     def save_token_maps(self, step: int, arrays: Mapping[str, np.ndarray]) -> None:
         write_bytes(self.path / "tokens" / f"step-{step:06d}.npz", _archive(arrays))
 

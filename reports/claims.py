@@ -219,7 +219,8 @@ def _groups(data: ReportData) -> list[tuple[str, list[Variant]]]:
     """
     groups: list[list[Variant]] = []
     made: list[dict[str, Any]] = []
-    for variant in sorted(data.trained, key=lambda each: -len(each.signals)):
+    finished = [variant for variant in data.trained if not variant.unfinished]
+    for variant in sorted(finished, key=lambda each: -len(each.signals)):
         homes = [
             index
             for index, group in enumerate(groups)

@@ -71,10 +71,21 @@ class LoadedRun:
     evaluations: Mapping[str, Evaluation]
     token_maps: tuple[TokenMaps, ...]
     analyses: Mapping[str, Analysis]
+    is_outdated: bool = False
+    """Whether scores are of other weights than those of its newest checkpoint: it was trained on since."""
 
     @property
     def is_start(self) -> bool:
         return self.config.num_steps == 0
+
+    @property
+    def unfinished(self) -> str:
+        """How far it came, where its numbers are not those of the whole run: `step 1 of 14`; else empty."""
+        if self.is_start:
+            return ""
+        if self.state != "finished":
+            return f"step {max(self.step, len(self.metrics))} of {self.config.num_steps}"
+        return "scores of an earlier step" if self.is_outdated else ""
 
     @property
     def start_weights(self) -> str:
@@ -98,6 +109,11 @@ class Variant:
     @property
     def is_start(self) -> bool:
         return self.runs[0].is_start
+
+    @property
+    def unfinished(self) -> str:
+        """As of its runs, which are alike in that."""
+        return self.runs[0].unfinished
 
     @property
     def seeds(self) -> tuple[int, ...]:
@@ -214,7 +230,8 @@ class ReportData:
     def peers_of(self, variant: Variant) -> list[Variant]:
         """The variants that have the same baseline, and that baseline: one grid, as far as seeds are concerned."""
         baseline = self.baseline_of(variant) or variant
-        return [other for other in self.trained if (self.baseline_of(other) or other) is baseline]
+        grid = [other for other in self.trained if (self.baseline_of(other) or other) is baseline]
+        return [other for other in grid if not other.unfinished or other is variant]
 
 
 def other_settings(a: Variant, b: Variant) -> list[str]:
@@ -225,11 +242,12 @@ def other_settings(a: Variant, b: Variant) -> list[str]:
     ]
 
 
-def load(paths: Sequence[Path], references: Sequence[Path] = ()) -> ReportData:
+def load(paths: Sequence[Path], references: Sequence[Path] = (), *, strict: bool = False) -> ReportData:
     """Read runs and group them into variants; the order of `paths` does not matter.
 
     Args:
         references: folders of image sets that are no runs, `evaluations/<name>`.
+        strict: leave no damaged run out.
     Raises:
         RunError: no path was given, or there is no run and no image set could be read.
         CorruptDataError, RunError: no run could be read; the first one's error.
@@ -249,7 +267,7 @@ def load(paths: Sequence[Path], references: Sequence[Path] = ()) -> ReportData:
             continue
         runs.append(run)
         notes.extend(f"{run.name}: {remark}" for remark in remarks)
-    if failures and not runs:
+    if failures and (strict or not runs):
         raise failures[0]
     variants, lines = group(runs)
     others, more = load_references(references, [variant.label for variant in variants])
@@ -276,7 +294,12 @@ def load_run(path: Path) -> tuple[LoadedRun, list[str]]:
         notes.append("has not been evaluated (gcpo-bench evaluate)")
     for evaluation in evaluations.values():
         notes += remarks(evaluation, f"gcpo-bench evaluate {run.name} --bench {evaluation.benchmark} --rescore")
+    now = run.weights_digest()
+    judged = {evaluation.benchmark: evaluation.identity.get("weights_digest") for evaluation in evaluations.values()}
+    outdated = [benchmark for benchmark, weights in judged.items() if now and weights and weights != now]
+    notes += [f"was trained on since it was scored on {each} (gcpo-bench evaluate {run.name})" for each in outdated]
     loaded = LoadedRun(
+        is_outdated=bool(outdated),
         name=run.name,
         path=run.path,
         config=run.config,
@@ -345,7 +368,7 @@ def _token_maps(run: Run, step: int, arrays: Mapping[str, np.ndarray]) -> TokenM
 def group(runs: Sequence[LoadedRun]) -> tuple[tuple[Variant, ...], list[str]]:
     """Runs -> variants, and remarks on runs that do the same twice."""
     notes = []
-    members: dict[str, dict[int, LoadedRun]] = {}
+    members: dict[tuple[str, str], dict[int, LoadedRun]] = {}
     settings: dict[str, dict[str, Any]] = {}
     for run in runs:
         flat = flatten(run.config.model_dump(mode="json"))
@@ -356,8 +379,9 @@ def group(runs: Sequence[LoadedRun]) -> tuple[tuple[Variant, ...], list[str]]:
             flat = {key: value for key, value in flat.items() if key.startswith("policy.")}
         others = {key: value for key, value in flat.items() if key.split(".")[0] not in METHOD_SETTINGS}
         trained = {} if run.is_start else acting(run.config)
-        key = json.dumps({**others, **trained, "is_start": run.is_start}, sort_keys=True)
-        settings.setdefault(key, flat)
+        alike = json.dumps({**others, **trained, "is_start": run.is_start}, sort_keys=True)
+        key = (alike, run.unfinished)  # numbers of unfinished runs are not pooled with those of whole ones
+        settings.setdefault(alike, flat)
         earlier = members.setdefault(key, {}).get(0 if run.is_start else run.config.seed)
         if earlier is None:
             members[key][0 if run.is_start else run.config.seed] = run
@@ -368,17 +392,21 @@ def group(runs: Sequence[LoadedRun]) -> tuple[tuple[Variant, ...], list[str]]:
             )
         else:
             notes.append(f"{run.name} is left out: {earlier.name} has the same configuration and seed")
-    labels = names.labels({key: list(of_seed.values()) for key, of_seed in members.items()}, settings)
+    of_settings: dict[str, list[LoadedRun]] = {}
+    for (alike, _), of_seed in members.items():
+        of_settings.setdefault(alike, []).extend(of_seed.values())
+    labels = names.labels(of_settings, settings)
     variants = []
-    for key, of_seed in members.items():
+    for (alike, unfinished), of_seed in members.items():
         first = next(iter(of_seed.values()))
+        mark = f" [{unfinished}]" if unfinished else ""  # wherever its numbers are, and in no method's role
         variants.append(
             Variant(
-                label=labels[key],
-                method="start" if first.is_start else name_of(first.config),
+                label=f"{labels[alike]}{mark}",
+                method="start" if first.is_start else f"{name_of(first.config)}{mark}",
                 policy=first.config.policy.name,
                 runs=tuple(of_seed[seed] for seed in sorted(of_seed)),
-                settings=settings[key],
+                settings=settings[alike],
             )
         )
     variants.sort(key=lambda v: (not v.is_start, v.policy, v.method != "grpo", v.method != "gcpo", v.label))

@@ -117,6 +117,8 @@ def summary(data: ReportData) -> str:
         f"{_count(len(runs), 'run')} of {_count(len(data.trained), 'variant')}, {_count(len(seeds), 'seed')}, "
         f"model {models}"
     )
+    unfinished = sum(bool(run.unfinished) for run in runs)
+    trained += f" ({unfinished} unfinished)" if unfinished else ""
     others = f"{_count(len(data.references), 'image set')} not trained here"
     parts = [*([trained] if data.runs else []), *([others] if data.references else [])]
     return f"{'; '.join(parts)}; {_count(len(prompts), 'held-out prompt')}, {_count(images, 'judged image')}"

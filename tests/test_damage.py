@@ -20,6 +20,7 @@ from gcpo_bench.evaluators import stored
 from gcpo_bench.evaluators.observations import Observations, Seen
 from gcpo_bench.files import append_jsonl, checksum, has_broken_seal, read_json, read_jsonl, sealed_text, write_json
 from gcpo_bench.reports.load import load, load_run
+from gcpo_bench.reports.page import summary
 from gcpo_bench.resolve import resolve
 from gcpo_bench.training import checkpoints, starts
 from gcpo_bench.training.decoding import sample
@@ -305,3 +306,60 @@ def test_a_changed_observation_is_noticed(tmp_path: Path) -> None:
     change(path, "0.25", "0.35")
     with pytest.raises(CorruptDataError, match="line 2 was changed"):
         Observations(tmp_path, look)
+
+
+# ---------------------------------------------------------------- unfinished runs
+
+
+def unfinished(root: Path, name: str, seed: int = 0) -> runs.Run:
+    run = make_run(root, name, seed=seed, steps=2, maps=False, prompts_per_task=2, draw=False)
+    run.replace_config(run.config.model_copy(update={"num_steps": 14}))
+    run.set_status("interrupted", 2)
+    return run
+
+
+def test_an_unfinished_run_is_no_baseline_and_passes_no_gate_unless_asked(cli: Cli, tmp_path: Path) -> None:
+    root = tmp_path / "runs"
+    unfinished(root, "cut")
+    for command in (("baseline", "update", "cut"), ("gate", "cut")):
+        if command[0] == "gate":
+            assert cli("baseline", "update", "cut", "--unfinished").code == 0
+        refused = cli(*command)
+        assert refused.code == 2
+        assert "cut is no finished run (step 2 of 14)" in refused.err
+        assert "gcpo-bench train --resume --name cut" in refused.err
+    assert cli("gate", "cut", "--unfinished").code in (0, 3)
+    make_run(root, "whole", seed=1, steps=14, maps=False, prompts_per_task=2, draw=False)
+    taken = cli("baseline", "update")
+    assert taken.code == 0
+    assert "cut is no finished run (step 2 of 14) and is left out" in taken.err
+    assert "seeds 1" in taken.err
+
+
+def test_an_unfinished_run_is_named_wherever_a_report_shows_its_numbers(tmp_path: Path) -> None:
+    whole = make_run(tmp_path, "whole", seed=1, steps=14, maps=False, prompts_per_task=2, draw=False)
+    data = load([unfinished(tmp_path, "cut").path, whole.path])
+    assert sorted(variant.label for variant in data.trained) == ["gcpo", "gcpo [step 2 of 14]"]
+    assert [variant.seeds for variant in data.trained if variant.unfinished] == [(0,)]
+    assert "(1 unfinished)" in summary(data)
+
+
+def test_scores_of_an_earlier_step_are_named(trained: runs.Run) -> None:
+    score_run(trained, "hps-anime", 0.5)
+    folder = trained.evaluation_dir("hps-anime")
+    record = read_json(folder / "scores.json")
+    first = checksum(trained.checkpoint_path(1) / "policy.safetensors")
+    for weights, label in ((first, "grpo [scores of an earlier step]"), (trained.weights_digest(), "grpo")):
+        record["identity"]["weights_digest"] = weights
+        write_json(folder / "scores.json", record)
+        data = load([trained.path])
+        assert [variant.label for variant in data.trained] == [label]
+    assert not any("trained on since" in line for line in data.notes)
+
+
+def test_evaluating_an_unfinished_run_says_so(cli: Cli, trained: runs.Run) -> None:
+    trained.replace_config(trained.config.model_copy(update={"num_steps": 14}))
+    said = cli("evaluate", "first", "--limit", "1", "--images-per-prompt", "1", "--no-start")
+    assert said.code == 0
+    assert "first at step 2 of 14" in said.out
+    assert "first is no finished run: its scores are those of step 2 of 14" in said.err

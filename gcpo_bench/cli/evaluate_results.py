@@ -84,7 +84,12 @@ def _print_one_score(result: dict[str, Any]) -> None:
         others = [_cells(start["metrics"][name]) if name in start["metrics"] else ("-", "-") for name in metrics]
         rows = [[*row, *other] for row, other in zip(rows, others, strict=True)]
     judge = f", {_scale(result['headline'], metrics['overall'])}" if result["panel"] else ""
-    print_table(columns, rows, title=f"{result['benchmark']}{judge}")
+    print_table(columns, rows, title=f"{result['benchmark']}{judge}{_how_far(result)}")
+
+
+def _how_far(result: dict[str, Any]) -> str:
+    """Of a run that is not finished."""
+    return f", {result['run']} at {result['unfinished']}" if "unfinished" in result else ""
 
 
 def _print_panel(result: dict[str, Any]) -> None:
@@ -104,7 +109,8 @@ def _print_panel(result: dict[str, Any]) -> None:
             for task in tasks
         ]
         columns = ["", *(f"{_scale(scorer, metrics[scorer])}>" for scorer in scorers), "n>"]
-        print_table(columns, rows, title=f"{result['benchmark']}, {name}, each scorer on its own scale")
+        far = _how_far(result) if name == result["run"] else ""
+        print_table(columns, rows, title=f"{result['benchmark']}, {name}, each scorer on its own scale{far}")
 
 
 def _scale(scorer: str, metric: dict[str, Any]) -> str:

@@ -59,6 +59,9 @@ def evaluated_run(settings: Settings, run: Run, *, with_start: bool) -> tuple[li
     from gcpo_bench.training.starts import start_run
 
     result: dict[str, Any] = {"run": run.name, "path": str(run.path), "benchmark": settings.benchmark}
+    if unfinished := _unfinished(run):
+        note(f"{run.name} is no finished run: its scores are those of {unfinished}")
+        result["unfinished"] = unfinished
     with ExitStack() as stack:  # so that what is compared in the end is what was found here
         stack.enter_context(_held(settings, run))
         evaluation = _evaluate(settings, run)
@@ -74,6 +77,12 @@ def evaluated_run(settings: Settings, run: Run, *, with_start: bool) -> tuple[li
             result["start"] = {"run": start.name, "path": str(start.path), **outcome(started)}
             result["difference"] = finite(asdict(_difference(run, start, evaluation.benchmark)))
         return [evaluation, started], result
+
+
+def _unfinished(run: Run) -> str:
+    """How far a run came that did not come to its last step: `step 1 of 14`; else empty."""
+    done = max(run.checkpoint_steps(), default=0)
+    return f"step {done} of {run.config.num_steps}" if done < run.config.num_steps else ""
 
 
 def evaluate_run(run: Run, config: RunConfig | None = None) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -25,6 +26,10 @@ RunsArgument = Annotated[
     typer.Argument(metavar="[RUN]...", help="Runs; default: all evaluated ones.", autocompletion=complete_runs),
 ]
 BaselineOption = Annotated[Path, typer.Option(help="The baseline file.")]
+
+UnfinishedOption = Annotated[
+    bool, typer.Option("--unfinished", help="Take runs that did not come to their last step, too.")
+]
 
 baseline_app = typer.Typer(help="The file a gate compares with.", no_args_is_help=True, rich_markup_mode=None)
 
@@ -49,6 +54,7 @@ def gate_command(
         Path | None, typer.Option(help="Write JUnit XML here; undecided checks are skipped, which reads as green.")
     ] = None,
     summary: Annotated[Path | None, typer.Option(help="Append Markdown here ($GITHUB_STEP_SUMMARY).")] = None,
+    unfinished: UnfinishedOption = False,
     runs_dir: RunsDirOption = Path("runs"),
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> int:
@@ -64,7 +70,7 @@ def gate_command(
     slowdown = _percent(perf) if perf else None
     old = baselines.read(baseline)
     tolerated = _margins(margin or [], {entry.benchmark: entry.measure for entry in old})
-    new, texts = _entries(runs, runs_dir)
+    new, texts = _entries(runs, runs_dir, unfinished)
     checks = gate(old, new, margins=tolerated, performance=slowdown)
     verdict = overall(checks)
     if junit:
@@ -94,6 +100,7 @@ def baseline_main() -> None:
 def baseline_update(
     runs: RunsArgument = None,
     out: BaselineOption = Path("baselines/main.json"),
+    unfinished: UnfinishedOption = False,
     runs_dir: RunsDirOption = Path("runs"),
 ) -> None:
     """Write the scores and speed ratios of runs to a small file that can be committed."""
@@ -101,7 +108,7 @@ def baseline_update(
     from gcpo_bench.errors import RunError
     from gcpo_bench.reports import baseline as baselines
 
-    found, _ = _entries(runs, runs_dir)
+    found, _ = _entries(runs, runs_dir, unfinished)
     if not found:
         raise RunError("none of these runs was trained and evaluated", hint="gcpo-bench train, then evaluate")
     baselines.write(out, found, __version__)
@@ -111,8 +118,13 @@ def baseline_update(
         note(f"{entry.name}: {prompts} prompts, seeds {', '.join(map(str, sorted(entry.scores)))}")
 
 
-def _entries(runs: list[str] | None, runs_dir: Path) -> tuple[list[Entry], dict[str, str]]:
-    """The variants among the runs, and the text of every prompt."""
+def _entries(runs: list[str] | None, runs_dir: Path, unfinished: bool) -> tuple[list[Entry], dict[str, str]]:
+    """The variants among the runs, and the text of every prompt.
+
+    Raises RunError for a run that is named and did not come to its end, unless `unfinished`; of those that nobody named
+    it is left out.
+    """
+    from gcpo_bench.errors import RunError
     from gcpo_bench.reports.baseline import entries
     from gcpo_bench.reports.load import load
     from gcpo_bench.runs import open_run
@@ -120,9 +132,17 @@ def _entries(runs: list[str] | None, runs_dir: Path) -> tuple[list[Entry], dict[
     from .report import evaluated_runs
 
     paths = [open_run(run, runs_dir).path for run in runs] if runs else evaluated_runs(runs_dir)
-    data = load(paths)
+    data = load(paths, strict=bool(runs))
     for line in data.notes:
         note(line)
+    open_ends = [] if unfinished else [variant for variant in data.trained if variant.unfinished]
+    for run in (run for variant in open_ends for run in variant.runs):
+        told = f"{run.name} is no finished run ({run.unfinished})"
+        if runs:
+            mend = f"gcpo-bench train --resume --name {run.name}, then evaluate it"
+            raise RunError(told, hint=f"{mend}; or leave it out, or take it as it is with --unfinished")
+        note(f"{told} and is left out; --unfinished takes it")
+    data = replace(data, variants=tuple(variant for variant in data.variants if variant not in open_ends))
     texts = {p: t for run in data.runs for e in run.evaluations.values() for p, t in e.prompt_texts().items()}
     return entries(data), texts
 
