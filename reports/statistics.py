@@ -78,7 +78,7 @@ def critical_value(parts: Sequence[tuple[ArrayLike, ArrayLike]], level: float) -
     One part alone gives Student's t, exactly. share^1 is Banerjee's rule (1961), which never covers less than promised,
     and up to 98.7 % where a variance of one degree of freedom meets a well known one. share^2 is to first order the t
     with Welch and Satterthwaite's degrees of freedom (Satterthwaite 1946), which believes a variance that came out
-    small by chance, and covers down to 87 %. In between, coverage stays within 94.9 and 96.6 % from two degrees of
+    small by chance, and covers down to 87 %. In between, coverage stays within 94.9 and 96.7 % from two degrees of
     freedom on, and within 94.3 and 97.7 % with one, whatever the true shares.
 
     Args:

@@ -107,6 +107,20 @@ def test_holm_agrees_with_statsmodels(p_values: list[float]) -> None:
     assert holm(p_values) == pytest.approx(multipletests(p_values, method="holm")[1].tolist())
 
 
+@pytest.mark.parametrize(("df", "least", "most"), [(1, 0.943, 0.978), (2, 0.949, 0.967), (7, 0.9495, 0.956)])
+def test_a_badly_known_variance_beside_a_known_one_covers_whatever_their_true_ratio(
+    df: int, least: float, most: float
+) -> None:
+    """Worked out over the quantiles of chi2, without chance: true variances E (of `df` degrees of freedom) and 1."""
+    shown = stats.chi2.ppf((np.arange(4000) + 0.5) / 4000, df) / df
+    found = []
+    for true in np.geomspace(0.01, 1000, 21):
+        variance = true * shown + 1
+        width = critical_value([(true * shown / variance, df), (1 / variance, math.inf)], 0.05) * np.sqrt(variance)
+        found.append(np.mean(1 - 2 * stats.norm.sf(width / math.sqrt(true + 1))))
+    assert least < min(found) < max(found) < most
+
+
 def test_what_could_not_be_tested_is_no_member_of_the_family() -> None:
     adjusted = holm([0.03, math.nan, 0.02, 0.5, math.nan])
     assert [p for p in adjusted if not math.isnan(p)] == pytest.approx([0.06, 0.06, 0.5])  # 2 x 0.03, 3 x 0.02
