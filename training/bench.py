@@ -32,6 +32,7 @@ from torch import Tensor
 from gcpo_bench.config import RunConfig
 from gcpo_bench.errors import ConfigError
 from gcpo_bench.resolve import resolve
+from gcpo_bench.variants import signals_read
 
 from . import starts
 from .decoding import Distribution, sample
@@ -371,7 +372,7 @@ def _select(spec: Spec) -> Prepared:
 
     @torch.no_grad()
     def run() -> None:
-        signals = token_signals(learner, rollout, "bench")
+        signals = token_signals(learner, rollout, "bench", signals_read(config))
         chosen = select(learner.selectors, signals, overlap=config.overlap, complement=config.complement)
         learner.weighting(rollout.logprobs_BT, rollout.logprobs_BT, chosen.selected_BT)
 
