@@ -10,7 +10,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-LIMIT_S = 300.0
+LIMIT_S = 900.0
 """Until a test gives up on a process; far beyond what a loaded machine needs."""
 WAIT = """
 import sys, time

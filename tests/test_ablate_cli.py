@@ -18,6 +18,7 @@ from gcpo_bench import runs
 from gcpo_bench.ledger import Ledger
 
 from .conftest import Cli, CliResult
+from .processes import LIMIT_S
 from .test_cli import refused
 
 KILLS = int(os.environ.get("GCPO_BENCH_TEST_KILLS", "4"))
@@ -52,7 +53,7 @@ def launch(folder: Path, *more: str) -> subprocess.Popen[str]:
 
 def completed(folder: Path, *more: str) -> tuple[int, str, str]:
     process = launch(folder, *more)
-    out, err = process.communicate(timeout=300)
+    out, err = process.communicate(timeout=LIMIT_S)
     return process.returncode, out, err
 
 
@@ -156,7 +157,7 @@ def test_a_signal_stops_the_workers_and_the_same_command_goes_on(
 def test_two_drivers_at_once_share_the_work(grid: Path, tmp_path: Path) -> None:
     first, second = launch(tmp_path, "--no-report"), launch(tmp_path, "--no-report")
     for process in (first, second):
-        _, err = process.communicate(timeout=300)
+        _, err = process.communicate(timeout=LIMIT_S)
         assert process.returncode == 0, err
     assert {state.attempts for state in Ledger(tmp_path / "runs").states()} == {1}
     assert numbers(tmp_path) == numbers(grid)

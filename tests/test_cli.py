@@ -33,6 +33,7 @@ from gcpo_bench.resolve import list_presets
 from gcpo_bench.scenes import held_out_prompts
 
 from .conftest import Cli, CliResult
+from .processes import LIMIT_S
 from .run_factory import make_run
 
 SMALL = (
@@ -57,7 +58,7 @@ def in_process_of_its_own(arguments: Sequence[str], folder: Path, before: str = 
     code = f"{textwrap.dedent(before)}\nfrom gcpo_bench.cli.app import run\nrun({list(arguments)!r})"
     environment = {**os.environ, "OMP_NUM_THREADS": "1", **variables}
     result = subprocess.run(
-        [sys.executable, "-c", code], cwd=folder, env=environment, capture_output=True, text=True, timeout=120
+        [sys.executable, "-c", code], cwd=folder, env=environment, capture_output=True, text=True, timeout=LIMIT_S
     )
     return CliResult(result.returncode, result.stdout, result.stderr)
 
@@ -578,7 +579,7 @@ def test_a_signal_saves_and_says_how_to_go_on(tmp_path: Path, number: int, code:
         while not metrics.exists() and process.poll() is None:
             pass
         process.send_signal(number)
-        out, err = process.communicate(timeout=60)
+        out, err = process.communicate(timeout=LIMIT_S)
     message = refused(CliResult(process.returncode, out, err), code)
     assert "the state is saved" in message
     assert "--resume --name a" in err
@@ -600,7 +601,7 @@ def test_a_watched_report_follows_the_runs_until_ctrl_c(tmp_path: Path) -> None:
     root.mkdir()
 
     def wait_for(text: str) -> None:
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + LIMIT_S
         while not (page.exists() and text in page.read_text(encoding="utf-8")):
             if process.poll() is not None or time.monotonic() > deadline:
                 process.kill()
@@ -617,7 +618,7 @@ def test_a_watched_report_follows_the_runs_until_ctrl_c(tmp_path: Path) -> None:
         wait_for("<b>second</b>")
         process.send_signal(signal.SIGINT)
         try:
-            out, err = process.communicate(timeout=60)
+            out, err = process.communicate(timeout=LIMIT_S)
         finally:
             process.kill()
     assert process.returncode == 0, err

@@ -42,6 +42,7 @@ from gcpo_bench.training.parallel import Workers, slices
 from gcpo_bench.training.sharding import buckets, deal
 
 from .conftest import Cli
+from .processes import LIMIT_S
 
 REWARD = "rewards=[{name: 'tests.test_distributed:Fussy'}]"
 SMALL = (
@@ -65,8 +66,6 @@ JANUS = (
     "sampling.prompts_per_step=2",
     "logging.tracked_prompts=2",
 )
-PATIENCE_S = 120.0
-"""After which a process that still runs has failed the test."""
 
 
 class Fussy:
@@ -85,7 +84,7 @@ class Fussy:
                 raise KeyError("missing")
             os.kill(os.getpid(), getattr(signal, how))
         if how == "slow":
-            time.sleep(0.2)
+            time.sleep(1.0)
         return RewardOutput(values_B=[float(image.mean()) / 255 for image in images_BYXC], anomalies={})
 
 
@@ -110,7 +109,7 @@ def processes(size: int, work: Callable[[], object], folder: Path, **variables: 
             os.environ.update(meeting, RANK=str(rank), LOCAL_RANK=str(rank))
             _child(work, folder / f"{rank}")
         children.append(child)
-    deadline = time.monotonic() + PATIENCE_S
+    deadline = time.monotonic() + LIMIT_S
     codes: dict[int, int] = {}
     while len(codes) < size:
         for rank, child in enumerate(children):
@@ -456,12 +455,12 @@ def test_a_signal_to_torchrun_saves_and_the_run_goes_on(six: runs.Run, tmp_path:
     environment = {**os.environ, "PYTHONPATH": root, "OMP_NUM_THREADS": "1", "TEST_FAILURE": "::slow"}
     with open(tmp_path / "said", "w") as said:
         launched = subprocess.Popen([*launch, *command, *options], cwd=root, env=environment, stderr=said, stdout=said)
-    deadline = time.monotonic() + PATIENCE_S
+    deadline = time.monotonic() + LIMIT_S
     metrics = tmp_path / "stopped" / "metrics.jsonl"
     while not (metrics.exists() and metrics.read_text().count("\n")) and time.monotonic() < deadline:
         time.sleep(0.05)
     launched.send_signal(signal.SIGTERM)
-    assert launched.wait(PATIENCE_S) != 0
+    assert launched.wait(LIMIT_S) != 0
     text = (tmp_path / "said").read_text()
     run = runs.open_run("stopped", tmp_path)
     assert run.status().state == "preempted", text

@@ -94,12 +94,12 @@ def test_a_cell_of_a_living_worker_is_nobody_elses_and_a_killed_workers_is_taken
 
 
 def test_a_silent_worker_on_another_machine_loses_its_cell_and_cannot_finish_it_any_more(tmp_path: Path) -> None:
-    ledger = Ledger(tmp_path, stale_after_s=60)
+    ledger = Ledger(tmp_path, stale_after_s=3600)
     ledger.plan([cell(0)])
     slow = claimed(ledger)
     write_json(slow.path, {**read_json(slow.path), "host": "elsewhere"})
     assert ledger.claim(ledger.ids(), "other") is None
-    long_ago = time.time() - 61
+    long_ago = time.time() - 3601
     os.utime(slow.path, (long_ago, long_ago))
     new = claimed(ledger)
     assert new.attempt == 2
@@ -115,12 +115,11 @@ def test_the_heartbeat_keeps_a_claim_fresh(tmp_path: Path, monkeypatch: pytest.M
     ledger = Ledger(tmp_path)
     ledger.plan([cell(0)])
     claim = claimed(ledger)
+    before = claim.path.stat().st_mtime
     os.utime(claim.path, (0, 0))
     with claim.heartbeat():
-        deadline = time.monotonic() + 10
-        while claim.path.stat().st_mtime < 1 and time.monotonic() < deadline:
+        while claim.path.stat().st_mtime < before:
             time.sleep(0.05)
-    assert time.time() - claim.path.stat().st_mtime < 30
 
 
 def test_a_failing_cell_is_tried_again_then_reported_and_the_rest_goes_on(tmp_path: Path) -> None:

@@ -45,6 +45,8 @@ from gcpo_bench.evaluators.scorers.unified_reward import (
 )
 from gcpo_bench.registry import REWARDS, SCORERS
 
+from .processes import LIMIT_S
+
 
 def grey(level: int) -> npt.NDArray[np.uint8]:
     return np.full((4, 6, 3), level, dtype=np.uint8)
@@ -63,7 +65,7 @@ for line in sys.stdin:
     if level == 1:
         print("about to fall over", file=sys.stderr, flush=True)
         os._exit(3)
-    if level == 2:
+    while level == 2:
         time.sleep(60)
     answer = {"id": question["id"], "logits": [level, 0, 0, 0, 0]}
     if level == 3:
@@ -92,7 +94,7 @@ def program(folder: Path, source: str = PROGRAM) -> list[str]:
 
 @pytest.fixture
 def deqa(tmp_path: Path) -> Iterator[Deqa]:
-    with Deqa(program(tmp_path), timeout_s=5) as scorer:
+    with Deqa(program(tmp_path), timeout_s=LIMIT_S) as scorer:
         yield scorer
 
 
@@ -160,9 +162,7 @@ def test_pictures_that_it_refuses_do_not_end_it(deqa: Deqa) -> None:
 
 def test_silence_is_not_waited_for(tmp_path: Path) -> None:
     with Deqa(program(tmp_path), timeout_s=1) as scorer:
-        started = time.monotonic()
         assert score(scorer, 2) == [Unscored("no answer within 1 s", may_pass=True)]
-        assert time.monotonic() - started < 30
 
 
 def test_a_program_that_reads_nothing_does_not_block(tmp_path: Path) -> None:
@@ -187,9 +187,11 @@ def test_a_program_that_does_not_start_is_given_up_after_three_times(
     tmp_path: Path, source: str, reason: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     is_silent = "time.sleep" in source
-    monkeypatch.setattr("gcpo_bench.evaluators.scorers.line_process._ENDING_S", 0.2 if is_silent else 10)
+    monkeypatch.setattr("gcpo_bench.evaluators.scorers.line_process._ENDING_S", 0.2 if is_silent else LIMIT_S)
     counting = f"open({str(tmp_path / 'starts')!r}, 'a').write('x')\n{source}\n"
-    with Deqa(program(tmp_path, counting), start_timeout_s=0.5 if reason.startswith("no answer") else 20) as scorer:
+    with Deqa(
+        program(tmp_path, counting), start_timeout_s=0.5 if reason.startswith("no answer") else LIMIT_S
+    ) as scorer:
         scores = score(scorer, 0, 0, 0, 0, 0)
     assert all(isinstance(each, Unscored) for each in scores)
     first, last = scores[0], scores[-1]
@@ -218,15 +220,12 @@ def test_nothing_is_left_running(tmp_path: Path) -> None:
         "print(json.dumps({'protocol': 1, 'model': child.pid}), flush=True)\n"
         "time.sleep(60)\n"
     )
-    process = LineProcess(program(tmp_path, source), start_timeout_s=10, timeout_s=0.2)
+    process = LineProcess(program(tmp_path, source), start_timeout_s=LIMIT_S, timeout_s=0.2)
     with pytest.raises(NoAnswer, match=r"no answer within 0\.2 s"):
         process.ask({})
     child = int(process.hello["model"])
-    for _ in range(100):
-        if not _is_running(child):
-            break
+    while _is_running(child):
         time.sleep(0.05)
-    assert not _is_running(child)
     process.close()  # a second time is no matter
 
 
@@ -343,7 +342,7 @@ class Server:
                 outer.paths.append(self.path)
                 answer = outer.reply(question)
                 if answer is None:
-                    outer.released.wait(20)
+                    outer.released.wait()
                     return
                 self._answer(answer)
 
@@ -480,10 +479,8 @@ def test_a_redirect_is_not_followed(server: Server) -> None:
 
 def test_a_silent_server_is_not_waited_for_and_the_other_pictures_are_scored(server: Server) -> None:
     server.reply = lambda question: None if caption(question) == "b" else (200, completion("Final Score: 3"))
-    started = time.monotonic()
-    scores = UnifiedReward(url=server.url, timeout_s=0.4).score([grey(0)] * 3, ["a", "b", "c"])
-    assert scores == [3, Unscored("no answer within 0.4 s", may_pass=True), 3]
-    assert time.monotonic() - started < 5
+    scores = UnifiedReward(url=server.url, timeout_s=3).score([grey(0)] * 3, ["a", "b", "c"])
+    assert scores == [3, Unscored("no answer within 3 s", may_pass=True), 3]
 
 
 @pytest.mark.parametrize("part", ["headers", "body"])

@@ -18,6 +18,8 @@ import pytest
 from gcpo_bench.reports.page import write_report
 from tests.run_factory import hostile_texts, make_study
 
+from .processes import LIMIT_S
+
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 DRIVER = shutil.which("chromedriver")
 pytestmark = pytest.mark.skipif(not (CHROMIUM and DRIVER), reason="needs chromium and chromedriver on the PATH")
@@ -43,7 +45,7 @@ class Browser:
         data = None if body is None else json.dumps(body).encode()
         request = urllib.request.Request(self._url + path, data, {"Content-Type": "application/json"}, method=verb)
         try:
-            with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=60) as answer:
+            with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=LIMIT_S) as answer:
                 return json.load(answer)["value"]
         except urllib.error.HTTPError as error:
             raise AssertionError(json.load(error)["value"]["message"]) from None
@@ -102,16 +104,16 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
         session.close()
     finally:
         driver.terminate()
-        driver.wait(timeout=10)
+        driver.wait(timeout=LIMIT_S)
 
 
 def _connect(port: int, profile: Path) -> Browser:
-    for _ in range(100):
+    for _ in range(int(10 * LIMIT_S)):
         try:
             return Browser(port, profile)
         except (urllib.error.URLError, ConnectionError):
             time.sleep(0.1)
-    raise AssertionError("chromedriver did not answer within 10 s")
+    raise AssertionError("chromedriver did not answer")
 
 
 @pytest.fixture(scope="module")
@@ -186,7 +188,7 @@ def test_another_prompt_shows_another_image(page: Browser) -> None:
 def test_play_runs_to_the_last_step_and_stops(page: Browser) -> None:
     page.press("#map-slider", HOME + RIGHT * 2)
     page.click("#map-play")
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + LIMIT_S
     while page.text("#map-play") != "Play" and time.monotonic() < deadline:
         time.sleep(0.1)
     assert (page.text("#map-play"), page.text("#map-step")) == ("Play", "30 (4 of 4)")

@@ -461,6 +461,7 @@ def test_a_writer_killed_at_random_moments_loses_and_doubles_nothing(tmp_path: P
             step += 1
             run.log({{"step": step, "padding": 1 / 3, **{{f"key/{{i}}": i / 7 for i in range(20)}}}})
             run.set_status("running", step)
+            print(step, flush=True)
     """
     command = [sys.executable, "-c", textwrap.dedent(code)]
     rng = random.Random(0)
@@ -468,8 +469,9 @@ def test_a_writer_killed_at_random_moments_loses_and_doubles_nothing(tmp_path: P
     for _ in range(8):
         with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as writer:
             assert writer.stdout is not None
-            writer.stdout.readline()
-            time.sleep(rng.uniform(0.001, 0.06))
+            for _ in range(rng.randint(1, 20)):
+                writer.stdout.readline()
+            time.sleep(rng.uniform(0.0, 0.002))
             writer.send_signal(signal.SIGKILL)
         steps = [row["step"] for row in run.metrics()]
         assert steps == list(range(1, len(steps) + 1))
