@@ -51,7 +51,7 @@ SMALL = [
     *(
         word
         for override in (
-            *("sampling.prompts_per_step=2", "sampling.group_size=2", "num_threads=1", "logging.tracked_prompts=1"),
+            *("sampling.prompts_per_step=2", "sampling.group_size=2", "logging.tracked_prompts=1"),
             *("logging.checkpoint_every=1", "evaluation.prompts_per_task=1", "evaluation.images_per_prompt=1"),
         )
         for word in ("-o", override)
