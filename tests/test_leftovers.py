@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from gcpo_bench import leftovers, runs
+from gcpo_bench.config import RunConfig
 from gcpo_bench.files import replacing
 from gcpo_bench.ledger import Ledger
 
@@ -68,7 +69,7 @@ def test_a_file_that_was_removed_before_it_was_locked_is_begun_again(tmp_path: P
 def test_a_new_run_removes_what_was_left_of_others(tmp_path: Path) -> None:
     left = killed_while_writing(tmp_path / "dead", "folder")
     with leftovers.folder_for(tmp_path / "alive") as alive:
-        runs.create(tmp_path, "new", runs.RunConfig())
+        runs.create(tmp_path, "new", RunConfig())
         assert (left.exists(), alive.exists()) == (False, True)
     assert [path.name for path in tmp_path.iterdir()] == ["new"]
 
@@ -101,10 +102,12 @@ def test_a_grid_that_is_planned_again_removes_what_was_left_in_its_ledger(tmp_pa
 
 
 def test_a_discarded_run_goes_as_a_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    run = runs.create(tmp_path, "a", runs.RunConfig())
-    monkeypatch.setattr(runs.shutil, "rmtree", lambda *_, **__: None)  # killed after the first thing that it does
+    run = runs.create(tmp_path, "a", RunConfig())
+    monkeypatch.setattr(
+        "gcpo_bench.runs.shutil.rmtree", lambda *_, **__: None
+    )  # killed after the first thing that it does
     assert run.discard()
     monkeypatch.undo()
     assert not run.path.exists()
-    runs.create(tmp_path, "a", runs.RunConfig())
+    runs.create(tmp_path, "a", RunConfig())
     assert os.listdir(tmp_path) == ["a"]

@@ -130,7 +130,7 @@ def test_a_call_or_an_import_that_does_not_come_back_is_ended(tmp_path: Path, pa
     endless = "import os, signal\nos.kill(os.getpid(), signal.SIGTERM)\nwhile True:\n    pass\n"
     (tmp_path / "endless.py").write_text(endless, encoding="utf-8")
     call = b"kill -TERM $PPID; while kill -0 $PPID; do sleep 0.1; done"
-    wait = {"IMPORT_S": "import endless", "PATIENCE_S": f"ctypes.CDLL(None).system({call})"}[patience]
+    wait = {"IMPORT_S": "import endless", "PATIENCE_S": f"ctypes.CDLL(None).system({call!r})"}[patience]
     code = f"""
         import ctypes
         from gcpo_bench import stops

@@ -118,7 +118,7 @@ class Deaths:
 
     def _done(self) -> list[tuple[str, list[int]]]:
         """State and kept steps of every cell: a job that reaches its time limit has done something too."""
-        done = []
+        done: list[tuple[str, list[int]]] = []
         for each in self.ledger.states(self.ids):
             run = Run(self.ledger.runs_dir / each.cell.name, each.cell.config)
             done.append((each.state, run.checkpoint_steps()))
