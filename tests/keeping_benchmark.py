@@ -12,6 +12,7 @@ from gcpo_bench.evaluators.types import Image, Judged
 
 class Keeping(ScenesBenchmark):
     name = "keeping"
+    gcpo_bench_part = "benchmark"
 
     def look(self) -> dict[str, Any]:
         return {"by": "mean"}

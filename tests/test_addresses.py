@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from gcpo_bench import addresses, outside, runs
-from gcpo_bench.ablations import address, start_config, trained_cell
+from gcpo_bench.ablations import address, start_config, start_name, trained_cell
 from gcpo_bench.config import RunConfig
 from gcpo_bench.errors import RunError
 from gcpo_bench.resolve import resolve
@@ -347,3 +347,21 @@ def test_a_resume_with_an_edited_part_says_so(write: Write, cli: Cli) -> None:
         ended = cli("train", "--resume", "--name=a", f"--num-steps={steps}")
         assert ended.code == 0
         assert ("the source of outside_part:Mine has changed since a began" in ended.err) == said
+
+
+def test_a_benchmark_from_elsewhere_is_compared_with_the_start(cli: Cli) -> None:
+    """Its folder has its own name, which is not what the command line calls it."""
+    small = ["--model=scenes-8", "--num-steps=1", "-osampling.prompts_per_step=2", "-osampling.group_size=2"]
+    assert cli("train", *small, "-ologging.token_maps_every=0", "--name=a").code == 0
+    ended = cli("evaluate", "a", "--benchmark=tests.keeping_benchmark:Keeping", "--limit=1", "--images-per-prompt=1")
+    assert ended.code == 0, ended.err
+    assert "a - its start" in ended.out
+
+
+def test_starts_that_draw_otherwise_are_runs_of_their_own() -> None:
+    def name(*overrides: str) -> str:
+        return start_name(config(*overrides), "xxh3:0123456789abcdef")
+
+    assert name() == name("policy.device=cuda") == "start-scenes-8-01234567"
+    assert name("policy.dtype=bfloat16") == "start-scenes-8-01234567-bfloat16"
+    assert name("policy.template=plain") == "start-scenes-8-01234567-plain"
