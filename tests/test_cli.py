@@ -183,6 +183,17 @@ def test_progress_shows_reward_divergence_and_time_left(
         assert [line[:8] for line in err.splitlines()] == ["step 3/4", "step 4/4"]
 
 
+def test_progress_names_no_total_that_is_not_known(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    monkeypatch.setenv("FORCE_COLOR", "1")  # as at a screen: the bar is drawn before the first call
+    with progress("images", done=3):
+        pass
+    assert "images" in (err := capsys.readouterr().err)
+    assert "3/" not in err
+
+
 def test_a_long_job_leaves_about_twenty_plain_lines(capsys: pytest.CaptureFixture[str]) -> None:
     with progress("images") as show:
         for done in range(0, 1001, 8):

@@ -34,21 +34,21 @@ def progress(label: str, done: int = 0) -> Iterator[Show]:
 @contextmanager
 def _bar(label: str, done: int) -> Iterator[Show]:
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
     columns = (
         TextColumn(label),
-        MofNCompleteColumn(),
+        TextColumn("{task.fields[count]}"),  # how many there are is known with the first
         BarColumn(),
         TextColumn("{task.fields[numbers]}"),
         TimeRemainingColumn(),
         TextColumn("left"),
     )
     with Progress(*columns, console=Console(stderr=True), transient=True) as display:
-        task = display.add_task(label, total=None, completed=done, numbers="")
+        task = display.add_task(label, total=None, completed=done, count="", numbers="")
 
         def show(done: int, total: int, numbers: str = "") -> None:
-            display.update(task, completed=done, total=total, numbers=numbers)
+            display.update(task, completed=done, total=total, count=f"{done}/{total}", numbers=numbers)
 
         yield show
 
