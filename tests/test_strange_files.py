@@ -99,8 +99,8 @@ def test_names_that_are_too_long_or_no_text_are_named(cli: Cli, tmp_path: Path) 
         refused = cli(*words)
         assert refused.code in (0, 2, 4), refused.err
         assert "internal error" not in refused.err
-    for words in (("report", "\udcff"), ("train", "--name", "\udcff"), ("report", "a", "--out", "\udcff")):
-        answer = cli(*words)
+    for more in (("report", "\udcff"), ("train", "--name", "\udcff"), ("report", "a", "--out", "\udcff")):
+        answer = cli(*more)
         assert answer.code in (0, 2, 4), answer.err
         assert "internal error" not in answer.err
 
@@ -148,7 +148,7 @@ def test_keys_of_a_map_are_compared_once_each() -> None:
         (yaml.ScalarNode("tag:yaml.org,2002:str", Key(f"k{number}")), yaml.ScalarNode("tag:yaml.org,2002:str", "v"))
         for number in range(count)
     ]
-    mark = yaml.Mark("", 0, 0, 0, None, None)
+    mark = yaml.Mark("", 0, 0, 0, None, 0)
     for key, _ in nodes:
         key.start_mark = mark
     loader = _PlainLoader("")

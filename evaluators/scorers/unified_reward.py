@@ -165,9 +165,9 @@ class UnifiedReward:
         request = urllib.request.Request(f"{self.url.rstrip('/')}/{path}", data=body, headers=headers)
         # a proxy for the outside world must not be asked for this machine
         here = urlsplit(self.url).hostname in {"127.0.0.1", "localhost", "::1"}
-        proxies = [urllib.request.ProxyHandler({})] if here else []
+        proxies: list[Any] = [urllib.request.ProxyHandler({})] if here else []
         with _Deadline(self.timeout_s) as deadline:
-            handlers = _Http(deadline), _Https(deadline), _NoRedirect, *proxies
+            handlers: list[Any] = [_Http(deadline), _Https(deadline), _NoRedirect, *proxies]
             with urllib.request.build_opener(*handlers).open(request, timeout=self.timeout_s) as response:
                 reply: bytes = response.read(MAX_REPLY_BYTES + 1)
         if len(reply) > MAX_REPLY_BYTES:
