@@ -146,8 +146,9 @@ def test_the_digest_of_a_start_is_that_of_the_files_that_are_there(
     save_file(tensors, path)
     assert published.digest(folder) == by_hand
     record = json.loads((folder / RECORD).read_text())
+    del record["xxh3"]  # as earlier versions recorded
     for entry in record["files"].values():
-        del entry["written_ns"]  # as earlier versions recorded
+        del entry["written_ns"]
     (folder / RECORD).write_text(json.dumps(record))
     save_file({name: tensor + 1 for name, tensor in tensors.items()}, path)
     assert published.digest(folder) != by_hand
