@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -131,10 +132,10 @@ def bench_command(
 
 def _handed_over(record: dict[str, Any], out: Path | None, *, as_json: bool) -> bool:
     """Writes the record where it is asked for; whether it is printed, and a table is not."""
-    from gcpo_bench.files import write_json
+    from gcpo_bench.files import write_text
 
-    if out is not None:
-        write_json(out, record)
+    if out is not None:  # for others to read, so without a checksum
+        write_text(out, json.dumps(record, indent=1, allow_nan=False, ensure_ascii=False) + "\n")
     if as_json:
         print_json(record)
     return as_json
