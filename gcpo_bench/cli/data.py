@@ -107,8 +107,8 @@ def verify_command(names: NamesArgument = None) -> None:
             print(f"{each.name}: ok, {each.count} prompts, {known}")
         except GcpoBenchError as error:
             failures.append(error)
-    for error in failures[1:]:
-        note(str(error))
+    for failure in failures[1:]:
+        note(str(failure))
     if failures:
         raise failures[0]
 
