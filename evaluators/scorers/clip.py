@@ -111,10 +111,9 @@ def load(
     """Raises as `load_clip` and `clip_tokenizer` do, and CorruptDataError where the tokenizer is another model's."""
     reader = None if tokenizer is None else clip_tokenizer(tokenizer)
     model, digest = load_clip(weights, architecture)
-    words = model.config.text_config.vocab_size
-    if (
-        reader is not None and len(reader) != words
-    ):  # transformers numbers what it lacks, begin and end, behind the rest
+    words = model.text_model.embeddings.token_embedding.num_embeddings
+    # transformers numbers what a tokenizer lacks, begin and end, behind the rest
+    if reader is not None and len(reader) != words:
         raise CorruptDataError(
             f"the tokenizer in {tokenizer} has {len(reader):,} words, the model {words:,}", hint="it is another model's"
         )
