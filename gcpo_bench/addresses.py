@@ -129,38 +129,46 @@ def source_digest(module: str) -> str:
     """
     top = module.partition(".")[0]
     sources: dict[str, bytes] = {}
-    waiting = [module]
+    waiting, followed = [module], set[str]()
     while waiting:
-        for name, path in _modules(waiting.pop(), top):
-            if name not in sources:
-                sources[name] = path.read_bytes()
-                waiting += _imported(name, sources[name], path.name == "__init__.py") if path.suffix == ".py" else ()
+        name = waiting.pop()
+        if not followed.isdisjoint(_with_parents(name)):  # a package's files are listed once, not for each import of it
+            continue
+        found, modules = _modules(name, top)
+        followed.add(found)
+        for each, path in modules:
+            sources[each] = path.read_bytes()
+            waiting += _imported(each, sources[each], path.name == "__init__.py") if path.suffix == ".py" else ()
     digest = xxhash.xxh3_64()
     for name in sorted(sources):
         digest.update(name.encode() + b"\0" + sources[name])
     return digest.hexdigest() if sources else ""
 
 
-def _modules(name: str, top: str) -> Iterator[tuple[str, Path]]:
-    """The module of this name with its package's others; nothing for what is installed, unless it belongs to `top`."""
+def _with_parents(name: str) -> list[str]:
+    parts = name.split(".")
+    return [".".join(parts[:count]) for count in range(1, len(parts) + 1)]
+
+
+def _modules(name: str, top: str) -> tuple[str, list[tuple[str, Path]]]:
+    """What a name is in, a module or a package, and its modules: none of what is installed, but for that of `top`."""
     root = name.partition(".")[0]
     if root == PACKAGE or root in sys.stdlib_module_names:
-        return
+        return root, []
     spec = _spec(root)
     while spec is not None:
         if root != top and _is_installed(spec):
-            return
+            return root, []
         folders = list(spec.submodule_search_locations or ())
         if spec.origin is not None and folders:  # a package: whatever it registers or loads by name counts too
-            yield from _package(spec.name, Path(spec.origin).parent)
-            return
+            return spec.name, list(_package(spec.name, Path(spec.origin).parent))
         if spec.origin is not None:
-            yield spec.name, Path(spec.origin)
-            return
+            return spec.name, [(spec.name, Path(spec.origin))]
         rest = name.removeprefix(f"{spec.name}.")  # a plain folder of modules
         if rest == name:
-            return
+            return "", []
         spec = importlib.machinery.PathFinder.find_spec(f"{spec.name}.{rest.partition('.')[0]}", folders)
+    return name, []
 
 
 def _package(name: str, folder: Path) -> Iterator[tuple[str, Path]]:

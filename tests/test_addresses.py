@@ -157,6 +157,26 @@ def test_a_module_in_a_plain_folder_is_found(write: Write) -> None:
     assert of(wanted) != before
 
 
+def test_a_folder_that_is_imported_itself_hides_none_of_its_modules(write: Write) -> None:
+    write("outside_folder/parts.py", "import outside_folder.near\nimport outside_folder\n")
+    write("outside_folder/near.py", "X = 1\n")
+    wanted = with_part(reward="outside_folder.parts:Mine")
+    before = of(wanted)
+    write("outside_folder/near.py", "X = 2\n")
+    assert of(wanted) != before
+
+
+def test_a_package_is_listed_once_however_often_it_is_imported(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
+    write("outside_lab/__init__.py", "")
+    for number in range(5):
+        write(f"outside_lab/part_{number}.py", "".join(f"import outside_lab.part_{other}\n" for other in range(5)))
+    listed: list[str] = []
+    package = addresses._package
+    monkeypatch.setattr(addresses, "_package", lambda name, folder: listed.append(name) or package(name, folder))
+    assert addresses.source_digest("outside_lab.part_0")
+    assert listed == ["outside_lab"]
+
+
 def test_prompts_that_no_code_fixes_count_by_what_they_are(write: Write) -> None:
     write("outside_prompts.py", PROMPTS)
     write("prompts.txt", "a red circle\na blue square\n")
