@@ -52,7 +52,10 @@ def folder_for(path: Path) -> Iterator[Path]:
     while True:
         temporary = temporary_folder(path)
         temporary.mkdir(parents=True)
-        descriptor = os.open(temporary, os.O_RDONLY)
+        try:
+            descriptor = os.open(temporary, os.O_RDONLY)
+        except FileNotFoundError:  # taken for a leftover before it was opened
+            continue
         try:
             if _is_ours(descriptor):
                 try:

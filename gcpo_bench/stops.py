@@ -45,6 +45,8 @@ class Stopped(KeyboardInterrupt):
 class _State:
     """Of this process."""
 
+    installed = False
+    """Whether this program's signals are handled here; not so where it is a library."""
     first: int | None = None
     """The signal that stops it."""
     at = 0.0
@@ -57,6 +59,7 @@ class _State:
 
 def install() -> None:
     """For the main thread of a program, as the first thing it does. What follows is to catch `Stopped`."""
+    _State.installed = True
     atexit.register(_ignore)  # the first to be registered is the last to run
     for number in EXIT_CODES:
         signal.signal(number, _handle)
@@ -76,7 +79,9 @@ def received() -> int | None:
 
 def settle(code: int) -> None:
     """All is done: from now on a signal ends this process with `code`, which is that of the work it did."""
-    _State.code = code
+    if _State.installed:
+        signal.setitimer(signal.ITIMER_REAL, 0)  # an alarm would find nobody to handle it in the last moments
+        _State.code = code
 
 
 def leave(stopped: Stopped) -> NoReturn:

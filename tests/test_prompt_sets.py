@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from gcpo_bench import prompt_sets
+from gcpo_bench import outside, prompt_sets
 from gcpo_bench.datasets import Prompt
 from gcpo_bench.errors import ConfigError, CorruptDataError, PrerequisiteError
 from gcpo_bench.evaluators.geneval_benchmark import GenEvalBenchmark
@@ -190,6 +190,9 @@ def leaky() -> list[Prompt]:
     return [Prompt(id="x", text="a photo of two cats", metadata={"tag": "single_object", "include": include})]
 
 
+leaky.gcpo_bench_part = "prompt set"  # type: ignore[attr-defined]
+
+
 def test_prompts_come_from_sets_and_files(tmp_path: Path) -> None:
     assert len(texts("scenes-heldout")) == 288
     fetch("tiny", put(tmp_path / "stick", "metadata.jsonl"))
@@ -197,6 +200,7 @@ def test_prompts_come_from_sets_and_files(tmp_path: Path) -> None:
     put(tmp_path, "own.csv", '"Prompts","Category"\n"a, b","x"\n')
     assert texts(str(tmp_path / "own.csv")) == ["a, b"]
     assert texts(str(put(tmp_path, "own.txt", "one\ntwo") / "own.txt")) == ["one", "two"]
+    outside.allow(["tests.test_prompt_sets:leaky"])
     assert texts("tests.test_prompt_sets:leaky") == ["a photo of two cats"]
     with pytest.raises(CorruptDataError, match=r"bad\.jsonl cannot be read as prompts: line 1"):
         texts(str(put(tmp_path, "bad.jsonl", "x") / "bad.jsonl"))

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from gcpo_bench.errors import CorruptDataError, RunError
+from gcpo_bench.files import read_json
 from gcpo_bench.sources import FILE, Source, read_source, write_source
 
 
@@ -29,7 +30,7 @@ def test_images_elsewhere_keep_their_place(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.chdir(tmp_path)
     out = Path("evaluations/theirs/b")
     write_source(out, Source(kind="folder", name="theirs", images=Path("theirs")))
-    assert json.loads((out / FILE).read_text()) == {
+    assert read_json(out / FILE) == {
         "kind": "folder",
         "name": "theirs",
         "images": str(tmp_path / "theirs"),

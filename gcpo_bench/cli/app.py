@@ -119,6 +119,8 @@ def _guarded(arguments: list[str], debug: bool) -> int:
     except (Exception, KeyboardInterrupt) as error:
         if debug:
             traceback.print_exc()
+        if (number := stops.received()) is not None and not isinstance(error, stops.Stopped):
+            error = stops.Stopped(number)  # whatever failed after the signal is not what ends the command
         message, hint, code = explain(error)
         if type(error).__name__ == "OutOfMemoryError" and arguments[:1] == ["evaluate"]:
             hint = FEWER_IMAGES

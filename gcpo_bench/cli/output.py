@@ -42,7 +42,8 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[Any]], *, title:
 
 def note(text: str) -> None:
     """A line for the reader at the screen; never part of the result."""
-    print(visible(text), file=sys.stderr, flush=True)
+    sys.stderr.write(f"{visible(text)}\n")  # at once: a signal between text and line end would leave half a line
+    sys.stderr.flush()
 
 
 def visible(text: str) -> str:
