@@ -197,7 +197,8 @@ def evaluate_generator(
     _check_numbers(images_per_prompt=images_per_prompt, limit=limit, batch_rows=batch_rows)
     benchmark = make_benchmark(benchmark_name, "", **(options or {}))
     prompts = benchmark.prompts()
-    own = outside_source(GENERATORS, ":".join(generator_name.split(":")[:2]))
+    kind, *more = generator_name.split(":")  # a registered kind and its target, or `module:attribute` and its
+    own = outside_source(GENERATORS, kind if kind in GENERATORS.entries else ":".join([kind, *more[:1]]))
     settings = {**generator.settings(), **_sourced("source", own), "seed": seed}
     identity = json.loads(json.dumps(settings))  # as it is read back: lists, no tuples
     record = {"generator": generator_name, **identity}

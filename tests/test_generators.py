@@ -19,7 +19,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from gcpo_bench import outside, streams
+from gcpo_bench import addresses, outside, streams
 from gcpo_bench.errors import ConfigError, CorruptDataError, GcpoBenchError, PrerequisiteError, RunError
 from gcpo_bench.evaluators.generate import read_manifest
 from gcpo_bench.evaluators.generators.diffusers import BLANKED, DiffusersGenerator
@@ -118,8 +118,9 @@ def draw(generator: DiffusersGenerator, out: Path, **more: Any) -> dict[str, byt
 
 
 def contents(out: Path) -> dict[str, bytes]:
-    """Every file but what was seen, which shards keep apart; the manifest as a set of lines."""
+    """Every file but locks and what was seen, which shards keep apart; the manifest as a set of lines."""
     files = [path for path in out.rglob("*") if path.is_file() and path.parent.name != "observations"]
+    files = [path for path in files if path.suffix != ".lock"]
     return {
         path.relative_to(out).as_posix(): b"\n".join(sorted(path.read_bytes().splitlines()))
         if path.name == "manifest.jsonl"
@@ -355,7 +356,9 @@ def test_a_generator_of_ones_own(tmp_path: Path, cli: Cli) -> None:
     assert "images/lab/00001-0.png is not scored: the painter was asleep" in result.err
     out = tmp_path / "evaluations/lab-Painter-a-target"
     settings = read_source(out / "lab:bench").generator
+    assert settings is not None
     assert settings == {
+        "source": addresses.source_digest("lab"),
         "generator": "lab:Painter:a-target",
         "target": "a-target",
         "options": {"a": "b=c"},
@@ -417,7 +420,7 @@ def test_default_names_are_plain_folder_names(
         (("--images", "."), "both --images and --generator are given"),
         (("--allow-partial",), "--allow-partial goes with --images only"),
         (("--rescore",), "--rescore and --images-per-prompt are both given"),
-        (("--shard", "3/2"), "shard 3/2 does not exist"),
+        (("--shard", "3/2"), "--shard '3/2' is not I/N"),
     ],
 )
 def test_bad_usage_is_exit_code_2(folders: dict[str, Path], cli: Cli, more: tuple[str, ...], message: str) -> None:

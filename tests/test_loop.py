@@ -155,7 +155,7 @@ def test_metrics_say_what_a_reader_needs(unbroken: runs.Run) -> None:
     assert row["tokens/unselected_gradient_share"] == 0  # the weight is detached
     phases = sum(row[f"time/{name}_s"] for name in ("rollout", "reward", "reference", "selection", "update"))
     assert phases <= row["time/step_s"]
-    assert 1e8 < row["memory/peak_bytes"] < 2e9
+    assert 1e8 < row["memory/peak_bytes"] < 1e11  # of the process, with all that it did before
     assert {"reward/extra_objects", "reward/unknown_blobs", "loss/kl_all", "groups/zero_variance_share"} <= row.keys()
 
 
