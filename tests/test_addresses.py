@@ -172,7 +172,12 @@ def test_a_package_is_listed_once_however_often_it_is_imported(write: Write, mon
         write(f"outside_lab/part_{number}.py", "".join(f"import outside_lab.part_{other}\n" for other in range(5)))
     listed: list[str] = []
     package = addresses._package
-    monkeypatch.setattr(addresses, "_package", lambda name, folder: listed.append(name) or package(name, folder))
+
+    def listing(name: str, folder: Path) -> Iterator[tuple[str, Path]]:
+        listed.append(name)
+        return package(name, folder)
+
+    monkeypatch.setattr(addresses, "_package", listing)
     assert addresses.source_digest("outside_lab.part_0")
     assert listed == ["outside_lab"]
 
