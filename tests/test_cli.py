@@ -25,6 +25,7 @@ from gcpo_bench.cli.progress import describe, progress
 from gcpo_bench.cli.sample import configuration
 from gcpo_bench.cli.train import first_to_last
 from gcpo_bench.config import RunConfig
+from gcpo_bench.errors import CorruptDataError
 from gcpo_bench.methods import METHODS
 from gcpo_bench.registry import BENCHMARK_GROUPS, BENCHMARKS, POLICIES, REWARDS, SCORERS, SELECTORS, WEIGHTINGS, Entry
 from gcpo_bench.reports.comparisons import sentences
@@ -303,6 +304,11 @@ def test_damaged_files_are_exit_code_5(cli: Cli, tmp_path: Path) -> None:
     run = runs.create(tmp_path / "runs", "a", RunConfig())
     run.set_status("interrupted", 3)
     run.metrics_path.write_text('{"step": 1}\nnonsense\n{"step": 3}\n')
+    assert "metrics.jsonl is damaged: line 2 is not JSON" in refused(cli("train", "--resume", "--name", "a"), 5)
+    (run.path / "status.json").write_text("")
+    with pytest.raises(CorruptDataError, match=r"status\.json is damaged"):
+        run.status()
+    # a resume mends that, and still refuses what it cannot mend
     assert "metrics.jsonl is damaged: line 2 is not JSON" in refused(cli("train", "--resume", "--name", "a"), 5)
     (run.path / "config.yaml").write_text("seed: [")
     for arguments in (

@@ -24,6 +24,7 @@ from gcpo_bench.training import checkpoints, health, starts
 from gcpo_bench.training.estimate import estimate
 from gcpo_bench.training.learner import build_learner
 from gcpo_bench.training.loop import train, train_step
+from gcpo_bench.training.metrics import peak_memory_bytes
 from gcpo_bench.training.observation import draw_prompts
 from gcpo_bench.training.pretrain import pretrain
 from gcpo_bench.training.token_maps import tracked_prompts
@@ -155,7 +156,8 @@ def test_metrics_say_what_a_reader_needs(unbroken: runs.Run) -> None:
     assert row["tokens/unselected_gradient_share"] == 0  # the weight is detached
     phases = sum(row[f"time/{name}_s"] for name in ("rollout", "reward", "reference", "selection", "update"))
     assert phases <= row["time/step_s"]
-    assert 1e8 < row["memory/peak_bytes"] < 1e11  # of the process, with all that it did before
+    # of the process, with all that it did before: no fixed bound holds, but that it has not shrunk since
+    assert 1e8 < row["memory/peak_bytes"] <= peak_memory_bytes(torch.device("cpu"))
     assert {"reward/extra_objects", "reward/unknown_blobs", "loss/kl_all", "groups/zero_variance_share"} <= row.keys()
 
 
