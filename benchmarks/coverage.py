@@ -75,7 +75,7 @@ class Grids:
 
     @property
     def seeds(self) -> int:
-        return self.scores_NRS.shape[-1]
+        return int(self.scores_NRS.shape[-1])
 
     @property
     def own_NK(self) -> Floats:
@@ -121,8 +121,10 @@ def judge(grids: Grids, rule: str) -> Judged:
         welch = variance**2 / (v_seed**2 / (seeds - 1) + v_prompt**2 / PROMPT_DF)
         df = np.maximum(welch, seeds - 1.0) if rule == "before" else np.full_like(welch, seeds - 1.0)
         return Judged(stderr_NK=np.sqrt(variance), critical=lambda level: -special.stdtrit(df, level / 2), df_NK=df)
-    terms = [(v / seeds, np.asarray(df)) for v, df in moderated(grids.own_NK, seeds - 1.0, peers(grids, rule))]
-    terms = [(np.broadcast_to(v, v_prompt.shape), np.broadcast_to(df, v_prompt.shape)) for v, df in terms]
+    terms: list[tuple[Floats, Floats]] = []
+    for between, df_between in moderated(grids.own_NK, seeds - 1.0, peers(grids, rule)):
+        parts = (np.asarray(between) / seeds, np.asarray(df_between))
+        terms.append((np.broadcast_to(parts[0], v_prompt.shape), np.broadcast_to(parts[1], v_prompt.shape)))
     terms.append((np.maximum(v_prompt - v_image, 0.0), np.full_like(v_prompt, PROMPT_DF)))
     variance = np.maximum(sum(v for v, _ in terms), FLOOR * v_image)
     shares = [(v / variance, df) for v, df in terms]
@@ -243,14 +245,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 rules = figures(world, variants, seeds, options.trials)
                 records.append({"world": name, "seeds": seeds, "variants": variants, "rules": rules})
         print(f"{name}, {time.perf_counter() - started:.0f} s", file=sys.stderr, flush=True)
-    for name, rules in (
+    for name, shown in (
         ("family-wise error", RULES),
         ("coverage", RULES),
         ("power of what is printed as 80 %", ("before", "moderated")),
         ("power of what is planned as 80 %", ("moderated",)),
         ("power where it was 80 % before", ("alone", "plain", "pooled", "moderated")),
     ):
-        print(f"\n{name}, %, by variants and rule\n\n{table(records, name, rules)}")
+        print(f"\n{name}, %, by variants and rule\n\n{table(records, name, shown)}")
     if options.json:
         record = {
             "command": f"python benchmarks/coverage.py --trials {options.trials}",

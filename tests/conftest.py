@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +20,21 @@ signal.signal(signal.SIGINT, signal.default_int_handler)  # a test run put in th
 settings.register_profile("default", deadline=None, derandomize=True)
 settings.register_profile("search", deadline=None, max_examples=2000)  # new examples: --hypothesis-profile=search
 settings.load_profile("default")
+
+
+@pytest.fixture(autouse=True)
+def forget_modules(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What a test wrote into a folder and imported ends with the test, so that the next may write the same name."""
+    yield
+    root = str(tmp_path_factory.getbasetemp())
+    written = []
+    for name, module in sys.modules.items():
+        spec = getattr(module, "__spec__", None)
+        folders = [spec.origin, *(spec.submodule_search_locations or ())] if spec is not None else []
+        if any(str(folder).startswith(root) for folder in folders):
+            written.append(name)
+    for name in written:
+        del sys.modules[name]
 
 
 @dataclass(frozen=True, slots=True)

@@ -50,12 +50,11 @@ Write = Callable[[str, str], None]
 
 
 @pytest.fixture
-def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Write]:
+def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Write:
     """Writes a source into a folder that Python imports from."""
     monkeypatch.syspath_prepend(tmp_path)
     names = ("outside_part:Mine", "outside_judge:Mine", "outside_scorer:make", "outside_prompts:read")
     monkeypatch.setattr(outside, "_named", set(names))
-    before = set(sys.modules)
 
     def into(name: str, text: str) -> None:
         path = tmp_path / name
@@ -63,10 +62,7 @@ def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Write]:
         path.write_text(text)
         importlib.invalidate_caches()
 
-    yield into
-    for name in set(sys.modules) - before:
-        if str(tmp_path) in str(getattr(sys.modules[name], "__file__", "")):
-            del sys.modules[name]
+    return into
 
 
 def config(*overrides: str) -> RunConfig:

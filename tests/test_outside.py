@@ -77,7 +77,6 @@ NAMES = {
     "policy.name": "lab:policy",
 }
 DOCS = Path(outside.__file__).resolve().parents[1] / "docs/extending.md"
-MODULES = {"lab", "words", "bad", "odd", "house", "house.rooms", "house.rooms.mine"}
 SMALL = ("policy.random_init=true", "sampling.prompts_per_step=1", "sampling.group_size=2", "num_threads=1")
 
 
@@ -87,11 +86,8 @@ def lab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     (tmp_path / "lab.py").write_text(LAB, encoding="utf-8")
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.setattr(outside, "_named", set())
-    before = set(sys.modules)
     prompts_by_task.cache_clear()
     yield tmp_path / "lab.mark"
-    for name in MODULES & sys.modules.keys() - before:
-        del sys.modules[name]
     prompts_by_task.cache_clear()
 
 
