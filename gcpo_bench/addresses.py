@@ -19,7 +19,7 @@ from typing import Any
 
 import xxhash
 
-from gcpo_bench import prompt_sets
+from gcpo_bench import outside, prompt_sets
 from gcpo_bench.config import RunConfig
 from gcpo_bench.datasets import Prompt, prompts_of
 from gcpo_bench.errors import CorruptDataError, PrerequisiteError
@@ -44,7 +44,12 @@ def code_digest(parts: Sequence[str] = CODE) -> str:
 
 
 def run_parts(config: RunConfig) -> dict[str, str]:
-    """Part by part that a run is made of, what is behind its name; see `part`."""
+    """Part by part that a run is made of, what is behind its name; see `part`.
+
+    Raises ConfigError for an outside name that is no part, before the sources of its package are read.
+    """
+    for name, kind in outside.parts_of(config).items():
+        outside.require_declared(kind, name)
     found = {f"{registry.kind} {name}": part(registry, name) for registry, name in _training(config)}
     return found | evaluation_parts(config) | _training_prompts(config.data.prompts)
 

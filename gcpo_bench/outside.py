@@ -76,6 +76,15 @@ def _untrusted(names: Mapping[str, str]) -> TrustError:
     )
 
 
+def require_declared(kind: str, name: str) -> None:
+    """Raises ConfigError for a name whose module does not say that it holds parts; nothing is imported for that."""
+    if not TARGET.fullmatch(name):
+        raise ConfigError(f"{kind} {name!r} is no name of a part", hint="write it as 'module:attribute'")
+    module_name = name.partition(":")[0]
+    if module_name not in sys.modules and DECLARATION not in _source(kind, name, module_name):
+        raise _undeclared(kind, name)
+
+
 def load(kind: str, name: str) -> Any:
     """The object behind an outside name, as yet uncalled.
 
@@ -86,11 +95,8 @@ def load(kind: str, name: str) -> Any:
     """
     if name not in _named:
         raise _untrusted({name: kind})
-    if not TARGET.fullmatch(name):
-        raise ConfigError(f"{kind} {name!r} is no name of a part", hint="write it as 'module:attribute'")
+    require_declared(kind, name)
     module_name, _, attribute = name.partition(":")
-    if module_name not in sys.modules and DECLARATION not in _source(kind, name, module_name):
-        raise _undeclared(kind, name)
     module = _imported(kind, name, module_name)
     if not hasattr(module, attribute):
         raise ConfigError(f"{kind} {name!r}: {module_name} has no {attribute!r}", hint="write it as 'module:attribute'")

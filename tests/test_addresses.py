@@ -12,7 +12,7 @@ import pytest
 from gcpo_bench import addresses, outside, runs
 from gcpo_bench.ablations import address, start_config, start_name, trained_cell
 from gcpo_bench.config import RunConfig
-from gcpo_bench.errors import RunError
+from gcpo_bench.errors import ConfigError, RunError
 from gcpo_bench.resolve import resolve
 from gcpo_bench.training.starts import start_weights
 
@@ -59,7 +59,7 @@ def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Write:
     def into(name: str, text: str) -> None:
         path = tmp_path / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text)
+        path.write_text(f"{text}\ngcpo_bench_part = 'said of what is in here'\n")
         importlib.invalidate_caches()
 
     return into
@@ -176,6 +176,13 @@ def test_a_package_is_listed_once_however_often_it_is_imported(write: Write, mon
     monkeypatch.setattr(addresses, "_package", listing)
     assert addresses.source_digest("outside_lab.part_0")
     assert listed == ["outside_lab"]
+
+
+def test_a_name_that_is_no_part_is_refused_before_its_package_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(outside, "_named", {"numpy:ones"})
+    monkeypatch.setattr(addresses, "source_digest", lambda module: pytest.fail(f"{module} was read"))
+    with pytest.raises(ConfigError, match="numpy does not declare it as a selector"):
+        of(with_part(selector="numpy:ones"))
 
 
 def test_prompts_that_no_code_fixes_count_by_what_they_are(write: Write) -> None:
