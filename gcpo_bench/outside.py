@@ -77,11 +77,13 @@ def _untrusted(names: Mapping[str, str]) -> TrustError:
 
 
 def require_declared(kind: str, name: str) -> None:
-    """Raises ConfigError for a name whose module does not say that it holds parts; nothing is imported for that."""
+    """Raises ConfigError for a name of no declared part, as far as that is seen without importing anything."""
     if not TARGET.fullmatch(name):
         raise ConfigError(f"{kind} {name!r} is no name of a part", hint="write it as 'module:attribute'")
     module_name = name.partition(":")[0]
-    if module_name not in sys.modules and DECLARATION not in _source(kind, name, module_name):
+    if module_name in sys.modules:
+        _declared(kind, name, sys.modules[module_name])
+    elif DECLARATION not in _source(kind, name, module_name):
         raise _undeclared(kind, name)
 
 
@@ -96,8 +98,11 @@ def load(kind: str, name: str) -> Any:
     if name not in _named:
         raise _untrusted({name: kind})
     require_declared(kind, name)
+    return _declared(kind, name, _imported(kind, name, name.partition(":")[0]))
+
+
+def _declared(kind: str, name: str, module: Any) -> Any:
     module_name, _, attribute = name.partition(":")
-    module = _imported(kind, name, module_name)
     if not hasattr(module, attribute):
         raise ConfigError(f"{kind} {name!r}: {module_name} has no {attribute!r}", hint="write it as 'module:attribute'")
     found = getattr(module, attribute)
