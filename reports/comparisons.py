@@ -339,7 +339,8 @@ def sentence(c: Comparison, family: int, *, named: bool = False) -> str:
     text += f" A true difference of {found} would be found four times in five{among};"
     target = "the difference seen" if abs(c.interval.value) >= measure.worth_knowing else "one point"
     more = "prompts and seeds" if several else "prompts"
-    times = f"about {c.effort:.1f}" if c.effort < MOST_EFFORT else f"more than {MOST_EFFORT}"
+    decimals = 1 if c.effort < 10 else 0
+    times = f"about {c.effort:.{decimals}f}" if c.effort < MOST_EFFORT else f"more than {MOST_EFFORT}"
     return text + f" to find {target} takes {times} times as many {more}."
 
 

@@ -10,7 +10,7 @@ of freedom. But all variants of a grid are trained on the same seeds, so their s
   more the variants' variances differ than by chance, and infinite if they do not. Unlike limma's, the prior's centre is
   the pooled mean square: ten variants are too few to fit one on the scale of logarithms.
 
-benchmarks/coverage.py compares this with each pair alone, with pooling alone and with limma's own fit.
+benchmarks/error_rates.py compares this with each pair alone, with pooling alone and with limma's own fit.
 """
 
 from __future__ import annotations

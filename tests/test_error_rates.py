@@ -1,7 +1,7 @@
 """Claims about variants that are equal, and claims about variants that are not: how often they are made, simulated.
 
 The first test takes the whole way from scores to verdicts, the second the report's own rule on many more grids at once;
-benchmarks/coverage.py prints the same for more worlds, and for other rules.
+benchmarks/error_rates.py prints the same for more worlds, and for other rules.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.coverage import (
+from benchmarks.error_rates import (
     WORLDS,
     errors,
     found_four_times_in_five,

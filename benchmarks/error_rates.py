@@ -1,6 +1,6 @@
 """How often are the report's claims about equal variants false, its intervals right, its printed power true?
 
-    python benchmarks/coverage.py --trials 4000 --json benchmarks/results/coverage.json
+    python benchmarks/error_rates.py --trials 4000 --json benchmarks/results/error-rates.json
 
 A grid of one baseline and K variants, S training seeds, 288 prompts of 4 images in 6 tasks, drawn anew in every trial.
 What prompts, seeds and images do to a difference is normal with the standard deviations of a world, in points; the
@@ -255,7 +255,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"\n{name}, %, by variants and rule\n\n{table(records, name, shown)}")
     if options.json:
         record = {
-            "command": f"python benchmarks/coverage.py --trials {options.trials}",
+            "command": f"python benchmarks/error_rates.py --trials {options.trials}",
             "date": f"{datetime.now(UTC):%Y-%m-%d}",
             "trials": options.trials,
             "machine": f"{platform.machine()}, Python {platform.python_version()}, numpy {np.__version__}",
