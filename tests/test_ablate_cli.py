@@ -142,7 +142,7 @@ def kill_all(driver: subprocess.Popen[str], folder: Path) -> None:
 def test_a_signal_stops_the_workers_and_the_same_command_goes_on(
     grid: Path, tmp_path: Path, number: int, code: int
 ) -> None:
-    process = launch(tmp_path)
+    process = launch(tmp_path, "--no-report")
     while not list((tmp_path / "runs").glob("*/metrics.jsonl")) and process.poll() is None:
         time.sleep(0.05)
     process.send_signal(number)
@@ -150,7 +150,7 @@ def test_a_signal_stops_the_workers_and_the_same_command_goes_on(
     refused(CliResult(process.returncode, out, err), code)
     assert not [s for s in Ledger(tmp_path / "runs").states() if s.state == "claimed"]
     assert not [path for path in tmp_path.rglob("*") if path.name.startswith(("~", "order-")) or ".tmp" in path.name]
-    assert completed(tmp_path)[0] == 0
+    assert completed(tmp_path, "--no-report")[0] == 0
     assert numbers(tmp_path) == numbers(grid)
 
 

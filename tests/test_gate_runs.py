@@ -32,7 +32,7 @@ def train(cli: Cli, folder: str) -> None:
     options = [part for setting in settings for part in ("-o", setting)]
     trained = cli("train", "--model", "scenes-8", "--num-steps", "15", "--name", "a", "--runs-dir", folder, *options)
     assert trained.code == 0, trained.err
-    evaluated = cli("evaluate", "a", "--runs-dir", folder)
+    evaluated = cli("evaluate", "a", "--no-start", "--runs-dir", folder)
     assert evaluated.code == 0, evaluated.err
 
 
