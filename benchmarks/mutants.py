@@ -143,7 +143,7 @@ def span_of(tree: ast.AST, dotted: str) -> range:
 
 def collected() -> set[str]:
     listing = subprocess.run(
-        [sys.executable, "-m", "pytest", "--collect-only", "-q"], cwd=ROOT, capture_output=True, text=True, check=False
+        [sys.executable, "-m", "pytest", "--collect-only"], cwd=ROOT, capture_output=True, text=True, check=False
     )
     return {line for line in listing.stdout.splitlines() if "::" in line}
 
