@@ -30,8 +30,10 @@ ROOT = Path(__file__).resolve().parent.parent
 PARTS = ("training", "evaluators", "reports", "gcpo_bench")
 LIMIT_S = 900
 """A mutant whose tests take longer than this hangs; that kills it."""
-FIRST, MOST = 60, 240
+FIRST, MOST = 60, 160
 """Tests that are run first, nearest by name, and in all if these pass."""
+LAST = ("ablate_cli", "concurrency", "distributed", "executors", "gate_runs", "memory", "report")
+"""Files of tests that start processes or draw pages: run after the others."""
 
 
 def sources(part: str) -> list[Path]:
@@ -112,7 +114,7 @@ def function_at(path: Path, line: int) -> str:
 
 
 def tests_of(mutant: dict[str, Any], coverage_file: Path, measured: Path) -> list[str]:
-    """Tests that ran any line of the mutant's function when coverage was measured (in the checkout `measured`)."""
+    """Tests that ran the mutant's line when coverage was measured in the checkout `measured`; else its function."""
     import coverage
 
     data = coverage.CoverageData(str(coverage_file))
@@ -124,11 +126,15 @@ def tests_of(mutant: dict[str, Any], coverage_file: Path, measured: Path) -> lis
         source = measured / relative
         tree = ast.parse(source.read_text(encoding="utf-8")) if source.exists() else ast.Module([], [])
         lines = set(span_of(tree, name)) if name else None
-        for line, contexts in data.contexts_by_lineno(file).items():
+        by_line = {line: set(filter(None, contexts)) for line, contexts in data.contexts_by_lineno(file).items()}
+        if by_line.get(mutant["line"]):
+            lines = {mutant["line"]}
+        for line, contexts in by_line.items():
             if lines is None or line in lines:
-                tests |= {context.partition("|")[0] for context in contexts if context}
+                tests |= {context.partition("|")[0] for context in contexts}
     stem = relative.stem.replace("_", "")
-    return sorted(tests, key=lambda test: (stem not in test.replace("_", ""), test))
+    slow = tuple(f"tests/test_{name}.py" for name in LAST)
+    return sorted(tests, key=lambda test: (test.startswith(slow), stem not in test.replace("_", ""), test))
 
 
 def span_of(tree: ast.AST, dotted: str) -> range:
