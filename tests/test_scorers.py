@@ -48,6 +48,7 @@ from gcpo_bench.evaluators.scorers.hps_package import HpsPackage
 from gcpo_bench.evaluators.scorers.image_reward import DEVIATION, MEAN, ImageReward, ImageRewardModel, load_image_reward
 from gcpo_bench.evaluators.scorers.images import Preprocessing
 from gcpo_bench.evaluators.scorers.pickscore import PickScore, load_pickscore
+from gcpo_bench.evaluators.scorers.plain_pictures import plain_pictures
 from gcpo_bench.evaluators.scorers.rewards import ScorerReward
 from gcpo_bench.evaluators.scorers.scales import SCALES, scale
 from gcpo_bench.evaluators.scorers.tokens import bert_tokenizer, clip_ids, clip_tokenizer, words_digest
@@ -800,3 +801,13 @@ def test_a_scorer_is_a_reward(files: Path) -> None:
 
 def test_random_states_are_exact_in_single_precision() -> None:
     assert all(torch.equal(value, value.float().double()) for value in random_state({"a": (5, 5)}, 0).values())
+
+
+def test_self_tests_show_a_red_disc_on_white_and_stripes() -> None:
+    disc, stripes = plain_pictures()
+    red = (disc == (220, 30, 30)).all(axis=-1)
+    assert red[32, 32]
+    assert (disc[~red] == 255).all()
+    assert red.mean() == pytest.approx(math.pi / 4**2, rel=0.05)  # its radius is a quarter of the side
+    assert (stripes[:, ::2] == 255).all()
+    assert not stripes[:, 1::2].any()
