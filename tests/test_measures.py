@@ -18,7 +18,7 @@ from gcpo_bench.evaluators.metrics import stratified
 from gcpo_bench.evaluators.stored import load_evaluation as stored_evaluation
 from gcpo_bench.evaluators.types import SampleScore
 from gcpo_bench.reports.baseline import entries, read, write
-from gcpo_bench.reports.comparisons import Comparison, compare_all, interval_of, sentence, variant_score
+from gcpo_bench.reports.comparisons import Comparison, by_measure, compare_all, interval_of, sentence, variant_score
 from gcpo_bench.reports.gate import gate, overall
 from gcpo_bench.reports.gate_formats import markdown, words
 from gcpo_bench.reports.load import load
@@ -306,6 +306,9 @@ def test_every_scorer_is_compared_and_all_of_a_benchmark_are_one_family(study: l
     found, refused = compare_all(load(study), "drawbench")
     assert not refused
     assert len(found) == 3 * len(SCORERS)  # grpo and gcpo against the start, gcpo against grpo
+    listed = by_measure(found, load(study).panel("drawbench"))
+    assert [c.against for c in listed] == ["baseline", "start", "start"] * len(SCORERS)
+    assert [c.measure for c in listed[::3]] == list(load(study).panel("drawbench"))
     smallest = min(found, key=lambda c: c.p_value)
     assert smallest.p_holm == pytest.approx(min(1, smallest.p_value * len(found)))
 

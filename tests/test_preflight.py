@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -93,6 +94,28 @@ def test_the_dry_run_names_all_that_is_missing(cli: Cli, tmp_path: Path, monkeyp
     assert "H200" not in text
     assert not (tmp_path / "runs").exists()
     assert "missing" not in cli("train", "--model", "scenes-8", "--dry-run").out
+
+
+@pytest.mark.parametrize(
+    ("reward", "message"),
+    [
+        ("unified-reward", "UnifiedReward runs behind a server"),
+        ("deqa", "needs a program of its own"),
+        ("hps-v2.1", "hps-v2.1 lacks HPS_v2.1_compressed.pt"),
+    ],
+)
+def test_dry_runs_of_a_small_model_name_what_is_missing_too(cli: Cli, reward: str, message: str) -> None:
+    options = ("--model", "scenes-8", "-o", f"rewards=[{{name: {reward}}}]", "--dry-run")
+    told = cli("train", *options)
+    assert told.code == 0, told.err
+    assert message in " ".join(told.out.split())
+    planned = cli("ablate", "--methods", "grpo,gcpo", "--seeds", "0,1", *options)
+    assert planned.code == 0, planned.err
+    assert message in planned.err
+    assert "how long is not known" in planned.err
+    record = json.loads(cli("ablate", "--methods", "grpo,gcpo", "--seeds", "0,1", *options, "--json").out)
+    assert record["seconds_per_step"] is None
+    assert message in record["missing"][0]
 
 
 def test_weights_of_another_model_are_told_from_their_names_alone(tmp_path: Path) -> None:

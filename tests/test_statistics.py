@@ -36,6 +36,12 @@ def table(values: dict[str, list[float]]) -> dict[str, tuple[str, float]]:
     return {f"{task}-{i}": (task, value) for task, row in values.items() for i, value in enumerate(row)}
 
 
+def test_a_prompt_of_another_task_on_the_other_side_is_named_with_both() -> None:
+    a, b = {"p": ("count", 1.0), "q": ("color", 1.0)}, {"p": ("position", 1.0), "q": ("color", 1.0)}
+    with pytest.raises(ValueError, match="prompt 'p' is task 'count' on one side, 'position' on the other"):
+        paired_difference(a, b)
+
+
 def test_a_difference_is_the_mean_of_the_tasks_not_of_the_prompts() -> None:
     a = table({"count": [1.0, 0.0], "color": [1.0, 1.0, 1.0, 1.0]})
     b = table({"count": [0.0, 0.0], "color": [1.0, 1.0, 1.0, 0.0]})

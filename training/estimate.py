@@ -56,9 +56,14 @@ class Everywhere:
 
 def estimate(config: RunConfig, processes: int = 1) -> Estimate:
     """Of one of `processes`, each with a GPU. Raises ConfigError and PrerequisiteError as building the policy does."""
-    if config.policy.device == "cpu" and num_parameters(config.policy) <= LARGE_PARAMETERS:
+    if is_tried(config):
         return _tried(config)
     return _computed(config, starts.without_memory(config.policy), processes)
+
+
+def is_tried(config: RunConfig) -> bool:
+    """Whether the estimate is that of one step that is run, so that this machine must have all that a run needs."""
+    return config.policy.device == "cpu" and num_parameters(config.policy) <= LARGE_PARAMETERS
 
 
 def _tried(config: RunConfig) -> Estimate:

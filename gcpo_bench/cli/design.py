@@ -38,16 +38,17 @@ def print_design(plan: Plan, cells: Sequence[Cell], parallel: int, runs_dir: Pat
     """Cells, time, bytes, and the difference that would be found four times out of five."""
     from gcpo_bench.errors import CorruptDataError, PrerequisiteError
     from gcpo_bench.training import preflight
-    from gcpo_bench.training.estimate import estimate
+    from gcpo_bench.training.estimate import estimate, is_tried
 
     trained = [cell for cell in cells if cell.config.num_steps]
     open_cells = [cell for cell in trained if not is_done(cell, runs_dir)]
-    cost = estimate(trained[0].config.model_copy(update={"num_threads": 1}))
-    seconds = sum(cell.config.num_steps for cell in open_cells) * cost.seconds_per_step
-    bytes_on_disk = cost.bytes_on_disk * len(open_cells)
+    first = trained[0].config.model_copy(update={"num_threads": 1})
+    missing: list[PrerequisiteError | CorruptDataError] = preflight.missing(first, runs_dir)
+    cost = None if missing and is_tried(first) else estimate(first)
+    seconds = sum(cell.config.num_steps for cell in open_cells) * cost.seconds_per_step if cost else None
+    bytes_on_disk = cost.bytes_on_disk * len(open_cells) if cost else None
     spread, source = spread_for(cells, runs_dir)
     of_shares = has_shares(trained[0])
-    missing: list[PrerequisiteError | CorruptDataError] = preflight.missing(trained[0].config, runs_dir)
     design = None
     try:
         design = design_of(plan, trained) if of_shares else None
@@ -62,10 +63,10 @@ def print_design(plan: Plan, cells: Sequence[Cell], parallel: int, runs_dir: Pat
                     {"id": cell.id, "run": cell.name, "variant": cell.variant, "done": is_done(cell, runs_dir)}
                     for cell in cells
                 ],
-                "seconds_per_step": cost.seconds_per_step,
-                "seconds_measured": cost.measured,
-                "hours": seconds / 3600,
-                "wall_seconds": seconds / parallel,
+                "seconds_per_step": cost.seconds_per_step if cost else None,
+                "seconds_measured": cost is not None and cost.measured,
+                "hours": None if seconds is None else seconds / 3600,
+                "wall_seconds": None if seconds is None else seconds / parallel,
                 "bytes": bytes_on_disk,
                 "detectable": detectable,
                 "missing": [str(error) for error in missing],
@@ -90,16 +91,19 @@ def print_design(plan: Plan, cells: Sequence[Cell], parallel: int, runs_dir: Pat
         ],
         title=f"{len(cells)} cells",
     )
-    bound, unit = (
-        ("about", "core-hours, one step measured here")
-        if cost.measured
-        else ("at least", "hours of an H200, the floor of its arithmetic and memory")
-    )
-    note(
-        f"training: {bound} {seconds / 3600:.1f} {unit} ({cost.seconds_per_step:.2f} s a step), for {len(open_cells)} "
-        f"runs; {bound} {duration(seconds / parallel)} with {parallel} at once, evaluation on top; "
-        f"{size(bytes_on_disk)} on disk"
-    )
+    if cost is None or seconds is None or bytes_on_disk is None:
+        note("training: how long is not known before what is missing here is there")
+    else:
+        bound, unit = (
+            ("about", "core-hours, one step measured here")
+            if cost.measured
+            else ("at least", "hours of an H200, the floor of its arithmetic and memory")
+        )
+        note(
+            f"training: {bound} {seconds / 3600:.1f} {unit} ({cost.seconds_per_step:.2f} s a step), for "
+            f"{len(open_cells)} runs; {bound} {duration(seconds / parallel)} with {parallel} at once, evaluation on "
+            f"top; {size(bytes_on_disk)} on disk"
+        )
     if design and detectable is not None:
         seeds = "1 seed" if design.seeds == 1 else f"{design.seeds} seeds"
         about = "two methods" if design.seeds > 1 else "two checkpoints (one seed says nothing about methods)"

@@ -371,12 +371,12 @@ def _memory(memory: Memory) -> list[tuple[str, str]]:
 def _print_plan(config: RunConfig, path: Path, root: Path, done: int = 0) -> None:
     from gcpo_bench import outside, variants
     from gcpo_bench.training import preflight
-    from gcpo_bench.training.estimate import estimate
+    from gcpo_bench.training.estimate import estimate, is_tried
 
     many = place().size
     unasked = outside.refused(config)
     lacking = [] if unasked else preflight.missing(config, root, many)
-    cost = None if unasked else estimate(config, many)
+    cost = None if unasked or (lacking and is_tried(config)) else estimate(config, many)
     steps = max(config.num_steps - done, 0)
     images = config.sampling.prompts_per_step * config.sampling.group_size
     selectors = [f"{item.name} {item.ratio:g}" if item.ratio else item.name for item in config.selection.selectors]
