@@ -172,14 +172,18 @@ def test_a_failing_cell_is_reported_and_the_others_are_done(tmp_path: Path) -> N
     broken = "{method: gcpo, overrides: ['rewards=[{name: \"broken:Reward\"}]']}"
     plan.write_text(f"variants:\n  - {{method: grpo}}\n  - {broken}\nseeds: [0]\n")
     options = [word for word in GRID[1:] if word not in ("--methods", "grpo,gcpo", "--seeds", "0..1")]
-    process = subprocess.run(
-        [sys.executable, "-m", "gcpo_bench", "ablate", "--plan", str(plan), *options],
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(tmp_path)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+
+    def run(*more: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "gcpo_bench", "ablate", "--plan", str(plan), *options, *more],
+            cwd=tmp_path,
+            env={**os.environ, "PYTHONPATH": str(tmp_path)},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
+    process = run()
     assert process.returncode == 6, process.stderr
     assert "1 of 3 cells failed" in process.stderr
     assert "no reward" in process.stderr
@@ -187,6 +191,10 @@ def test_a_failing_cell_is_reported_and_the_others_are_done(tmp_path: Path) -> N
     assert (tmp_path / "report/report.html").exists()
     states = {s.cell.config.method: (s.state, s.failures) for s in Ledger(tmp_path / "runs").states()}
     assert states == {"start": ("done", 0), "grpo": ("done", 0), "gcpo": ("failed", 2)}
+
+    before = [(s.cell.id, s.attempts) for s in Ledger(tmp_path / "runs").states()]
+    assert run("--no-report").returncode == 6  # without --retry what failed is left alone
+    assert [(s.cell.id, s.attempts) for s in Ledger(tmp_path / "runs").states()] == before
 
 
 @pytest.mark.parametrize(

@@ -162,7 +162,7 @@ def test_the_shell_completes_names(tmp_path: Path, words: str, expected: str) ->
 
 
 def test_times_and_sizes_are_written_for_people() -> None:
-    assert [duration(s) for s in (0.04, 9.94, 48, 200, 7500)] == ["0.0 s", "9.9 s", "48 s", "3 min 20 s", "2 h 5 min"]
+    assert [duration(s) for s in (0.04, 9.94, 48, 200, 3600)] == ["0.0 s", "9.9 s", "48 s", "3 min 20 s", "1 h 0 min"]
     assert [size(n) for n in (0, 999, 3_400_000, 2.5e9)] == ["0 B", "999 B", "3.4 MB", "2.5 GB"]
 
 

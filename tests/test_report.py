@@ -274,6 +274,16 @@ def test_the_gallery_pairs_the_same_image_before_and_after(study: list[Path]) ->
         assert gain * pair.change > 0 or pair.change == 0  # the image shown is an example of the change claimed
 
 
+def test_a_picture_is_marked_right_or_wrong_as_it_was_judged(files: dict[str, str]) -> None:
+    shots = re.findall(r'<figure class="shot (\w+)">.*?<span class="mark">(.)</span>', files["report.html"], re.DOTALL)
+    assert {("right", "✓"), ("wrong", "✗")} == set(shots)
+
+
+def test_what_carries_it_is_a_table_in_markdown_too(files: dict[str, str]) -> None:
+    section = files["report.md"].split("## What carries it")[1].split("\n## ")[0]
+    assert [row.split("|")[1].strip() for row in section.strip().splitlines()[2:5]] == ["grpo", "gcpo", "random"]
+
+
 def test_wins_and_losses_are_shown_in_equal_number(files: dict[str, str]) -> None:
     for album in files["report.html"].split('<details class="album"')[1:]:
         album = album.split("</details>")[0]

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gcpo_bench import scenes
+from gcpo_bench.addresses import prompts_digest
 from gcpo_bench.datasets import Prompt
 from gcpo_bench.errors import ConfigError
 from gcpo_bench.scenes import COLORS, HELD_OUT_COLORED, HELD_OUT_ORDERS, SHAPES, TASKS, WORLDS
@@ -152,3 +153,9 @@ def test_unknown_names_are_told_with_a_guess() -> None:
     assert "did you mean 'scenes-12'" in caught.value.hint
     with pytest.raises(ConfigError, match="unknown shape 'hart'"):
         scenes.shape_mask("hart", 10, 10)
+
+
+def test_the_prompts_are_those_that_published_scores_are_of() -> None:
+    """Another set under the same name would make every committed score, and every stored one, untrue."""
+    assert prompts_digest(scenes.held_out_prompts()).startswith("b6b21c036dfe084b")
+    assert prompts_digest(scenes.train_prompts()).startswith("f59b20ec95bba1f4")
