@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import re
 import tomllib
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 from gcpo_bench import __version__
 from gcpo_bench.files import parse_yaml
 
 ROOT = Path(__file__).resolve().parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+FORMS = sorted(path for path in (ROOT / ".github/ISSUE_TEMPLATE").glob("*.yml") if path.name != "config.yml")
 
 
 def read(path: Path) -> Any:
@@ -23,3 +27,25 @@ def test_the_citation_is_of_this_version_and_of_the_paper() -> None:
     assert (citation["title"], citation["license"]) == (PROJECT["name"], PROJECT["license"])
     assert citation["version"] == __version__
     assert [paper["url"] for paper in citation["references"]] == [PROJECT["urls"]["Paper"]]
+
+
+@pytest.mark.parametrize("path", FORMS, ids=lambda path: path.stem)
+def test_issue_forms_ask_with_fields_of_their_own(path: Path) -> None:
+    form = read(path)
+    assert form["name"]
+    assert form["description"]
+    fields = [field for field in form["body"] if field["type"] != "markdown"]
+    assert len({field["id"] for field in fields}) == len(fields) > 0
+    assert all(field["attributes"]["label"] for field in fields)
+
+
+def test_a_bug_is_told_with_its_command_and_what_doctor_says() -> None:
+    fields = {field["id"]: field for field in read(ROOT / ".github/ISSUE_TEMPLATE/bug.yml")["body"] if "id" in field}
+    required = {name for name, field in fields.items() if field.get("validations", {}).get("required")}
+    assert required == {"command", "expected", "seen", "doctor"}
+
+
+def test_links_of_the_security_policy_lead_somewhere() -> None:
+    links = re.findall(r"\]\((.+?)\)", (ROOT / "SECURITY.md").read_text(encoding="utf-8"))
+    assert "docs/security.md" in links
+    assert all((ROOT / link).is_file() for link in links)
