@@ -14,11 +14,19 @@ from gcpo_bench.files import parse_yaml
 
 ROOT = Path(__file__).resolve().parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+MAKEFILE = (ROOT / "Makefile").read_text(encoding="utf-8")
 FORMS = sorted(path for path in (ROOT / ".github/ISSUE_TEMPLATE").glob("*.yml") if path.name != "config.yml")
 
 
 def read(path: Path) -> Any:
     return parse_yaml(path.read_text(encoding="utf-8"))
+
+
+def commands(target: str) -> list[str]:
+    """What the Makefile runs for a target, without the folder of the commands."""
+    found = re.search(rf"^{target}:.*\n((?:\t.*\n)+)", MAKEFILE, re.MULTILINE)
+    assert found is not None, f"make {target} does not exist"
+    return [line.strip().removeprefix("$(BIN)/") for line in found[1].splitlines()]
 
 
 def test_the_citation_is_of_this_version_and_of_the_paper() -> None:
@@ -27,6 +35,17 @@ def test_the_citation_is_of_this_version_and_of_the_paper() -> None:
     assert (citation["title"], citation["license"]) == (PROJECT["name"], PROJECT["license"])
     assert citation["version"] == __version__
     assert [paper["url"] for paper in citation["references"]] == [PROJECT["urls"]["Paper"]]
+
+
+def test_hooks_are_what_lint_runs() -> None:
+    (local,) = read(ROOT / ".pre-commit-config.yaml")["repos"]
+    assert local["repo"] == "local"  # the tools of the dev extra, without network
+    assert {hook["language"] for hook in local["hooks"]} == {"system"}
+    programs = [hook["entry"].removesuffix(" --force-exclude") for hook in local["hooks"]]
+    assert commands("lint") == ["ruff check .", "ruff format --check .", "mypy"]
+    assert programs == ["ruff check", "ruff format", "mypy"]
+    declared = {re.split(r"[<>=]", need)[0] for need in PROJECT["optional-dependencies"]["dev"]}
+    assert {program.split()[0] for program in programs} <= declared
 
 
 @pytest.mark.parametrize("path", FORMS, ids=lambda path: path.stem)
