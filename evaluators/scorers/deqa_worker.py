@@ -10,12 +10,16 @@ Source: zhiyuanyou/DeQA-Score `src/model/modeling_mplug_owl2.py`: question, padd
 
 from __future__ import annotations
 
+import os
+import sys
+
+# run as a program, it has its own folder first, whose `types` is not the one that Python's own modules mean
+sys.path.sort(key=os.path.dirname(os.path.abspath(__file__)).__eq__)
+
 import base64
 import hashlib
 import io
 import json
-import os
-import sys
 from typing import Any, Callable, Iterable, Mapping, TextIO  # noqa: UP035  # Python 3.8
 
 QUESTION = ("USER: How would you rate the quality of this image?\n", "\nASSISTANT: The quality of the image is")
