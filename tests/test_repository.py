@@ -15,6 +15,7 @@ from gcpo_bench.files import parse_yaml
 ROOT = Path(__file__).resolve().parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 MAKEFILE = (ROOT / "Makefile").read_text(encoding="utf-8")
+WORKFLOWS = sorted((ROOT / ".github/workflows").glob("*.yml"))
 FORMS = sorted(path for path in (ROOT / ".github/ISSUE_TEMPLATE").glob("*.yml") if path.name != "config.yml")
 
 
@@ -35,6 +36,22 @@ def test_the_citation_is_of_this_version_and_of_the_paper() -> None:
     assert (citation["title"], citation["license"]) == (PROJECT["name"], PROJECT["license"])
     assert citation["version"] == __version__
     assert [paper["url"] for paper in citation["references"]] == [PROJECT["urls"]["Paper"]]
+
+
+def test_workflows_run_on_each_python_that_the_project_names() -> None:
+    prefix = "Programming Language :: Python :: "
+    named = [item.removeprefix(prefix) for item in PROJECT["classifiers"] if item.startswith(prefix)]
+    assert PROJECT["requires-python"] == f">={named[0]}"
+    for path in WORKFLOWS:
+        for job in read(path)["jobs"].values():
+            assert job["strategy"]["matrix"]["python"] == named, path.name
+
+
+def test_workflows_run_tests_lint_and_gate() -> None:
+    steps = [step for path in WORKFLOWS for job in read(path)["jobs"].values() for step in job["steps"]]
+    targets = {step["run"].removeprefix("make ") for step in steps if "run" in step}
+    assert targets == {"demo", "gate", "lint", "test"}
+    assert all(commands(target) for target in targets)
 
 
 def test_hooks_are_what_lint_runs() -> None:
