@@ -330,6 +330,7 @@ def test_doctor_finds_everything_here(cli: Cli) -> None:
     checks = {check["name"]: check for check in json.loads(result.out)}
     assert result.code == 0
     assert {checks[name]["state"] for name in ("torch", "numpy", "weights scenes-12", "runs folder")} == {"ok"}
+    assert checks["runs folder"]["found"] == "runs can be written"
     assert (
         checks["optional: mmdet"]["found"] != "not installed"
         or "gcpo-bench[mmdet]" in checks["optional: mmdet"]["mend"]
@@ -338,7 +339,9 @@ def test_doctor_finds_everything_here(cli: Cli) -> None:
 
 def test_doctor_fails_where_runs_cannot_be_written(cli: Cli, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("no folder")
-    assert "runs folder" in refused(cli("doctor", "--runs-dir", "file"), 4)
+    result = cli("doctor", "--runs-dir", "file")
+    assert "runs folder" in refused(result, 4)
+    assert "file cannot be written" in result.out
 
 
 def test_doctor_recognises_a_torchvision_that_breaks_transformers(tmp_path: Path) -> None:
