@@ -21,6 +21,7 @@ from .conftest import Cli, CliResult
 from .processes import LIMIT_S
 from .test_cli import refused
 
+ROOT = Path(__file__).parent.parent
 KILLS = int(os.environ.get("GCPO_BENCH_TEST_KILLS", "4"))
 GRID = (
     *("ablate", "--methods", "grpo,gcpo", "--seeds", "0..1", "--model", "scenes-8", "--num-steps", "3"),
@@ -177,7 +178,7 @@ def test_a_failing_cell_is_reported_and_the_others_are_done(tmp_path: Path) -> N
         return subprocess.run(
             [sys.executable, "-m", "gcpo_bench", "ablate", "--plan", str(plan), *options, *more],
             cwd=tmp_path,
-            env={**os.environ, "PYTHONPATH": str(tmp_path)},
+            env={**os.environ, "PYTHONPATH": os.pathsep.join((str(tmp_path), str(ROOT)))},
             capture_output=True,
             text=True,
             check=False,

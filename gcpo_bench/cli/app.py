@@ -113,7 +113,10 @@ def _guarded(arguments: list[str], debug: bool) -> int:
         code = result if isinstance(result, int) else 0
         stops.settle(code)
         return code
-    except BrokenPipeError:  # the reader, such as `head`, has seen enough
+    except (BrokenPipeError, SystemExit) as end:
+        if isinstance(end, SystemExit) and not isinstance(end.__context__, BrokenPipeError):
+            raise
+        # the reader, such as `head`, has seen enough; Typer makes exit code 1 of that
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except (Exception, KeyboardInterrupt) as error:
