@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from gcpo_bench.ablations import start_name
 from gcpo_bench.config import RESOURCES, RunConfig
 from gcpo_bench.errors import CorruptDataError, GcpoBenchError, RunError
 from gcpo_bench.files import reading
@@ -90,7 +91,7 @@ class LoadedRun:
     @property
     def start_weights(self) -> str:
         """Checksum of the weights that training began from; empty where it was not recorded."""
-        return str(self.environments[0].get("start_weights") or "") if self.environments else ""
+        return next((str(found) for record in self.environments if (found := record.get("start_weights"))), "")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -215,9 +216,15 @@ class ReportData:
         return found
 
     def start_of(self, variant: Variant) -> Variant | None:
-        """The weights the variant's training began from; the evaluated one where there are several."""
-        starts = [other for other in self.variants if other.is_start and other.policy == variant.policy]
-        starts.sort(key=lambda start: not any(run.evaluations for run in start.runs))
+        """The weights that the variant's training began from; the evaluated ones where several fit.
+
+        They are known by their checksum, which the name of a start's folder bears. Where neither says which they are, a
+        start of the same policy with the same `policy.weights` counts.
+        """
+        first = variant.runs[0]
+        known = [v for v in self.variants if v.is_start and _began_from(first, v.runs[0])]
+        alike = [v for v in self.variants if v.is_start and _may_be_start_of(first, v.runs[0])]
+        starts = sorted(known or alike, key=lambda start: not any(run.evaluations for run in start.runs))
         return starts[0] if starts else None
 
     def baseline_of(self, variant: Variant) -> Variant | None:
@@ -411,6 +418,21 @@ def group(runs: Sequence[LoadedRun]) -> tuple[tuple[Variant, ...], list[str]]:
         )
     variants.sort(key=lambda v: (not v.is_start, v.policy, v.method != "grpo", v.method != "gcpo", v.label))
     return tuple(variants), notes
+
+
+def _began_from(run: LoadedRun, start: LoadedRun) -> bool:
+    """Whether what is recorded says so."""
+    if not run.start_weights:
+        return False
+    return run.start_weights == start.start_weights or start.name == start_name(run.config, run.start_weights)
+
+
+def _may_be_start_of(run: LoadedRun, start: LoadedRun) -> bool:
+    """Whether nothing that is recorded speaks against it."""
+    if run.start_weights and start.start_weights:
+        return False
+    mine, other = run.config.policy, start.config.policy
+    return (mine.name, mine.weights, mine.random_init) == (other.name, other.weights, other.random_init)
 
 
 def _relative(message: str, path: Path) -> str:

@@ -540,6 +540,25 @@ def test_resuming_asks_for_the_same_settings_and_names_what_differs(cli: Cli, tm
     assert len(run.environments()) == 2
 
 
+def test_a_resume_that_is_refused_leaves_the_run_as_it_was(cli: Cli, tmp_path: Path) -> None:
+    assert cli("train", *SMALL, "--num-steps", "2", "--name", "a").code == 0
+    run = runs.open_run(tmp_path / "runs/a")
+    files = ("config.yaml", "status.json", "metrics.jsonl", "environment.json")
+    before = {name: (run.path / name).read_bytes() for name in files}
+
+    told = refused(cli("train", "--resume", "--name", "a", "--num-steps", "1"), 2)
+    assert "has trained 2 steps: 1 are fewer" in told
+    weights = run.checkpoint_path(2) / "policy.safetensors"
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))  # found when it is loaded, after the run was opened
+    refused(cli("train", "--resume", "--name", "a", "--num-steps", "4"), 5)
+    assert {name: (run.path / name).read_bytes() for name in before} == before
+
+    weights.write_bytes(whole)
+    assert cli("train", "--resume", "--name", "a", "--num-steps", "3").code == 0
+    assert runs.open_run(run.path).status().step == 3
+
+
 def test_resume_without_a_name_takes_the_run_that_stopped_last(cli: Cli, tmp_path: Path) -> None:
     config = cli("show", *SMALL, "--num-steps", "1", "--json")
     shown = RunConfig.model_validate(json.loads(config.out)["config"])

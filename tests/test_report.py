@@ -263,6 +263,25 @@ def test_an_unscored_image_is_left_out_and_counted_never_taken_for_wrong(tmp_pat
     assert "gcpo-0: 1 images of scenes could not be scored and are left out of the means" in data.notes
 
 
+def test_a_variant_is_compared_with_the_weights_that_it_began_from(tmp_path: Path) -> None:
+    """Two stages in one folder: the second began from other weights than the first, whichever start is named first."""
+    for name, weights, steps in (
+        ("start-scenes-12-aaaaaaaa", "xxh3:second", 0),
+        ("start-scenes-12-bbbbbbbb", "xxh3:first", 0),
+        ("one", "xxh3:first", 2),
+        ("two", "xxh3:second", 2),
+        ("three", "xxh3:of a start that is gone", 2),
+    ):
+        run = make_run(tmp_path, name, method="grpo", steps=steps, maps=False)
+        run.add_environment({"start_weights": weights})
+    data = load(sorted(tmp_path.iterdir()))
+    found = {v.runs[0].name: (s.runs[0].name if (s := data.start_of(v)) else None) for v in data.trained}
+    assert found == {"one": "start-scenes-12-bbbbbbbb", "two": "start-scenes-12-aaaaaaaa", "three": None}
+    of = {c.a: c.b for c in compare_all(data, "scenes")[0] if c.against == "start"}
+    starts = {v.runs[0].name: v.label for v in data.variants}
+    assert of == {starts["one"]: starts["start-scenes-12-bbbbbbbb"], starts["two"]: starts["start-scenes-12-aaaaaaaa"]}
+
+
 def test_the_gallery_pairs_the_same_image_before_and_after(study: list[Path]) -> None:
     data = load(study)
     before, after = data.variants[0].runs[0], data.variants[2].runs[0]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -30,7 +31,7 @@ from .together import together
 
 if TYPE_CHECKING:
     from gcpo_bench.config import RunConfig
-    from gcpo_bench.runs import Run
+    from gcpo_bench.runs import Run, Status
     from gcpo_bench.training.distributed import World
     from gcpo_bench.training.estimate import Estimate
     from gcpo_bench.training.memory import Memory
@@ -200,6 +201,12 @@ def _resumed_config(run: Run, preset: str | None, override: list[str], flags: Ma
     config = resolved.config
     for line in resolved.notes:
         note(line)
+    done = max(run.checkpoint_steps(), default=0)
+    if config.num_steps < done and config.num_steps != run.config.num_steps:
+        raise RunError(
+            f"{run.path} has trained {done} steps: {config.num_steps} are fewer",
+            hint="leave --num-steps out to resume it, or train another run of so many steps with another --name",
+        )
     differences = [item for item in config_diff(run.config, config) if not _may_change(*item)]
     if differences and not run.is_empty():
         listed = ", ".join(f"{key} {inline_yaml(was)} -> {inline_yaml(now)}" for key, was, now in differences)
@@ -228,6 +235,7 @@ def _train(plan: Plan, root: Path, world: World | None) -> None:
         note(f"task {task} of srun: each task trains a run of its own; how several train one: docs/several-gpus.md")
     world = world or ALONE
     preflight.require(world.settled(plan.config), root, world.size)
+    before = _Before.of(plan.run) if plan.run and world.first else None
     world.wait()
     run = world.from_first(lambda: _begun(plan, root))
     run = run if world.first else WatchedRun(run.path, run.config)
@@ -236,7 +244,32 @@ def _train(plan: Plan, root: Path, world: World | None) -> None:
     except (Exception, KeyboardInterrupt):
         if world.first and plan.run is None and run.discard():
             note(f"{run.path} had no step yet and was removed")
+        if before:
+            before.put_back(run)
         raise
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Before:
+    """A run as it stood before it was resumed: a resume that is refused must not leave another configuration."""
+
+    config: RunConfig
+    status: Status
+    starts: int
+    """How often training began."""
+
+    @classmethod
+    def of(cls, run: Run) -> _Before:
+        return cls(config=run.config, status=run.mended_status(), starts=len(run.environments()))
+
+    def put_back(self, run: Run) -> None:
+        """Unless training began, or another process trains the run now."""
+        from gcpo_bench.errors import RunError
+
+        with suppress(RunError), run.lock():
+            if len(run.environments()) == self.starts:
+                run.replace_config(self.config)
+                run.set_status(self.status.state, self.status.step, self.status.error)
 
 
 def _trained(run: Run, root: Path, world: World, *, resume: bool) -> None:
