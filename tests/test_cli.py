@@ -540,6 +540,16 @@ def test_resuming_asks_for_the_same_settings_and_names_what_differs(cli: Cli, tm
     assert len(run.environments()) == 2
 
 
+def test_a_run_is_not_compared_with_a_start_that_it_never_had(cli: Cli) -> None:
+    few = ("-o", "evaluation.prompts_per_task=1", "-o", "evaluation.images_per_prompt=1")
+    assert cli("train", *SMALL, *few, "--num-steps", "1", "--name", "first").code == 0
+    assert cli("train", *SMALL, *few, "--num-steps", "1", "-o", "policy.weights=first", "--name", "second").code == 0
+    assert cli("evaluate", "second").code == 0
+    assert cli("train", "--resume", "--name", "first", "--num-steps", "2").code == 0
+    assert "second began from weights" in refused(cli("evaluate", "second"), 2)
+    assert cli("evaluate", "second", "--no-start").code == 0
+
+
 def test_a_resume_that_is_refused_leaves_the_run_as_it_was(cli: Cli, tmp_path: Path) -> None:
     assert cli("train", *SMALL, "--num-steps", "2", "--name", "a").code == 0
     run = runs.open_run(tmp_path / "runs/a")

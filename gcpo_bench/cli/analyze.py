@@ -183,7 +183,11 @@ def overhead_command(
         ],
         title=f"{run}: {len(found)} pairs of steps",
     )
-    note(f"a step takes {100 * (ratio(found) - 1):+.2f} % longer (median); {100 * share:.2f} % of it is the selection")
+    more = 100 * (ratio(found) - 1)
+    note(
+        f"a step takes {abs(more):.2f} % {'longer' if more >= 0 else 'less'} than on all tokens (median); "
+        f"{100 * share:.2f} % of it is the selection"
+    )
     print(path)
 
 

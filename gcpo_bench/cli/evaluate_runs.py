@@ -58,6 +58,8 @@ def evaluated_run(settings: Settings, run: Run, *, with_start: bool) -> tuple[li
     """Scores of the run and its start, and the paired difference."""
     from gcpo_bench.training.starts import start_run
 
+    if with_start:
+        _require_start(run)
     result: dict[str, Any] = {"run": run.name, "path": str(run.path), "benchmark": settings.benchmark}
     if unfinished := _unfinished(run):
         note(f"{run.name} is no finished run: its scores are those of {unfinished}")
@@ -77,6 +79,17 @@ def evaluated_run(settings: Settings, run: Run, *, with_start: bool) -> tuple[li
             result["start"] = {"run": start.name, "path": str(start.path), **outcome(started)}
             result["difference"] = finite(asdict(_difference(run, start, evaluation.benchmark)))
         return [evaluation, started], result
+
+
+def _require_start(run: Run) -> None:
+    """Raises RunError where `policy.weights` now holds other weights than the run began from."""
+    from gcpo_bench.errors import RunError
+    from gcpo_bench.training.starts import require_first_weights, start_weights
+
+    try:
+        require_first_weights(run, start_weights(run.config, run.path.parent))
+    except RunError as error:
+        raise RunError(str(error), hint="put the first ones back; --no-start evaluates the run alone") from error
 
 
 def _unfinished(run: Run) -> str:
