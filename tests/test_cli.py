@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -548,6 +549,18 @@ def test_a_run_is_not_compared_with_a_start_that_it_never_had(cli: Cli) -> None:
     assert cli("train", "--resume", "--name", "first", "--num-steps", "2").code == 0
     assert "second began from weights" in refused(cli("evaluate", "second"), 2)
     assert cli("evaluate", "second", "--no-start").code == 0
+
+
+def test_a_newest_checkpoint_that_was_deleted_is_made_again(cli: Cli, tmp_path: Path) -> None:
+    every = ("-o", "logging.checkpoint_every=1", "-o", "logging.keep_checkpoints=2")
+    assert cli("train", *SMALL, *every, "--num-steps", "3", "--name", "a").code == 0
+    run = runs.open_run(tmp_path / "runs/a")
+    weights = (run.checkpoint_path(3) / "policy.safetensors").read_bytes()
+    rewards = [row["reward/mean"] for row in run.metrics()]
+    shutil.rmtree(run.checkpoint_path(3))
+    assert cli("train", "--resume", "--name", "a").code == 0
+    assert (run.checkpoint_path(3) / "policy.safetensors").read_bytes() == weights
+    assert [row["reward/mean"] for row in run.metrics()] == rewards
 
 
 def test_a_resume_that_is_refused_leaves_the_run_as_it_was(cli: Cli, tmp_path: Path) -> None:

@@ -115,8 +115,10 @@ def _resumed(
         return None
     if trust:
         outside.allow(outside.parts_of(config))
-    status = run.mended_status()
-    if status.state == "finished" and status.step >= config.num_steps:
+    status, steps = run.mended_status(), run.checkpoint_steps()
+    # a newest checkpoint that was damaged and deleted is made again from the one before it
+    has_last = not steps or steps[-1] >= config.num_steps
+    if status.state == "finished" and status.step >= config.num_steps and has_last:
         note(f"{run.path} is finished; train on with a larger --num-steps")
         print(run.path)
         return None
