@@ -357,9 +357,51 @@ class ShortReward:
         return RewardOutput(values_B=[0.5], anomalies={})
 
 
+class NoReward:
+    gcpo_bench_part = "reward"
+
+    def __call__(self, images_BYXC: Any, prompts_B: Any) -> Any:
+        return None
+
+
+class RewardOfTexts:
+    gcpo_bench_part = "reward"
+
+    def __call__(self, images_BYXC: Any, prompts_B: Any) -> Any:
+        from gcpo_bench.training.types import RewardOutput
+
+        return RewardOutput(values_B=["good"] * len(prompts_B), anomalies={})  # type: ignore[list-item]
+
+
+class RewardThatHidesItsMean:
+    gcpo_bench_part = "reward"
+
+    def __call__(self, images_BYXC: Any, prompts_B: Any) -> Any:
+        from gcpo_bench.training.types import RewardOutput
+
+        values = [float(row % 2) for row in range(len(prompts_B))]
+        return RewardOutput(values_B=values, anomalies={"mean": [7.0] * len(prompts_B)})
+
+
+class RewardOfOneAnomaly:
+    gcpo_bench_part = "reward"
+
+    def __call__(self, images_BYXC: Any, prompts_B: Any) -> Any:
+        from gcpo_bench.training.types import RewardOutput
+
+        return RewardOutput(values_B=[float(row % 2) for row in range(len(prompts_B))], anomalies={"odd": [1.0]})
+
+
 @pytest.mark.parametrize(
     ("reward", "message"),
-    [("RaisingReward", "RaisingReward' failed: KeyError: 'missing'"), ("ShortReward", "gave 1 values for 4 images")],
+    [
+        ("RaisingReward", "RaisingReward' failed: KeyError: 'missing'"),
+        ("ShortReward", "gave 1 values for 4 images"),
+        ("NoReward", "its values are no list of numbers"),
+        ("RewardOfTexts", "its values are no list of numbers"),
+        ("RewardThatHidesItsMean", "gives an anomaly 'mean', under which the reward itself is logged"),
+        ("RewardOfOneAnomaly", "gave 1 numbers of 'odd' for 4 images"),
+    ],
 )
 def test_a_reward_of_ones_own_that_fails_is_named(tmp_path: Path, reward: str, message: str) -> None:
     run = runs.create(tmp_path, "bad", config(f"rewards=[{{name: 'tests.test_loop:{reward}'}}]"))

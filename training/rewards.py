@@ -14,6 +14,9 @@ from gcpo_bench.registry import REWARDS
 from .metrics import numbered
 from .types import Reward, RewardOutput
 
+OWN, OWN_PREFIXES = ("mean", "std"), ("task/", "term/")
+"""What `reward/...` is logged beside anomalies."""
+
 
 class WeightedSum:
     """sum_k weight_k * reward_k; each reward_k and the terms' anomalies are logged beside it."""
@@ -30,22 +33,41 @@ class WeightedSum:
         values: list[Sequence[float]] = []
         for name, weight, term in self.terms:
             output = _call(name, term, images_BYXC, prompts_B)
-            if len(output.values_B) != len(prompts_B):
-                raise TrainingError(
-                    f"reward {name!r} gave {len(output.values_B)} values for {len(prompts_B)} images",
-                    hint="it must give one value an image, in their order",
-                )
-            for row, value in enumerate(output.values_B):
+            values_B = _numbers(name, "values", getattr(output, "values_B", None), len(prompts_B))
+            for row, value in enumerate(values_B):
                 if not math.isfinite(value):
                     raise TrainingError(
                         f"reward {name!r} is {value} for prompt {prompts_B[row].text[:80]!r}",
                         hint="the checkpoint before this step is safe; check the scorer on that prompt",
                     )
                 total[row] += weight * value
-            anomalies |= output.anomalies
-            values.append(output.values_B)
+            for key, found in output.anomalies.items():
+                if key in OWN or key.startswith(OWN_PREFIXES):
+                    raise TrainingError(
+                        f"reward {name!r} gives an anomaly {key!r}, under which the reward itself is logged",
+                        hint="call it otherwise",
+                    )
+                anomalies[key] = _numbers(name, f"numbers of {key!r}", found, len(prompts_B))
+            values.append(values_B)
         names = numbered([name for name, _, _ in self.terms])
         return RewardOutput(values_B=total, anomalies=anomalies, terms=dict(zip(names, values, strict=True)))
+
+
+def _numbers(name: str, what: str, given: Any, count: int) -> list[float]:
+    """One float an image. Raises TrainingError for anything else: a reward may be code of others."""
+    try:
+        numbers = [float(value) for value in given]
+    except (TypeError, ValueError) as error:
+        raise TrainingError(
+            f"reward {name!r}: its {what} are no list of numbers: {error}",
+            hint="it must give a RewardOutput with one float an image; see docs/extending.md",
+        ) from error
+    if len(numbers) != count:
+        raise TrainingError(
+            f"reward {name!r} gave {len(numbers)} {what} for {count} images",
+            hint="it must give one value an image, in their order",
+        )
+    return numbers
 
 
 def _call(name: str, term: Reward, images_BYXC: Any, prompts_B: Sequence[Prompt]) -> RewardOutput:
