@@ -23,7 +23,7 @@ import shutil
 import struct
 import zipfile
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -552,3 +552,8 @@ def unused_name(root: Path, stem: str) -> str:
     while (root / (name := stem if number == 1 else f"{stem}-{number}")).exists():
         number += 1
     return name
+
+
+def first_weights(environments: Iterable[Mapping[str, Any]]) -> str:
+    """Checksum of the weights that training began from, out of a run's records; empty where none holds it."""
+    return next((str(found) for record in environments if (found := record.get("start_weights"))), "")

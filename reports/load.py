@@ -19,7 +19,7 @@ from gcpo_bench.ablations import start_name
 from gcpo_bench.config import RESOURCES, RunConfig
 from gcpo_bench.errors import CorruptDataError, GcpoBenchError, RunError
 from gcpo_bench.files import reading
-from gcpo_bench.runs import Run, open_run
+from gcpo_bench.runs import Run, first_weights, open_run
 from gcpo_bench.variants import acting, even_ratio, name_of, own_loss
 
 from . import names
@@ -91,7 +91,7 @@ class LoadedRun:
     @property
     def start_weights(self) -> str:
         """Checksum of the weights that training began from; empty where it was not recorded."""
-        return next((str(found) for record in self.environments if (found := record.get("start_weights"))), "")
+        return first_weights(self.environments)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

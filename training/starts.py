@@ -311,7 +311,7 @@ def require_first_weights(run: runs.Run, start: Start) -> None:
     The reference, and what is frozen, are read from there again: with other weights it would be another run.
     """
     now = start[1]
-    first = next((found for record in run.environments() if (found := record.get("start_weights"))), now)
+    first = runs.first_weights(run.environments()) or now
     if first != now:
         raise RunError(
             f"{run.path} began from weights {first[:SHOWN]}, and where they were now lie {now[:SHOWN]}",

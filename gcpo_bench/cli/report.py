@@ -103,8 +103,9 @@ class _Places:
 def _start(run: Run) -> Path | None:
     """The evaluated start of a run, beside it; none where it was not evaluated, or where the run does not say which."""
     from gcpo_bench.ablations import start_name
+    from gcpo_bench.runs import first_weights
 
-    weights = next((str(record["start_weights"]) for record in run.environments() if "start_weights" in record), "")
+    weights = first_weights(run.environments())
     path = run.path.parent / start_name(run.config, weights)
     return path if weights and _is_evaluated(path) else None
 
